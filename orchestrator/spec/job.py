@@ -1,0 +1,211 @@
+"""The job file as types: one ``Job`` with its resources, datasets, stages, tracking and launcher.
+
+Owns the shape of a job and what a section can check by itself. Reading files, interpolation and error
+positions are ``load.py``; checks between sections are ``references.py``; arithmetic is ``plan.py``.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import Discriminator, Field, Tag, model_validator
+
+from orchestrator.spec.datasets import Dataset, Tokenizer
+from orchestrator.spec.optimization import Limits, Optimizer, Schedule
+from orchestrator.spec.section import Section
+from orchestrator.spec.training import PLUGIN_PATTERN, Data, Init, Model, Objective, Plugin, Strategy
+
+Positive = Annotated[int, Field(ge=1)]
+Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$")]
+
+
+class Resources(Section):
+    """What a stage gets, on every launcher."""
+
+    num_workers: Positive = 1
+    """Worker processes; each is one data-parallel rank."""
+    cpus_per_worker: Positive = 1
+    """CPU cores per worker; also its number of torch threads."""
+    gpus_per_worker: Annotated[int, Field(ge=0, le=1)] = 0
+    """GPUs per worker: 0 trains on the CPU."""
+    max_failures: Annotated[int, Field(ge=0)] = 3
+    """Restarts of a stage's workers after a fault before the run fails."""
+
+
+class Evaluation(Section):
+    """Evaluation while a stage trains, on the datasets' validation rows."""
+
+    datasets: Annotated[tuple[str, ...], Field(min_length=1)]
+    """Datasets whose validation rows are evaluated; each needs a ``validation_fraction``."""
+    every_steps: Positive | None = None
+    """Optimizer steps between two evaluations; absent: only at the end."""
+    max_rows: Positive | None = None
+    """Evaluate at most this many rows of each dataset; absent: all."""
+
+
+class Checkpoint(Section):
+    """When state is saved and how much of it is kept."""
+
+    every_steps: Positive = 500
+    """Optimizer steps between two checkpoints; the last step is always saved."""
+    keep_last: Annotated[int, Field(ge=2)] = 3
+    """Newest checkpoints to keep; at least 2, so that one damaged checkpoint does not end a run."""
+
+
+class Logging(Section):
+    """How often metrics are written."""
+
+    every_steps: Positive = 10
+    """Optimizer steps between two lines of metrics."""
+
+
+class TrainStage(Section):
+    """A stage that trains a model."""
+
+    name: Name
+    """Name of the stage and of its folder."""
+    kind: Literal["train"] = "train"
+    """This stage trains a model."""
+    objective: Objective
+    """What is learned."""
+    init: Init | None = None
+    """Where the first weights come from; absent: from scratch, as ``model`` says."""
+    model: Model | None = None
+    """The model from scratch; not with ``init.stage`` or ``init.pretrained``, which bring their own."""
+    data: Data
+    """What is read."""
+    global_batch_size: Positive
+    """Sequences per optimizer step, over all workers."""
+    micro_batch_size: Positive
+    """Sequences per worker per forward pass; accumulation is derived."""
+    strategy: Strategy
+    """How the workers share the model."""
+    optimizer: Optimizer
+    """How weights are updated."""
+    schedule: Schedule
+    """Learning rate as a function of the step."""
+    limits: Limits
+    """How long it trains."""
+    evaluation: Evaluation | None = None
+    """Evaluation while training; absent: none."""
+    checkpoint: Checkpoint = Checkpoint()
+    """When state is saved."""
+    logging: Logging = Logging()
+    """How often metrics are written."""
+
+    @model_validator(mode="after")
+    def _one_origin_of_weights(self) -> Self:
+        brings_model = self.init is not None and self.init.checkpoint is None
+        if brings_model == (self.model is not None):
+            found = "both" if brings_model else "neither"
+            raise ValueError(
+                "give 'model' (from scratch, or the shape of init.checkpoint) or init.stage / init.pretrained"
+                f" (which bring their own model), found {found}"
+            )
+        return self
+
+
+class EvaluateStage(Section):
+    """A stage that evaluates another stage's weights."""
+
+    name: Name
+    """Name of the stage and of its folder."""
+    kind: Literal["evaluate"]
+    """This stage evaluates another stage's weights."""
+    from_: str = Field(alias="from", description="The training stage whose weights are evaluated.")
+    datasets: Annotated[tuple[str, ...], Field(min_length=1)]
+    """Datasets to evaluate on, each apart."""
+    split: Literal["train", "validation", "test"] = "test"
+    """Rows to evaluate: those held out by ``test_fraction`` or ``validation_fraction``, or the training rows."""
+    micro_batch_size: Positive = 16
+    """Sequences per worker per forward pass."""
+    max_rows: Positive | None = None
+    """Evaluate at most this many rows of each dataset; absent: all."""
+
+
+class ExportStage(Section):
+    """A stage that writes another stage's weights in another form."""
+
+    name: Name
+    """Name of the stage and of its folder."""
+    kind: Literal["export"]
+    """This stage writes another stage's weights in another form."""
+    from_: str = Field(alias="from", description="The training stage whose weights are written.")
+    formats: Annotated[tuple[Literal["safetensors"], ...], Field(min_length=1)] = ("safetensors",)
+    """File formats to write."""
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    """Dtype of the written weights."""
+    max_shard_gigabytes: Annotated[float, Field(gt=0.0)] = 5.0
+    """Largest size of one file, in gigabytes (10^9 bytes)."""
+
+
+def _kind(value: Any) -> str:
+    """Discriminator of stages; a stage's kind is ``train`` unless it says otherwise."""
+    return str(value.get("kind", "train") if isinstance(value, dict) else getattr(value, "kind", "train"))
+
+
+Stage = Annotated[
+    Annotated[TrainStage, Tag("train")]
+    | Annotated[EvaluateStage, Tag("evaluate")]
+    | Annotated[ExportStage, Tag("export")],
+    Discriminator(_kind),
+]
+
+
+class Wandb(Section):
+    """Weights & Biases; the key comes from ``WANDB_API_KEY`` in the environment."""
+
+    project: Annotated[str, Field(min_length=1, max_length=128)]
+    """W&B project."""
+    mode: Literal["online", "offline"] = "online"
+    """``offline`` writes local files for ``wandb sync``."""
+    entity: str | None = None
+    """W&B team or user."""
+    tags: tuple[str, ...] = ()
+    """Tags of every run."""
+
+
+class Tracking(Section):
+    """Experiment trackers besides metrics.jsonl, which is always written."""
+
+    wandb: Wandb | None = None
+    """Weights & Biases; absent: not used."""
+    plugins: tuple[Plugin, ...] = ()
+    """The user's own trackers."""
+
+
+class Launcher(Section):
+    """Where ``orchestrator run`` runs."""
+
+    name: Annotated[str, Field(pattern=rf"^local$|{PLUGIN_PATTERN}")] = "local"
+    """``local``: this machine, or the Ray cluster that RAY_ADDRESS names; or the user's own plug-in."""
+    options: dict[str, Any] = Field(default_factory=dict)
+    """Options of a plug-in launcher."""
+
+
+class Job(Section):
+    """One training job."""
+
+    name: Name
+    """Run directory, W&B group and cluster job name: lower-case letters, digits, '.', '_' and '-'."""
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
+    """Seed of everything random."""
+    resources: Resources = Resources()
+    """What a stage gets, on every launcher."""
+    tokenizer: Tokenizer | None = None
+    """The tokenizer of stages that start from scratch; others bring their own."""
+    datasets: dict[Name, Dataset] = Field(default_factory=dict)
+    """Datasets by name."""
+    stages: Annotated[tuple[Stage, ...], Field(min_length=1)]
+    """The stages; each runs after those it names."""
+    tracking: Tracking = Tracking()
+    """Experiment trackers."""
+    launcher: Launcher = Launcher()
+    """Where the job runs; the ``--launcher`` flag overrides it."""
+
+    def stage(self, name: str) -> TrainStage | EvaluateStage | ExportStage:
+        """The stage called ``name``; ``KeyError`` when there is none."""
+        for stage in self.stages:
+            if stage.name == name:
+                return stage
+        raise KeyError(name)
