@@ -29,8 +29,8 @@ Head = Literal["causal_lm", "masked_lm", "pretraining", "sequence_classification
 class RowLayout:
     """How documents become rows.
 
-    ``packed``: documents joined with an end token and cut at ``seq_len``; ``documents``: one document a row, cut
-    at ``seq_len``; ``pairs``: two segments of one document, or of two (next-sentence prediction).
+    ``packed``: documents joined with an end token and cut at ``seq_len``; ``documents``: one document a
+    row, cut at ``seq_len``; ``pairs``: two segments of one document, or of two (next-sentence prediction).
     """
 
     kind: Literal["packed", "documents", "pairs"]
@@ -71,7 +71,7 @@ Batch = dict[str, "Tensor"]
 
 
 class Objective(ABC):
-    """What the loss is. A subclass is built with its section of the job file, ``TokenInfo`` and label names."""
+    """What the loss is. A subclass is built with its section of the job, ``TokenInfo`` and label names."""
 
     head: Head
     terms: tuple[str, ...]
@@ -88,7 +88,7 @@ class Objective(ABC):
 
     @abstractmethod
     def collate(self, rows: Sequence[Row], rng: np.random.Generator) -> Batch:
-        """Pad and mask rows into tensors whose first dimension is B; random choices come from ``rng`` alone."""
+        """Pad and mask rows into tensors whose first dimension is B; chance comes from ``rng`` alone."""
 
     @abstractmethod
     def num_targets(self, batch: Batch) -> Tensor:
@@ -125,8 +125,8 @@ class EngineSetup:
 class Engine(ABC):
     """How gradients and shards move.
 
-    One optimizer step is, for each micro-batch, ``with engine.micro_step(last=...)`` around the forward pass and
-    ``backward``, then one ``step``. The loss given to ``backward`` is already divided by the global number of
+    One optimizer step is, for each micro-batch, ``with engine.micro_step(last=...)`` around the forward
+    pass and ``backward``, then one ``step``. The loss given to ``backward`` is already divided by the global number of
     targets; gradients are summed over ranks.
     """
 
@@ -157,8 +157,8 @@ class Engine(ABC):
     def neutral_state(self) -> dict[str, Tensor]:
         """Views of this rank's part of the state, by strategy-neutral name.
 
-        ``model.<name>`` (float32), ``optim.<slot>.<name>`` and ``optim.step.<name>`` for every parameter name; plain
-        tensors where replicated, DTensors or ``FlatRanges`` where sharded. Filling them in place and then
+        ``model.<name>`` (float32), ``optim.<slot>.<name>`` and ``optim.step.<name>`` for every parameter
+        name; plain tensors where replicated, DTensors or ``FlatRanges`` where sharded. Filling them in place and then
         calling ``neutral_state_loaded`` restores the engine.
         """
 

@@ -21,7 +21,9 @@ REGISTRY: Mapping[Kind, Mapping[str, str]] = MappingProxyType(
         "objective": {
             "causal_lm": "orchestrator.objectives.causal_lm:CausalLM",
             "masked_lm": "orchestrator.objectives.masked_lm:MaskedLM",
-            "sequence_classification": "orchestrator.objectives.sequence_classification:SequenceClassification",
+            "sequence_classification": (
+                "orchestrator.objectives.sequence_classification:SequenceClassification"
+            ),
         },
         "strategy": {
             "ddp": "orchestrator.strategies.ddp:DDPEngine",
@@ -54,11 +56,15 @@ def resolve(kind: Kind, name: str) -> Any:
     if name not in known and not is_plugin(name):
         near = difflib.get_close_matches(name, known, n=1)
         hint = f" Did you mean '{near[0]}'?" if near else ""
-        raise LaunchError(f"{kind} '{name}' is not one of {sorted(known)}.{hint} Your own is 'package.module:Name'.")
+        raise LaunchError(
+            f"{kind} '{name}' is not one of {sorted(known)}.{hint} Your own is 'package.module:Name'."
+        )
     module, _, attribute = known.get(name, name).partition(":")
     try:
         return getattr(importlib.import_module(module), attribute)
     except ModuleNotFoundError as error:
-        raise LaunchError(f"{kind} '{name}': {error}. Install it in this environment, or correct the name.") from error
+        raise LaunchError(
+            f"{kind} '{name}': {error}. Install it in this environment, or correct the name."
+        ) from error
     except AttributeError as error:
         raise LaunchError(f"{kind} '{name}': module '{module}' has no '{attribute}'.") from error

@@ -1,0 +1,1 @@
+"""State on disk: its layout, its commit order, its verification."""

@@ -1,0 +1,1 @@
+"""From a dataset section to rows of tokens: sources, tokenizer, preparation, order, mixture."""

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from orchestrator.spec.section import ChosenBy, Must, Section, field
 
-from orchestrator.spec.section import Section
-
-Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]
+Fraction = Annotated[float, Must(ge=0.0, lt=1.0)]
 Scalar = str | int | float | bool
 
 
@@ -21,7 +19,7 @@ class DatasetSection(Section):
     """Column that holds the label, for classification."""
     label_names: tuple[str, ...] | None = None
     """Label names in the order of their ids; absent: the sorted values found in the column."""
-    filter: dict[str, Scalar | tuple[Scalar, ...]] = Field(default_factory=dict)
+    filter: dict[str, Scalar | tuple[Scalar, ...]] = field(default_factory=dict)
     """Keep only rows whose column has this value (or one of these values)."""
     deduplicate: bool = False
     """Drop rows whose text repeats an earlier row's exactly."""
@@ -29,21 +27,21 @@ class DatasetSection(Section):
     """Fraction of rows, chosen by a hash of their text, held out for evaluation during training."""
     test_fraction: Fraction = 0.0
     """Fraction of rows, chosen by a hash of their text, held out for evaluate stages."""
-    max_rows: Annotated[int, Field(ge=1)] | None = None
+    max_rows: Annotated[int, Must(ge=1)] | None = None
     """Read at most this many rows, chosen by a hash of their text; absent: all."""
 
-    @model_validator(mode="after")
-    def _leave_training_rows(self) -> Self:
+    def __post_init__(self) -> None:
         held_out = self.validation_fraction + self.test_fraction
         if held_out >= 1.0:
             raise ValueError(
-                f"validation_fraction {self.validation_fraction} + test_fraction {self.test_fraction} = {held_out}"
-                " leaves no row for training; their sum must be below 1"
+                f"validation_fraction {self.validation_fraction} + test_fraction"
+                f" {self.test_fraction} = {held_out} leaves no row for training; their sum must be"
+                " below 1"
             )
-        return self
 
 
-Files = Annotated[str | tuple[str, ...], Field(min_length=1)]
+SHA256 = Must(pattern="^[0-9a-f]{64}$", hint="64 hexadecimal digits in lower case")
+Files = Annotated[str | tuple[str, ...], Must(min_length=1)]
 
 
 class TextDataset(DatasetSection):
@@ -75,7 +73,7 @@ class CSVDataset(DatasetSection):
     """Comma-separated files with a header line."""
     files: Files
     """File or glob pattern, or a list of them; relative paths start at the job file's folder."""
-    delimiter: Annotated[str, Field(min_length=1, max_length=1)] = ","
+    delimiter: Annotated[str, Must(min_length=1, max_length=1)] = ","
     """Character between two columns."""
 
 
@@ -125,13 +123,13 @@ class PackageDataset(DatasetSection):
     """Path of the file inside the distribution."""
     format: Literal["text", "json", "csv", "parquet"]
     """How to read the file."""
-    sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")] | None = None
+    sha256: Annotated[str, SHA256] | None = None
     """Expected digest of the file; anything else is refused."""
 
 
 Dataset = Annotated[
     TextDataset | JSONDataset | CSVDataset | ParquetDataset | HubDataset | SavedDataset | PackageDataset,
-    Field(discriminator="source"),
+    ChosenBy("source"),
 ]
 
 
@@ -140,20 +138,18 @@ class TokenizerTraining(Section):
 
     algorithm: Literal["bpe", "wordpiece"]
     """``bpe``: byte-level, as GPT-2; ``wordpiece``: as BERT."""
-    vocab_size: Annotated[int, Field(ge=64)]
+    vocab_size: Annotated[int, Must(ge=64)]
     """Entries of the vocabulary, special tokens included."""
-    datasets: Annotated[tuple[str, ...], Field(min_length=1)]
+    datasets: Annotated[tuple[str, ...], Must(min_length=1)]
     """Datasets whose training rows it learns from."""
-    min_frequency: Annotated[int, Field(ge=1)] = 2
+    min_frequency: Annotated[int, Must(ge=1)] = 2
     """Pairs seen fewer times than this are not merged."""
     lowercase: bool = False
     """Lowercase text first (``wordpiece`` only, as bert-base-uncased)."""
 
-    @model_validator(mode="after")
-    def _lowercase_needs_wordpiece(self) -> Self:
+    def __post_init__(self) -> None:
         if self.lowercase and self.algorithm != "wordpiece":
             raise ValueError(f"lowercase: true needs algorithm 'wordpiece', found '{self.algorithm}'")
-        return self
 
 
 class Tokenizer(Section):
@@ -161,12 +157,12 @@ class Tokenizer(Section):
 
     train: TokenizerTraining | None = None
     """Train one on the job's own text."""
-    from_: str | None = Field(default=None, alias="from", description="Load this one: a folder or a hub id.")
+    from_: str | None = field(default=None, alias="from")
+    """Load this one: a folder or a hub id."""
     revision: str | None = None
     """Commit, tag or branch of the hub id."""
 
-    @model_validator(mode="after")
-    def _one_origin(self) -> Self:
+    def __post_init__(self) -> None:
         if (self.train is None) == (self.from_ is None):
-            raise ValueError("give exactly one of 'train' and 'from'")
-        return self
+            found = "neither" if self.train is None else "both"
+            raise ValueError(f"give exactly one of 'train' and 'from', found {found}")

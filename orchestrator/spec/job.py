@@ -1,22 +1,35 @@
 """The job file as types: one ``Job`` with its resources, datasets, stages, tracking and launcher.
 
-Owns the shape of a job and what a section can check by itself. Reading files, interpolation and error
-positions are ``load.py``; checks between sections are ``references.py``; arithmetic is ``plan.py``.
+Owns the shape of a job and what a section can check by itself. Reading files, interpolation and
+error positions are ``load.py``; checks between sections are ``references.py``; arithmetic is
+``plan.py``.
 """
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, Self
-
-from pydantic import Discriminator, Field, Tag, model_validator
+from typing import Annotated, Any, Literal
 
 from orchestrator.spec.datasets import Dataset, Tokenizer
 from orchestrator.spec.optimization import Limits, Optimizer, Schedule
-from orchestrator.spec.section import Section
-from orchestrator.spec.training import PLUGIN_PATTERN, Data, Init, Model, Objective, Plugin, Strategy
+from orchestrator.spec.section import ChosenBy, Must, Section, field
+from orchestrator.spec.training import (
+    PLUGIN_PATTERN,
+    Data,
+    Init,
+    Model,
+    Objective,
+    Plugin,
+    Strategy,
+)
 
-Positive = Annotated[int, Field(ge=1)]
-Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$")]
+Positive = Annotated[int, Must(ge=1)]
+Name = Annotated[
+    str,
+    Must(
+        pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$",
+        hint="a name of up to 64 lower-case letters, digits, '.', '_' and '-'",
+    ),
+]
 
 
 class Resources(Section):
@@ -26,16 +39,16 @@ class Resources(Section):
     """Worker processes; each is one data-parallel rank."""
     cpus_per_worker: Positive = 1
     """CPU cores per worker; also its number of torch threads."""
-    gpus_per_worker: Annotated[int, Field(ge=0, le=1)] = 0
+    gpus_per_worker: Annotated[int, Must(ge=0, le=1)] = 0
     """GPUs per worker: 0 trains on the CPU."""
-    max_failures: Annotated[int, Field(ge=0)] = 3
+    max_failures: Annotated[int, Must(ge=0)] = 3
     """Restarts of a stage's workers after a fault before the run fails."""
 
 
 class Evaluation(Section):
     """Evaluation while a stage trains, on the datasets' validation rows."""
 
-    datasets: Annotated[tuple[str, ...], Field(min_length=1)]
+    datasets: Annotated[tuple[str, ...], Must(min_length=1)]
     """Datasets whose validation rows are evaluated; each needs a ``validation_fraction``."""
     every_steps: Positive | None = None
     """Optimizer steps between two evaluations; absent: only at the end."""
@@ -48,7 +61,7 @@ class Checkpoint(Section):
 
     every_steps: Positive = 500
     """Optimizer steps between two checkpoints; the last step is always saved."""
-    keep_last: Annotated[int, Field(ge=2)] = 3
+    keep_last: Annotated[int, Must(ge=2)] = 3
     """Newest checkpoints to keep; at least 2, so that one damaged checkpoint does not end a run."""
 
 
@@ -71,7 +84,7 @@ class TrainStage(Section):
     init: Init | None = None
     """Where the first weights come from; absent: from scratch, as ``model`` says."""
     model: Model | None = None
-    """The model from scratch; not with ``init.stage`` or ``init.pretrained``, which bring their own."""
+    """The model from scratch; ``init.stage`` and ``init.pretrained`` bring their own instead."""
     data: Data
     """What is read."""
     global_batch_size: Positive
@@ -88,21 +101,19 @@ class TrainStage(Section):
     """How long it trains."""
     evaluation: Evaluation | None = None
     """Evaluation while training; absent: none."""
-    checkpoint: Checkpoint = Checkpoint()
+    checkpoint: Checkpoint = field(default_factory=Checkpoint)
     """When state is saved."""
-    logging: Logging = Logging()
+    logging: Logging = field(default_factory=Logging)
     """How often metrics are written."""
 
-    @model_validator(mode="after")
-    def _one_origin_of_weights(self) -> Self:
+    def __post_init__(self) -> None:
         brings_model = self.init is not None and self.init.checkpoint is None
         if brings_model == (self.model is not None):
             found = "both" if brings_model else "neither"
             raise ValueError(
-                "give 'model' (from scratch, or the shape of init.checkpoint) or init.stage / init.pretrained"
-                f" (which bring their own model), found {found}"
+                "give 'model' (from scratch, or the shape of init.checkpoint) or init.stage /"
+                f" init.pretrained (which bring their own model), found {found}"
             )
-        return self
 
 
 class EvaluateStage(Section):
@@ -112,11 +123,12 @@ class EvaluateStage(Section):
     """Name of the stage and of its folder."""
     kind: Literal["evaluate"]
     """This stage evaluates another stage's weights."""
-    from_: str = Field(alias="from", description="The training stage whose weights are evaluated.")
-    datasets: Annotated[tuple[str, ...], Field(min_length=1)]
+    from_: str = field(alias="from")
+    """The training stage whose weights are evaluated."""
+    datasets: Annotated[tuple[str, ...], Must(min_length=1)]
     """Datasets to evaluate on, each apart."""
     split: Literal["train", "validation", "test"] = "test"
-    """Rows to evaluate: those held out by ``test_fraction`` or ``validation_fraction``, or the training rows."""
+    """Rows held out by ``test_fraction`` or ``validation_fraction``, or the training rows."""
     micro_batch_size: Positive = 16
     """Sequences per worker per forward pass."""
     max_rows: Positive | None = None
@@ -130,32 +142,23 @@ class ExportStage(Section):
     """Name of the stage and of its folder."""
     kind: Literal["export"]
     """This stage writes another stage's weights in another form."""
-    from_: str = Field(alias="from", description="The training stage whose weights are written.")
-    formats: Annotated[tuple[Literal["safetensors"], ...], Field(min_length=1)] = ("safetensors",)
+    from_: str = field(alias="from")
+    """The training stage whose weights are written."""
+    formats: Annotated[tuple[Literal["safetensors"], ...], Must(min_length=1)] = ("safetensors",)
     """File formats to write."""
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     """Dtype of the written weights."""
-    max_shard_gigabytes: Annotated[float, Field(gt=0.0)] = 5.0
+    max_shard_gigabytes: Annotated[float, Must(gt=0.0)] = 5.0
     """Largest size of one file, in gigabytes (10^9 bytes)."""
 
 
-def _kind(value: Any) -> str:
-    """Discriminator of stages; a stage's kind is ``train`` unless it says otherwise."""
-    return str(value.get("kind", "train") if isinstance(value, dict) else getattr(value, "kind", "train"))
-
-
-Stage = Annotated[
-    Annotated[TrainStage, Tag("train")]
-    | Annotated[EvaluateStage, Tag("evaluate")]
-    | Annotated[ExportStage, Tag("export")],
-    Discriminator(_kind),
-]
+Stage = Annotated[TrainStage | EvaluateStage | ExportStage, ChosenBy("kind", default="train")]
 
 
 class Wandb(Section):
     """Weights & Biases; the key comes from ``WANDB_API_KEY`` in the environment."""
 
-    project: Annotated[str, Field(min_length=1, max_length=128)]
+    project: Annotated[str, Must(min_length=1, max_length=128)]
     """W&B project."""
     mode: Literal["online", "offline"] = "online"
     """``offline`` writes local files for ``wandb sync``."""
@@ -177,9 +180,12 @@ class Tracking(Section):
 class Launcher(Section):
     """Where ``orchestrator run`` runs."""
 
-    name: Annotated[str, Field(pattern=rf"^local$|{PLUGIN_PATTERN}")] = "local"
-    """``local``: this machine, or the Ray cluster that RAY_ADDRESS names; or the user's own plug-in."""
-    options: dict[str, Any] = Field(default_factory=dict)
+    name: Annotated[
+        str,
+        Must(pattern=rf"^local$|{PLUGIN_PATTERN}", hint="'local' or your own 'package.module:Name'"),
+    ] = "local"
+    """``local``: this machine, or the Ray cluster that RAY_ADDRESS names; or your own plug-in."""
+    options: dict[str, Any] = field(default_factory=dict)
     """Options of a plug-in launcher."""
 
 
@@ -187,20 +193,20 @@ class Job(Section):
     """One training job."""
 
     name: Name
-    """Run directory, W&B group and cluster job name: lower-case letters, digits, '.', '_' and '-'."""
-    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
+    """Run directory, W&B group and cluster job name: lower-case letters, digits, ``._-``."""
+    seed: Annotated[int, Must(ge=0, lt=2**32)] = 0
     """Seed of everything random."""
-    resources: Resources = Resources()
+    resources: Resources = field(default_factory=Resources)
     """What a stage gets, on every launcher."""
     tokenizer: Tokenizer | None = None
     """The tokenizer of stages that start from scratch; others bring their own."""
-    datasets: dict[Name, Dataset] = Field(default_factory=dict)
+    datasets: dict[Name, Dataset] = field(default_factory=dict)
     """Datasets by name."""
-    stages: Annotated[tuple[Stage, ...], Field(min_length=1)]
+    stages: Annotated[tuple[Stage, ...], Must(min_length=1)]
     """The stages; each runs after those it names."""
-    tracking: Tracking = Tracking()
+    tracking: Tracking = field(default_factory=Tracking)
     """Experiment trackers."""
-    launcher: Launcher = Launcher()
+    launcher: Launcher = field(default_factory=Launcher)
     """Where the job runs; the ``--launcher`` flag overrides it."""
 
     def stage(self, name: str) -> TrainStage | EvaluateStage | ExportStage:

@@ -2,27 +2,25 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from orchestrator.spec.section import ChosenBy, Must, Section, require_one
 
-from orchestrator.spec.section import Section
-
-NonNegative = Annotated[float, Field(ge=0.0)]
-Beta = Annotated[float, Field(ge=0.0, lt=1.0)]
+NonNegative = Annotated[float, Must(ge=0.0)]
+Beta = Annotated[float, Must(ge=0.0, lt=1.0)]
 UndecayedKind = Literal["norm", "bias", "embedding"]
 
 
 class OptimizerSection(Section):
     """Keys that every optimizer shares."""
 
-    lr: Annotated[float, Field(gt=0.0)]
+    lr: Annotated[float, Must(gt=0.0)]
     """Peak learning rate."""
     weight_decay: NonNegative = 0.01
     """Weight decay of the parameters that have one."""
     no_decay: tuple[UndecayedKind, ...] = ("norm", "bias", "embedding")
     """Kinds of parameters without weight decay."""
-    max_grad_norm: Annotated[float, Field(gt=0.0)] | None = 1.0
+    max_grad_norm: Annotated[float, Must(gt=0.0)] | None = 1.0
     """Clip gradients to this global L2 norm; null: no clipping."""
 
 
@@ -33,7 +31,7 @@ class AdamW(OptimizerSection):
     """AdamW with decoupled weight decay."""
     betas: tuple[Beta, Beta] = (0.9, 0.999)
     """Decay rates of the two moments."""
-    eps: Annotated[float, Field(gt=0.0)] = 1e-8
+    eps: Annotated[float, Must(gt=0.0)] = 1e-8
     """Term added to the denominator."""
     fused: bool = False
     """torch's fused kernel: faster, but not bit-identical between strategies on odd shapes."""
@@ -49,31 +47,29 @@ class SGD(OptimizerSection):
     nesterov: bool = False
     """Nesterov's momentum; needs a momentum above 0."""
 
-    @model_validator(mode="after")
-    def _nesterov_needs_momentum(self) -> Self:
+    def __post_init__(self) -> None:
         if self.nesterov and self.momentum == 0.0:
             raise ValueError("nesterov: true needs momentum above 0, found 0")
-        return self
 
 
 class Adafactor(OptimizerSection):
     """Adafactor (Shazeer and Stern 2018), as in torch.optim."""
 
     name: Literal["adafactor"]
-    """Adafactor: second moments factored into rows and columns; not under ZeRO 1 to 3, which flatten matrices."""
-    beta2_decay: Annotated[float, Field(le=0.0)] = -0.8
+    """Second moments factored into rows and columns; not under ZeRO 1 to 3, which flatten them."""
+    beta2_decay: Annotated[float, Must(le=0.0)] = -0.8
     """Exponent of the second moment's decay."""
-    clip_threshold: Annotated[float, Field(gt=0.0)] = 1.0
+    clip_threshold: Annotated[float, Must(gt=0.0)] = 1.0
     """Largest root mean square of an update."""
 
 
-Optimizer = Annotated[AdamW | SGD | Adafactor, Field(discriminator="name")]
+Optimizer = Annotated[AdamW | SGD | Adafactor, ChosenBy("name")]
 
 
 class ScheduleSection(Section):
     """Keys that every schedule shares."""
 
-    warmup_steps: Annotated[int, Field(ge=0)] = 0
+    warmup_steps: Annotated[int, Must(ge=0)] = 0
     """Steps of linear rise from 0 to the peak."""
 
 
@@ -89,7 +85,7 @@ class Cosine(ScheduleSection):
 
     name: Literal["cosine"]
     """Half a cosine from the peak to ``min_lr_ratio``."""
-    min_lr_ratio: Annotated[float, Field(ge=0.0, le=1.0)] = 0.1
+    min_lr_ratio: Annotated[float, Must(ge=0.0, le=1.0)] = 0.1
     """Last learning rate as a fraction of the peak."""
 
 
@@ -98,7 +94,7 @@ class Linear(ScheduleSection):
 
     name: Literal["linear"]
     """A straight line from the peak to ``min_lr_ratio``."""
-    min_lr_ratio: Annotated[float, Field(ge=0.0, le=1.0)] = 0.0
+    min_lr_ratio: Annotated[float, Must(ge=0.0, le=1.0)] = 0.0
     """Last learning rate as a fraction of the peak."""
 
 
@@ -107,28 +103,24 @@ class WarmupStableDecay(ScheduleSection):
 
     name: Literal["wsd"]
     """Warm-up, plateau, linear decay."""
-    decay_steps: Annotated[int, Field(ge=1)]
+    decay_steps: Annotated[int, Must(ge=1)]
     """Length of the decay at the end."""
-    min_lr_ratio: Annotated[float, Field(ge=0.0, le=1.0)] = 0.0
+    min_lr_ratio: Annotated[float, Must(ge=0.0, le=1.0)] = 0.0
     """Last learning rate as a fraction of the peak."""
 
 
-Schedule = Annotated[Constant | Cosine | Linear | WarmupStableDecay, Field(discriminator="name")]
+Schedule = Annotated[Constant | Cosine | Linear | WarmupStableDecay, ChosenBy("name")]
 
 
 class Limits(Section):
     """How long a stage trains; exactly one of the three."""
 
-    max_steps: Annotated[int, Field(ge=1)] | None = None
+    max_steps: Annotated[int, Must(ge=1)] | None = None
     """Optimizer steps."""
-    max_tokens: Annotated[int, Field(ge=1)] | None = None
+    max_tokens: Annotated[int, Must(ge=1)] | None = None
     """Token positions (rows times ``seq_len``), rounded up to whole steps."""
-    max_epochs: Annotated[float, Field(gt=0.0)] | None = None
+    max_epochs: Annotated[float, Must(gt=0.0)] | None = None
     """Passes over all rows of the mixture, rounded down to whole steps."""
 
-    @model_validator(mode="after")
-    def _one_limit(self) -> Self:
-        given = [key for key in ("max_steps", "max_tokens", "max_epochs") if getattr(self, key) is not None]
-        if len(given) != 1:
-            raise ValueError(f"give exactly one of 'max_steps', 'max_tokens', 'max_epochs', found {given or 'none'}")
-        return self
+    def __post_init__(self) -> None:
+        require_one(self, "max_steps", "max_tokens", "max_epochs")

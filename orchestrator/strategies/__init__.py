@@ -1,0 +1,1 @@
+"""How gradients and shards move between workers: one file for each strategy."""

@@ -1,0 +1,1 @@
+"""The worker: puts the rooms together and runs a stage step by step."""

@@ -1,0 +1,132 @@
+"""How far a run is, for a person: a live line in a terminal, plain lines elsewhere.
+
+Follows the stage's ``metrics.jsonl``, so it shows the same on every launcher.
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TextIO
+
+from rich.console import Console
+from rich.live import Live
+from rich.text import Text
+
+from orchestrator.checkpoint.layout import RunLayout, StageLayout
+from orchestrator.tracking.events import read_json_lines
+
+POLL_SECONDS = 0.5
+SHOWN = {
+    "train/loss": "loss {:.4f}",
+    "train/lr": "lr {:.2e}",
+    "train/grad_norm": "grad norm {:.2f}",
+    "train/tokens_per_second": "{:,.0f} tokens/s",
+    "eval/loss": "eval loss {:.4f}",
+    "eval/perplexity": "perplexity {:.1f}",
+    "eval/accuracy": "accuracy {:.3f}",
+    "eval/precision": "precision {:.3f}",
+    "eval/recall": "recall {:.3f}",
+    "eval/f1": "F1 {:.3f}",
+    "eval/matthews_correlation": "Matthews {:.3f}",
+}
+
+
+def format_metrics(metrics: Mapping[str, float]) -> str:
+    """The metrics a person wants to see, in one line."""
+    return "  ".join(form.format(metrics[key]) for key, form in SHOWN.items() if key in metrics)
+
+
+class ProgressDisplay:
+    """Shows progress on ``stream``; live when it is a terminal."""
+
+    def __init__(self, stream: TextIO, run: RunLayout) -> None:
+        """Show the run ``run``."""
+        self._console = Console(file=stream, highlight=False, soft_wrap=True)
+        self._run = run
+        self._live: Live | None = None
+        self._thread: threading.Thread | None = None
+        self._ended = threading.Event()
+        self._percent = -1
+
+    def prepare(self, stage: str, what: str, done: int, total: int) -> None:
+        """One line at every tenth of the rows."""
+        percent = 10 * (10 * done // max(total, 1))
+        if percent != self._percent:
+            self._percent = percent
+            self._line(stage, f"tokenising {what}: {done:,} of {total:,} rows")
+
+    def skip(self, stage: str) -> None:
+        """One line."""
+        self._line(stage, "finished before, skipped")
+
+    def note(self, stage: str, message: str) -> None:
+        """One line."""
+        self._line(stage, message)
+
+    def start(self, stage: str, layout: StageLayout) -> None:
+        """Follow the stage's metrics until ``end``."""
+        self._line(stage, "starting workers")
+        self._ended.clear()
+        if self._console.is_terminal:
+            self._live = Live(console=self._console, refresh_per_second=4, transient=True)
+            self._live.start()
+        self._thread = threading.Thread(target=self._follow, args=(stage, layout), daemon=True)
+        self._thread.start()
+
+    def end(self, stage: str, outcome: str) -> None:
+        """Stop following and print how the stage ended."""
+        self._ended.set()
+        if self._thread is not None:
+            self._thread.join()
+        if self._live is not None:
+            self._live.stop()
+            self._live = None
+        self._line(stage, outcome)
+
+    def _line(self, stage: str, message: str) -> None:
+        """Print one line above the live one."""
+        self._console.print(f"\\[{stage}] {message}")
+
+    def _follow(self, stage: str, layout: StageLayout) -> None:
+        """Show new lines of metrics as they appear."""
+        offset = layout.metrics.stat().st_size if layout.metrics.exists() else 0
+        while True:
+            ended = self._ended.wait(POLL_SECONDS)
+            lines, offset = _new_lines(layout.metrics, offset)
+            for metrics in lines:
+                self._show(stage, metrics)
+            if ended:
+                return
+
+    def _show(self, stage: str, metrics: Mapping[str, float]) -> None:
+        """One logged step: the live line in a terminal, a plain line elsewhere."""
+        text = f"[{stage}] step {metrics['step']}{self._of_max(stage)}  {format_metrics(metrics)}"
+        if self._live is not None and "train/loss" in metrics:
+            self._live.update(Text(text))
+        else:
+            self._console.print(Text(text))
+
+    def _of_max(self, stage: str) -> str:
+        """`` of N`` once the workers have said how many steps there are."""
+        started = [
+            record["max_steps"]
+            for record in read_json_lines(self._run.events)
+            if record["event"] == "training_started" and record["stage"] == stage
+        ]
+        return f" of {started[-1]}" if started else ""
+
+
+def _new_lines(path: Path, offset: int) -> tuple[list[dict[str, float]], int]:
+    """Complete JSON lines after ``offset`` and where they end; a file made anew is read from its start."""
+    if not path.exists():
+        return [], 0
+    with path.open("rb") as file:
+        if path.stat().st_size < offset:
+            offset = 0
+        file.seek(offset)
+        complete, _, _ = file.read().rpartition(b"\n")
+    lines = [json.loads(line) for line in complete.splitlines() if line]
+    return lines, offset + len(complete) + (1 if complete else 0)

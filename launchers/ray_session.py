@@ -1,0 +1,126 @@
+"""The Ray that a run uses: the cluster that RAY_ADDRESS names, or one of its own inside this machine.
+
+The run's own Ray listens on loopback with a private token, keeps its files in one temporary folder that
+is removed afterwards, and writes nothing in the user's home.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from orchestrator.errors import LaunchError, PlanError
+from orchestrator.spec.job import Resources
+
+# The store holds no training data: rows are memory-mapped files. Ray refuses less than 75 MB.
+OBJECT_STORE_BYTES = 100_000_000
+
+# Seconds between two looks of Ray Train's controller at its workers; its default of 2 delays every end.
+HEALTH_CHECK_SECONDS = "0.5"
+
+
+@contextmanager
+def ray_session() -> Iterator[None]:
+    """Connect to the Ray this run uses, and leave it afterwards.
+
+    Raises:
+        LaunchError: No Ray at RAY_ADDRESS, or the run's own cannot start.
+    """
+    os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")
+    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", HEALTH_CHECK_SECONDS)
+    os.environ.setdefault("RAY_TRAIN_ENABLE_PRINT_PATCH", "0")
+    # Workers keep the driver's folder, so that relative paths in the user's own plug-ins mean what they say.
+    os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    address = os.environ.get("RAY_ADDRESS")
+    with _existing(address) if address else _embedded():
+        yield
+
+
+@contextmanager
+def _existing(address: str) -> Iterator[None]:
+    """Connect to a cluster that somebody else runs."""
+    import ray
+
+    try:
+        ray.init(address=address, log_to_driver=False, logging_level="ERROR")
+    except ConnectionError as error:
+        raise LaunchError(
+            f"no Ray cluster answers at RAY_ADDRESS '{address}': {str(error).splitlines()[0]}."
+            " Start it, correct RAY_ADDRESS, set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN_PATH if it asks for a"
+            " token, or unset RAY_ADDRESS to run inside this machine."
+        ) from error
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+@contextmanager
+def _embedded() -> Iterator[None]:
+    """Start a Ray of this run's own."""
+    # Short: Unix socket paths below it must fit in 107 bytes.
+    folder = Path(tempfile.mkdtemp(prefix="orc-"))
+    token = folder / "auth_token"
+    descriptor = os.open(token, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    os.write(descriptor, secrets.token_hex(32).encode())
+    os.close(descriptor)
+    os.environ["RAY_AUTH_MODE"] = "token"
+    os.environ["RAY_AUTH_TOKEN_PATH"] = str(token)
+    try:
+        import ray
+
+        ray.init(
+            address="local",
+            num_cpus=available_cpus(),
+            include_dashboard=False,
+            object_store_memory=OBJECT_STORE_BYTES,
+            log_to_driver=False,
+            logging_level="ERROR",
+            _temp_dir=str(folder / "ray"),
+            _node_ip_address="127.0.0.1",
+        )
+        try:
+            yield
+        finally:
+            ray.shutdown()
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def available_cpus() -> int:
+    """CPU cores this process may use."""
+    return len(os.sched_getaffinity(0))
+
+
+def check_room(resources: Resources) -> None:
+    """Refuse a job that the connected cluster can never place; Ray would wait for ever.
+
+    Raises:
+        PlanError: Too few CPUs or GPUs.
+    """
+    import ray
+
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    wanted = {"CPU": resources.cpus_per_worker, "GPU": resources.gpus_per_worker}
+    room = sum(_workers_that_fit(node, wanted) for node in nodes)
+    if room < resources.num_workers:
+        found = {kind: sum(node.get(kind, 0) for node in nodes) for kind in wanted}
+        raise PlanError(
+            f"resources: {resources.num_workers} workers x {wanted['CPU']} CPU"
+            f" and {wanted['GPU']} GPU each do not fit: the cluster has {len(nodes)} node(s) with"
+            f" {found['CPU']:g} CPU and {found['GPU']:g} GPU, room for {room}."
+            f" Set resources.num_workers to {max(room, 1)} or less, or join a larger cluster through"
+            " RAY_ADDRESS."
+        )
+
+
+def _workers_that_fit(node: dict[str, Any], wanted: dict[str, int]) -> int:
+    """Workers that one node can hold."""
+    return min(int(node.get(kind, 0) // count) for kind, count in wanted.items() if count)

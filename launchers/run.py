@@ -1,0 +1,86 @@
+"""``orchestrator run`` for a person: the driver with a display, signals and a last word."""
+
+from __future__ import annotations
+
+import json
+import signal
+import sys
+import threading
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from launchers.driver import Display, State, run_stages
+from launchers.progress import ProgressDisplay, format_metrics
+from launchers.runs import run_status
+from orchestrator.checkpoint.layout import RunLayout
+from orchestrator.spec.job import Job, TrainStage
+
+EXIT_CODES: dict[State, int] = {"finished": 0, "stopped": 75}
+
+
+def run_job(job: Job, *, runs_dir: Path, fresh: bool, as_json: bool) -> int:
+    """Run a job to its end and print what came of it; the command's exit code."""
+    layout = RunLayout(runs_dir.resolve() / job.name)
+    display = ProgressDisplay(sys.stderr if as_json else sys.stdout, layout)
+    state = _run_stoppable(job, layout, display, fresh=fresh)
+    if as_json:
+        print(json.dumps(run_status(layout.root)))
+    elif state == "stopped":
+        print(f"Stopped with its work saved in {layout.root}; the same command goes on.")
+    else:
+        _print_end(job, layout, runs_dir)
+    return EXIT_CODES[state]
+
+
+def _run_stoppable(job: Job, layout: RunLayout, display: Display, *, fresh: bool) -> State:
+    """Run the driver in a thread, so that this one stays free for signals.
+
+    The first SIGINT or SIGTERM asks the workers to save and stop; a second one ends the driver at once.
+    """
+    results: list[State] = []
+    errors: list[BaseException] = []
+
+    def work() -> None:
+        try:
+            results.append(run_stages(job, layout, display, fresh=fresh))
+        except BaseException as error:
+            errors.append(error)
+
+    def on_signal(number: int, frame: FrameType | None) -> None:
+        if layout.stop_request.exists():
+            raise KeyboardInterrupt
+        layout.stop_request.write_text(signal.Signals(number).name, encoding="utf-8")
+        print("Stopping after this step; once more to stop at once.", file=sys.stderr)
+
+    thread = threading.Thread(target=work, name="driver", daemon=True)
+    thread.start()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, on_signal)
+    while thread.is_alive():
+        thread.join(timeout=0.2)
+    if errors:
+        raise errors[0]
+    return results[0]
+
+
+def _print_end(job: Job, layout: RunLayout, runs_dir: Path) -> None:
+    """Where the weights are, the numbers, and what to type next."""
+    for stage in job.stages:
+        stage_layout = layout.stage(stage.name)
+        result = json.loads(stage_layout.result.read_text(encoding="utf-8"))
+        print(f"\n{stage.name}: {_describe(result)}")
+        if stage_layout.weights.exists():
+            print(f"  weights: {stage_layout.weights}")
+    last = [stage.name for stage in job.stages if isinstance(stage, TrainStage)][-1]
+    options = "" if str(runs_dir) == "runs" else f" --runs-dir {runs_dir}"
+    print("\nNext:")
+    print(f'  orchestrator predict {job.name} --stage {last}{options} --text "..."')
+    print(f"  orchestrator status {job.name}{options}")
+    print(f"  orchestrator logs {job.name} --stage {last}{options}")
+
+
+def _describe(result: dict[str, Any]) -> str:
+    """Steps and metrics of one finished stage."""
+    steps = f"{result['step']} steps  " if result["step"] else ""
+    return steps + format_metrics(result["metrics"])

@@ -1,0 +1,112 @@
+"""Every path under a run directory, and nothing else; importable without torch.
+
+    runs/<name>/
+      job.yaml  environment.json  events.jsonl  driver.lock  run_id  stop
+      <stage>/
+        inputs.json  metrics.jsonl  ledger.jsonl  result.json  worker.lock
+        logs/rank-00000.log
+        checkpoints/step-00000200/
+        weights/
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class StageLayout:
+    """Paths of one stage of a run."""
+
+    root: Path
+
+    @property
+    def inputs(self) -> Path:
+        """What the stage reads: tokenizer, prepared rows, first weights."""
+        return self.root / "inputs.json"
+
+    @property
+    def metrics(self) -> Path:
+        """One JSON line per logged step."""
+        return self.root / "metrics.jsonl"
+
+    @property
+    def ledger(self) -> Path:
+        """Which global rows each committed range of steps consumed."""
+        return self.root / "ledger.jsonl"
+
+    @property
+    def result(self) -> Path:
+        """Fingerprint and final metrics; present only when the stage is finished."""
+        return self.root / "result.json"
+
+    @property
+    def worker_lock(self) -> Path:
+        """Held by rank 0 while it trains, so that two groups of workers never write one stage."""
+        return self.root / "worker.lock"
+
+    @property
+    def checkpoints(self) -> Path:
+        """Folder of checkpoints."""
+        return self.root / "checkpoints"
+
+    @property
+    def weights(self) -> Path:
+        """What ``from_pretrained`` loads."""
+        return self.root / "weights"
+
+    def log(self, rank: int) -> Path:
+        """Log file of one rank."""
+        return self.root / "logs" / f"rank-{rank:05d}.log"
+
+
+@dataclass(frozen=True)
+class RunLayout:
+    """Paths of one run."""
+
+    root: Path
+
+    @property
+    def job(self) -> Path:
+        """The resolved job: what every worker reads."""
+        return self.root / "job.yaml"
+
+    @property
+    def environment(self) -> Path:
+        """Versions and hardware of the latest start."""
+        return self.root / "environment.json"
+
+    @property
+    def events(self) -> Path:
+        """Append-only record of starts, restarts, checkpoints, faults and ends."""
+        return self.root / "events.jsonl"
+
+    @property
+    def run_id(self) -> Path:
+        """Random id made at the first start; trackers name their runs by it."""
+        return self.root / "run_id"
+
+    @property
+    def plan(self) -> Path:
+        """What was planned at the latest start."""
+        return self.root / "plan.json"
+
+    @property
+    def driver_lock(self) -> Path:
+        """Held by the driver while it runs."""
+        return self.root / "driver.lock"
+
+    @property
+    def stop_request(self) -> Path:
+        """Exists while somebody wants the run to save and stop."""
+        return self.root / "stop"
+
+    @property
+    def cache(self) -> Path:
+        """Prepared data and tokenizers, shared by all runs of a runs folder."""
+        return self.root.parent / ".cache"
+
+    def stage(self, name: str) -> StageLayout:
+        """Paths of the stage ``name``."""
+        return StageLayout(self.root / name)

@@ -1,0 +1,38 @@
+"""Names of checkpoint folders, and which of them a folder holds; importable without torch."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+COMPLETE = "COMPLETE"
+STEP_PATTERN = re.compile(r"step-(\d{8,})")
+
+
+@dataclass(frozen=True)
+class StepFolder:
+    """One checkpoint on disk."""
+
+    step: int
+    """Optimizer steps completed."""
+    path: Path
+    is_complete: bool
+    """Everything was written; whether it still is what was written, ``seal.verify`` tells."""
+
+
+def step_name(step: int) -> str:
+    """Name of the folder of ``step``, such that names sort as numbers do."""
+    return f"step-{step:08d}"
+
+
+def list_steps(folder: Path) -> list[StepFolder]:
+    """Checkpoints in ``folder`` by rising step; none where it does not exist."""
+    if not folder.is_dir():
+        return []
+    found = [
+        StepFolder(int(match[1]), path, (path / COMPLETE).is_file())
+        for path in folder.iterdir()
+        if (match := STEP_PATTERN.fullmatch(path.name)) and path.is_dir()
+    ]
+    return sorted(found, key=lambda step: step.step)

@@ -1,0 +1,259 @@
+"""Rows for training and evaluation, read from memory-mapped folders in the order of a cursor.
+
+Needs numpy and this package alone, so workers can be lean. A row is a pure function of (seed,
+source, epoch, row number); no reader has a state.
+
+Legend of shapes: B rows that are asked for, S ``seq_len``, R full rows of a packed folder, C tokens
+of the stream in each.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from orchestrator.contracts import Row
+from orchestrator.data.mixture import Mixture
+from orchestrator.data.order import mix, order_key, permute
+from orchestrator.data.prepared import Meta
+
+# 1024: permuting 8 rows costs 80 us, nearly all of it the overhead of numpy calls, and 1024 rows 300 us;
+# so a block of the cursor is located at once, and remembered while it is read through.
+BLOCK_ROWS = 1024
+
+
+class RowReader:
+    """Rows of one prepared folder, by number."""
+
+    def __init__(self, folder: Path, meta: Meta, *, seed: int, source_name: str) -> None:
+        """Map the folder's files; use ``open``."""
+        self.folder = folder
+        self.meta = meta
+        self.num_rows = meta.num_rows
+        self.seed = seed
+        self.source_name = source_name
+        dtype = np.dtype(meta.token_dtype).newbyteorder("<")
+        self._tokens = np.asarray(np.memmap(folder / "tokens.bin", dtype=dtype, mode="r"))
+        self._documents = self._map("documents.npy")
+        layout = meta.layout
+        self._cls_id: Any = meta.cls_id
+        self._sep_id: Any = meta.sep_id
+        self._labels = self._map("labels.npy") if layout.labelled else None
+        if layout.kind == "packed":
+            self._body = layout.seq_len - (2 if layout.framed else 0)
+            self._num_full = meta.num_tokens // self._body
+            self._grid_RC = self._tokens[: self._num_full * self._body].reshape(-1, self._body)
+        if layout.kind == "pairs":
+            self._segments = self._map("segments.npy")
+            self._pairs = self._map("pairs.npy")
+
+    @classmethod
+    def open(cls, folder: Path, *, seed: int, source_name: str) -> RowReader:
+        """Open a folder that ``prepare_rows`` wrote.
+
+        Args:
+            folder: The prepared folder; the sizes of its files are checked, its digests are not.
+            seed: The job's seed.
+            source_name: The dataset's name in the job file; two names are two orders.
+
+        Raises:
+            DataError: The folder is missing, incomplete or damaged.
+        """
+        return cls(folder, Meta.open(folder), seed=seed, source_name=source_name)
+
+    def read(self, rows: np.ndarray, epoch: int) -> list[Row]:
+        """Rows by number.
+
+        Args:
+            rows: int64 ``(B,)``, each in ``[0, num_rows)``.
+            epoch: Pass over the source; decides the second segments of pairs and nothing else.
+
+        Raises:
+            IndexError: A row number outside the folder.
+        """
+        self._check(rows)
+        if self.meta.layout.kind == "pairs":
+            return self._read_pairs(rows, epoch)
+        if self.meta.layout.kind == "documents":
+            return [self._read_document(int(row)) for row in rows]
+        tokens_BS = self.read_tokens(rows)
+        lengths = self.row_lengths(rows)
+        return [Row(ids[:length]) for ids, length in zip(tokens_BS, lengths, strict=True)]
+
+    def read_tokens(self, rows: np.ndarray) -> np.ndarray:
+        """Packed rows as one int64 array ``(B, S)``.
+
+        Only the last row of a folder can be short; it is filled up with the padding token, and
+        ``row_lengths`` tells where it ends.
+
+        Raises:
+            IndexError: A row number outside the folder.
+        """
+        assert self.meta.layout.kind == "packed"
+        highest = self._check(rows)
+        tokens_BS = np.empty((len(rows), self.meta.layout.seq_len), dtype=np.int64)
+        body_BC = tokens_BS
+        if self.meta.layout.framed:
+            body_BC = tokens_BS[:, 1:-1]
+            tokens_BS[:, 0] = self._cls_id
+            tokens_BS[:, -1] = self._sep_id
+        if highest < self._num_full:
+            body_BC[:] = self._grid_RC[rows]
+            return tokens_BS
+        is_short = rows >= self._num_full
+        body_BC[~is_short] = self._grid_RC[rows[~is_short]]
+        tokens_BS[is_short] = self._last_row()
+        return tokens_BS
+
+    def row_lengths(self, rows: np.ndarray) -> np.ndarray:
+        """Tokens of each packed row, int64 ``(B,)``; the rest of the row is padding."""
+        assert self.meta.layout.kind == "packed"
+        missing = self.num_rows * self._body - self.meta.num_tokens
+        return self.meta.layout.seq_len - np.where(rows == self.num_rows - 1, missing, 0)
+
+    def _last_row(self) -> np.ndarray:
+        """The short last row, padded; int64 ``(S,)``."""
+        meta = self.meta
+        rest = self._tokens[self._num_full * self._body :]
+        row = np.full(meta.layout.seq_len, meta.pad_id, dtype=np.int64)
+        start = int(meta.layout.framed)
+        row[start : start + len(rest)] = rest
+        if meta.layout.framed:
+            row[0] = self._cls_id
+            row[len(rest) + 1] = self._sep_id
+        return row
+
+    def _read_document(self, row: int) -> Row:
+        tokens = self._tokens[self._documents[row] : self._documents[row + 1]]
+        label = None if self._labels is None else int(self._labels[row])
+        return Row(tokens.astype(np.int64), label=label)
+
+    def _read_pairs(self, rows: np.ndarray, epoch: int) -> list[Row]:
+        """``[CLS] A [SEP] B [SEP]``; B is A's successor or, half of the time, from elsewhere."""
+        key = np.uint64(order_key(self.seed, f"{self.source_name}/pairs", epoch))
+        first_draw = mix(mix(rows.astype(np.uint64)) ^ key)
+        is_next = (first_draw >> np.uint64(63)).astype(bool)
+        second_draw = mix(first_draw ^ key)
+        return [
+            self._pair(int(self._pairs[row]), successor, int(draw))
+            for row, successor, draw in zip(rows, is_next.tolist(), second_draw, strict=True)
+        ]
+
+    def _pair(self, first: int, is_next: bool, draw: int) -> Row:
+        second = first + 1 if is_next else self._segment_elsewhere(first, draw)
+        cls, sep = [self._cls_id], [self._sep_id]
+        segment_a, segment_b = self._segment(first), self._segment(second)
+        input_ids = np.concatenate([cls, segment_a, sep, segment_b, sep]).astype(np.int64)
+        segment_ids = np.zeros(len(input_ids), dtype=np.int64)
+        segment_ids[len(segment_a) + 2 :] = 1
+        return Row(input_ids, segment_ids=segment_ids, is_next=is_next)
+
+    def _segment_elsewhere(self, segment: int, draw: int) -> int:
+        """A segment of any document but the one that ``segment`` belongs to, chosen by ``draw``."""
+        start = self._segments[segment]
+        document = int(np.searchsorted(self._documents, start, side="right")) - 1
+        bounds = self._documents[document : document + 2]
+        own_first, own_end = (int(number) for number in np.searchsorted(self._segments, bounds))
+        num_own = own_end - own_first
+        chosen = draw % (len(self._segments) - 1 - num_own)
+        return chosen if chosen < own_first else chosen + num_own
+
+    def _segment(self, number: int) -> np.ndarray:
+        return self._tokens[self._segments[number] : self._segments[number + 1]]
+
+    def _map(self, file: str) -> np.ndarray:
+        return np.asarray(np.load(self.folder / file, mmap_mode="r", allow_pickle=False))
+
+    def _check(self, rows: np.ndarray) -> int:
+        """The highest of ``rows``, all of them being in the folder; -1 when there are none."""
+        lowest, highest = (int(rows.min()), int(rows.max())) if len(rows) else (0, -1)
+        if lowest < 0 or highest >= self.num_rows:
+            raise IndexError(
+                f"{self.folder}: rows {lowest} to {highest} are asked for, it has {self.num_rows}, counted from 0"
+            )
+        return highest
+
+
+class MixtureReader:
+    """Rows of a stage by the global cursor: mixed, shuffled, endless."""
+
+    def __init__(self, readers: Mapping[str, RowReader], weights: Mapping[str, float], *, seed: int) -> None:
+        """Join readers of one layout.
+
+        Args:
+            readers: One reader for each source.
+            weights: Positive weight of each source, in rows; as ``data.mixture`` has them.
+            seed: The job's seed.
+
+        Raises:
+            DataError: A weight is too small to get one row in 10,000.
+        """
+        self._readers = [readers[name] for name in weights]
+        assert len({reader.meta.layout for reader in self._readers}) == 1
+        self.mixture = Mixture(weights, {name: readers[name].num_rows for name in weights})
+        self.num_rows = int(self.mixture.num_rows.sum())
+        """Rows that all sources hold together: one epoch."""
+        self._seed = seed
+        self._block = lru_cache(maxsize=4)(self._locate_block)
+
+    def read_global(self, global_rows: np.ndarray) -> list[Row]:
+        """The rows at these places of the cursor, in the order asked for.
+
+        Args:
+            global_rows: int64 ``(B,)``, not negative; rows consumed by all ranks before each row.
+        """
+        sources, rows, epochs = self._locate(global_rows)
+        found: dict[int, Row] = {}
+        for source, in_source in _groups(sources):
+            for epoch, in_epoch in _groups(epochs[in_source]):
+                places = in_source[in_epoch]
+                read = self._readers[source].read(rows[places], epoch)
+                found.update(zip(places.tolist(), read, strict=True))
+        return [found[place] for place in range(len(global_rows))]
+
+    def read_tokens(self, global_rows: np.ndarray) -> np.ndarray:
+        """The same for packed rows, as one int64 array; see ``RowReader.read_tokens``."""
+        sources, rows, _ = self._locate(global_rows)
+        if len(self._readers) == 1:
+            return self._readers[0].read_tokens(rows)
+        seq_len = self._readers[0].meta.layout.seq_len
+        tokens_BS = np.empty((len(global_rows), seq_len), dtype=np.int64)
+        for source, places in _groups(sources):
+            tokens_BS[places] = self._readers[source].read_tokens(rows[places])
+        return tokens_BS
+
+    def _locate(self, global_rows: np.ndarray) -> np.ndarray:
+        """Source, row number in it and epoch of each global row, int64 ``(3, B)``."""
+        blocks = global_rows // BLOCK_ROWS
+        if len(blocks) and (blocks == blocks[0]).all():
+            return self._block(int(blocks[0]))[:, global_rows % BLOCK_ROWS]
+        located = np.empty((3, len(blocks)), dtype=np.int64)
+        for block, places in _groups(blocks):
+            located[:, places] = self._block(block)[:, global_rows[places] % BLOCK_ROWS]
+        return located
+
+    def _locate_block(self, block: int) -> np.ndarray:
+        """The same for all rows of one block of the cursor, int64 ``(3, BLOCK_ROWS)``."""
+        cursor = np.arange(block * BLOCK_ROWS, (block + 1) * BLOCK_ROWS, dtype=np.int64)
+        sources, positions, epochs = self.mixture.locate(cursor)
+        rows = np.empty(BLOCK_ROWS, dtype=np.int64)
+        for source, in_source in _groups(sources):
+            reader = self._readers[source]
+            for epoch, in_epoch in _groups(epochs[in_source]):
+                places = in_source[in_epoch]
+                key = order_key(self._seed, reader.source_name, epoch)
+                rows[places] = permute(positions[places], reader.num_rows, key)
+        return np.stack([sources, rows, epochs])
+
+
+def _groups(values: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
+    """Each distinct value and the int64 places where it stands; mostly there is one."""
+    if len(values) and (values == values[0]).all():
+        yield int(values[0]), np.arange(len(values))
+        return
+    for value in np.unique(values):
+        yield int(value), np.flatnonzero(values == value)

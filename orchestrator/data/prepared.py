@@ -1,0 +1,86 @@
+"""The format of a prepared folder: what ``prepare.py`` writes and ``loader.py`` memory-maps.
+
+tokens.bin       all tokens, uint16 or uint32, little-endian, one document after the other
+documents.npy    int64 offsets into them, one more than there are documents
+labels.npy       int64 label of each document, where rows are labelled
+segments.npy     int64 offsets of segments into the tokens, one more than there are segments (pairs)
+pairs.npy        int64 number of the first segment of each row (pairs)
+meta.json        ``Meta``
+COMPLETE         bytes and digest of each file above; written last
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from orchestrator.contracts import RowLayout
+from orchestrator.errors import DataError
+
+# Raised whenever folders written before can no longer be read, or would be written differently.
+FORMAT_VERSION = 1
+COMPLETE = "COMPLETE"
+
+
+@dataclass(frozen=True)
+class Meta:
+    """What meta.json says."""
+
+    format_version: int
+    layout: RowLayout
+    num_rows: int
+    num_tokens: int
+    """Tokens in tokens.bin; frames of packed rows and of pairs are added on reading."""
+    num_documents: int
+    num_empty: int
+    """Documents without a token, which were left out."""
+    num_truncated: int
+    """Documents that were cut at ``seq_len``."""
+    token_dtype: str
+    vocab_size: int
+    pad_id: int
+    cls_id: int | None
+    sep_id: int | None
+    label_names: tuple[str, ...]
+
+    def save(self, folder: Path) -> None:
+        """Write meta.json."""
+        (folder / "meta.json").write_text(json.dumps(asdict(self), indent=1) + "\n", "utf-8")
+
+    @classmethod
+    def open(cls, folder: Path) -> Meta:
+        """Read meta.json after checking that the folder is complete and its files have their sizes.
+
+        Raises:
+            DataError: The folder is missing, incomplete, damaged, or of another format version.
+        """
+        _check_sizes(folder)
+        values: dict[str, Any] = json.loads((folder / "meta.json").read_text("utf-8"))
+        if values["format_version"] != FORMAT_VERSION:
+            raise DataError(
+                f"{folder} has format version {values['format_version']}, this code reads"
+                f" {FORMAT_VERSION}. Prepare the data again."
+            )
+        values["layout"] = RowLayout(**values["layout"])
+        values["label_names"] = tuple(values["label_names"])
+        return cls(**values)
+
+
+def _check_sizes(folder: Path) -> None:
+    """Every file that COMPLETE lists is there with its size."""
+    marker = folder / COMPLETE
+    if not marker.is_file():
+        raise DataError(
+            f"{folder} has no {COMPLETE} file, so it is no prepared dataset. Prepare the data again."
+        )
+    for name, entry in json.loads(marker.read_text("utf-8")).items():
+        path = folder / name
+        found = path.stat().st_size if path.is_file() else None
+        if found != entry["bytes"]:
+            state = "is missing" if found is None else f"has {found} bytes"
+            raise DataError(
+                f"{path} {state}, expected {entry['bytes']} bytes. Run the job again to prepare"
+                " the data anew."
+            )

@@ -1,0 +1,61 @@
+"""Which rows of a dataset belong to which split, as a pure function of their text.
+
+The first 8 bytes of a text's sha256 choose its split, the next 8 which rows ``max_rows`` keeps; so
+rows with the same text always share a split, and neither choice depends on the order of the rows.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable
+from typing import Literal
+
+import numpy as np
+
+from orchestrator.spec.datasets import DatasetSection
+
+Split = Literal["train", "validation", "test"]
+
+
+def hash_texts(texts: Iterable[str]) -> np.ndarray:
+    """The first 16 bytes of each text's sha256 over UTF-8, uint64 of shape ``(rows, 2)``."""
+    digests = b"".join(hashlib.sha256(text.encode("utf-8")).digest()[:16] for text in texts)
+    return np.frombuffer(digests, dtype=">u8").astype(np.uint64).reshape(-1, 2)
+
+
+def needs_hashes(dataset: DatasetSection) -> bool:
+    """Whether ``select_rows`` looks at the texts at all."""
+    held_out = dataset.validation_fraction + dataset.test_fraction
+    return dataset.deduplicate or dataset.max_rows is not None or held_out > 0.0
+
+
+def select_rows(hashes: np.ndarray, dataset: DatasetSection, split: Split) -> np.ndarray:
+    """Rows of ``split`` in ascending order, int64.
+
+    Duplicates go first (the earliest row stays), then ``max_rows`` is applied, then the split: the
+    test rows are the lowest ``test_fraction`` of hashes, the validation rows those that follow.
+
+    Args:
+        hashes: As ``hash_texts`` returns them, one line for each row.
+        dataset: Its fractions, ``deduplicate`` and ``max_rows`` are used.
+        split: Which rows.
+    """
+    rows: np.ndarray = np.arange(len(hashes), dtype=np.int64)
+    if dataset.deduplicate:
+        rows = np.sort(np.unique(hashes, axis=0, return_index=True)[1]).astype(np.int64)
+    if dataset.max_rows is not None and len(rows) > dataset.max_rows:
+        lowest = np.argsort(hashes[rows, 1], kind="stable")[: dataset.max_rows]
+        rows = rows[np.sort(lowest)]
+    test_end = _threshold(dataset.test_fraction)
+    validation_end = _threshold(dataset.test_fraction + dataset.validation_fraction)
+    first = hashes[rows, 0]
+    in_test = first < test_end
+    in_validation = ~in_test & (first < validation_end)
+    chosen = {"test": in_test, "validation": in_validation, "train": ~in_test & ~in_validation}
+    selected: np.ndarray = rows[chosen[split]]
+    return selected
+
+
+def _threshold(fraction: float) -> np.uint64:
+    """The hash below which ``fraction`` of all hashes lie."""
+    return np.uint64(min(int(fraction * 2.0**64), 2**64 - 1))

@@ -1,0 +1,207 @@
+"""Models: built from a Hugging Face configuration or loaded, checked against their rows, written out.
+
+Everything here is float32 on the CPU or on the meta device and equal on all ranks; strategies wrap and
+shard it.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from torch import Tensor, nn
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForMaskedLM,
+    AutoModelForPreTraining,
+    AutoModelForSequenceClassification,
+    PretrainedConfig,
+    PreTrainedModel,
+)
+
+from orchestrator.contracts import Head, TokenInfo
+from orchestrator.errors import ModelError
+from orchestrator.spec.training import Init
+
+AUTO_CLASSES: Mapping[Head, Any] = {
+    "causal_lm": AutoModelForCausalLM,
+    "masked_lm": AutoModelForMaskedLM,
+    "pretraining": AutoModelForPreTraining,
+    "sequence_classification": AutoModelForSequenceClassification,
+}
+
+
+def make_config(config: Mapping[str, Any], tokens: TokenInfo | None = None) -> PretrainedConfig:
+    """Hugging Face configuration of a job's ``model.config``, special ids and vocabulary filled in.
+
+    Raises:
+        ModelError: Unknown ``model_type``, a key the architecture does not have, or values it refuses.
+    """
+    keys = dict(config)
+    model_type = keys.pop("model_type")
+    try:
+        known = AutoConfig.for_model(model_type)
+    except (ValueError, KeyError) as error:
+        raise ModelError(
+            f"model.config.model_type '{model_type}' is not a Hugging Face architecture of transformers"
+            f" {transformers.__version__}"
+        ) from error
+    unknown = sorted(key for key in keys if not hasattr(known, key))
+    if unknown:
+        raise ModelError(
+            f"model.config: '{model_type}' has no keys {unknown}; it has {sorted(known.to_diff_dict())}"
+        )
+    if tokens is not None:
+        keys.setdefault("vocab_size", tokens.vocab_size)
+        keys.setdefault("pad_token_id", tokens.pad_id)
+        keys.setdefault("eos_token_id", tokens.eos_id)
+        keys.setdefault("bos_token_id", tokens.eos_id)
+    try:
+        return AutoConfig.for_model(model_type, **keys)
+    except Exception as error:  # strict configurations raise their own validation errors
+        raise ModelError(f"model.config for '{model_type}': {error}") from error
+
+
+def count_parameters(config: Mapping[str, Any]) -> int:
+    """Parameters of the model with its language-modelling head, tied ones counted once; allocates nothing."""
+    made = make_config(config)
+    with torch.device("meta"):
+        try:
+            model = AutoModelForPreTraining.from_config(made)
+        except ValueError:
+            model = AutoModelForCausalLM.from_config(made)
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def build_auto_model(
+    config: Mapping[str, Any], head: Head, tokens: TokenInfo, label_names: tuple[str, ...]
+) -> PreTrainedModel:
+    """A model with fresh weights drawn from torch's current seed.
+
+    Raises:
+        ModelError: The architecture has no such head, or refuses the configuration.
+    """
+    made = make_config(config, tokens)
+    _set_labels(made, label_names)
+    made.use_cache = False
+    try:
+        model = AUTO_CLASSES[head].from_config(made, dtype=torch.float32)
+    except (ValueError, KeyError, TypeError) as error:
+        raise ModelError(f"model_type '{made.model_type}' cannot be built for {head}: {error}") from error
+    return _checked_head(model, head)
+
+
+def load_model(
+    source: str,
+    head: Head,
+    tokens: TokenInfo,
+    label_names: tuple[str, ...],
+    init: Init | None = None,
+) -> PreTrainedModel:
+    """Weights of a folder or hub id under the wanted head; a head it lacks is drawn from torch's seed.
+
+    Raises:
+        ModelError: Nothing can be loaded from there, or it has no such head.
+    """
+    remote: dict[str, Any] = {}
+    if init is not None:
+        remote = {"revision": init.revision or "main", "trust_remote_code": init.trust_remote_code}
+    try:
+        config = AutoConfig.from_pretrained(source, **remote)
+        _set_labels(config, label_names)
+        config.use_cache = False
+        if config.pad_token_id is None:
+            config.pad_token_id = tokens.pad_id
+        model = AUTO_CLASSES[head].from_pretrained(source, config=config, dtype=torch.float32, **remote)
+    except (OSError, ValueError, KeyError) as error:
+        first_line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise ModelError(
+            f"'{source}' could not be loaded for {head}: {first_line}"
+            " Expected a folder written by save_pretrained, or a hub id that this machine can reach."
+        ) from error
+    return _checked_head(model, head)
+
+
+def _set_labels(config: PretrainedConfig, label_names: tuple[str, ...]) -> None:
+    """Give the configuration the job's labels: the head has their number, predictions have their names."""
+    if label_names:
+        config.num_labels = len(label_names)
+        config.id2label = dict(enumerate(label_names))
+        config.label2id = {name: index for index, name in enumerate(label_names)}
+        config.problem_type = "single_label_classification"
+
+
+def _checked_head(model: PreTrainedModel, head: Head) -> PreTrainedModel:
+    """Refuse a pretraining class without a next-sentence head (only BERT and few relatives have one)."""
+    if head == "pretraining" and not hasattr(getattr(model, "cls", None), "seq_relationship"):
+        raise ModelError(
+            f"objective masked_lm with next_sentence needs a model with a next-sentence head,"
+            f" but model_type '{model.config.model_type}' has none; use 'bert', or next_sentence: false"
+        )
+    return model
+
+
+def check_fit(model: PreTrainedModel, tokens: TokenInfo, seq_len: int, where: str) -> None:
+    """Refuse a model whose vocabulary or positions are too small for its rows.
+
+    Raises:
+        ModelError: Too few entries or positions.
+    """
+    entries = model.get_input_embeddings().weight.shape[0]
+    if tokens.vocab_size > entries:
+        raise ModelError(
+            f"{where}: the tokenizer has {tokens.vocab_size} entries, the model's vocab_size is {entries}."
+            f" Use the tokenizer the model was made with, or leave vocab_size out of model.config."
+        )
+    text_config = model.config.get_text_config()
+    positions = getattr(text_config, "max_position_embeddings", None)
+    if positions is not None and seq_len > positions:
+        raise ModelError(
+            f"{where}: data.seq_len {seq_len} is longer than the model's {positions} positions."
+            f" Use seq_len {positions} or less, or a model with more positions."
+        )
+
+
+def find_blocks(model: nn.Module) -> list[nn.Module]:
+    """The repeated blocks of a model: the longest list of modules of one class, by number of parameters.
+
+    Raises:
+        ModelError: There is no such list.
+    """
+    candidates = [
+        list(module)
+        for module in model.modules()
+        if isinstance(module, nn.ModuleList) and len(Counter(type(child) for child in module)) == 1
+    ]
+    if not candidates:
+        raise ModelError(f"{type(model).__name__} has no list of repeated blocks; fsdp2 and zero 3 need one")
+    return max(
+        candidates,
+        key=lambda blocks: sum(p.numel() for block in blocks for p in block.parameters()),
+    )
+
+
+def save_weights(
+    model: PreTrainedModel, weights: Mapping[str, Tensor], tokenizer: Any, folder: Path
+) -> None:
+    """Write what ``from_pretrained`` loads: configuration, safetensors and tokenizer files.
+
+    Args:
+        model: Gives class and configuration; its own tensors are not read.
+        weights: Every parameter by name; tied copies are restored when loading.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    buffers = {
+        name: buffer
+        for name, buffer in model.named_buffers()
+        if name in model.state_dict() and name not in weights
+    }
+    model.config.use_cache = True
+    model.save_pretrained(folder, state_dict={**weights, **buffers})
+    model.config.use_cache = False
+    tokenizer.save_pretrained(folder)

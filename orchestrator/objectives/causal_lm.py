@@ -1,0 +1,67 @@
+"""Predict the next token (Radford et al. 2018)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from orchestrator.contracts import IGNORE_INDEX, Batch, Objective, Row, RowLayout, TokenInfo
+from orchestrator.objectives.language import (
+    input_ids_of,
+    loss_metrics,
+    pad_rows,
+    summed_cross_entropy,
+    without_rows_after,
+)
+from orchestrator.spec.training import CausalLMObjective, Data
+
+
+class CausalLM(Objective):
+    """Next-token prediction over packed rows, or over one document per row."""
+
+    head = "causal_lm"
+    terms = ("loss",)
+
+    def __init__(self, section: CausalLMObjective, tokens: TokenInfo, label_names: Sequence[str]) -> None:
+        """Remember the padding token."""
+        self._pad_id = tokens.pad_id
+
+    @classmethod
+    def row_layout(cls, section: CausalLMObjective, data: Data) -> RowLayout:
+        """Packed rows, or whole documents when ``packing`` is false."""
+        return RowLayout(
+            kind="packed" if data.packing else "documents",
+            seq_len=data.seq_len,
+            framed=False,
+            labelled=False,
+        )
+
+    def collate(self, rows: Sequence[Row], rng: np.random.Generator) -> Batch:
+        """``input_ids`` and already shifted ``labels``, both ``(B, S)``.
+
+        Rows are padded at their end and attention is causal, so padding needs no attention mask.
+        """
+        ids = input_ids_of(rows)
+        shifted = [np.append(row[1:], IGNORE_INDEX) for row in ids]
+        return {"input_ids": pad_rows(ids, self._pad_id), "labels": pad_rows(shifted, IGNORE_INDEX)}
+
+    def num_targets(self, batch: Batch) -> Tensor:
+        """Tokens that have a successor."""
+        return (batch["labels"] != IGNORE_INDEX).sum().view(1)
+
+    def loss_sums(self, model: nn.Module, batch: Batch) -> Tensor:
+        """Summed cross-entropy of the next token."""
+        logits_BSV = model(input_ids=batch["input_ids"]).logits
+        return summed_cross_entropy(logits_BSV, batch["labels"]).view(1)
+
+    def statistics(self, model: nn.Module, batch: Batch, num_valid: int) -> Tensor:
+        """Summed loss and number of targets."""
+        batch = {**batch, "labels": without_rows_after(batch["labels"], num_valid)}
+        return torch.cat([self.loss_sums(model, batch).double(), self.num_targets(batch).double()])
+
+    def metrics(self, statistics: Tensor) -> dict[str, float]:
+        """Loss and perplexity."""
+        return loss_metrics("", statistics[0].item(), statistics[1].item())

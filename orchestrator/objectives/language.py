@@ -1,0 +1,56 @@
+"""What the language-modelling objectives share: padding, summed cross-entropy, loss and perplexity."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from orchestrator.contracts import IGNORE_INDEX, Row
+
+# Lengths are rounded up to a multiple of 8: matrix units work on tiles of 8 (NVIDIA, "Matrix Multiplication
+# Background User's Guide"), and compiled kernels see fewer shapes.
+LENGTH_MULTIPLE = 8
+# Perplexity of a diverged model would overflow a float; exp(700) is still finite.
+LARGEST_EXPONENT = 700.0
+
+
+def pad_rows(rows: Sequence[np.ndarray], fill: int, *, seq_len: int | None = None) -> Tensor:
+    """Rows padded at their end, int64 ``(B, S)``; S is the longest row rounded up, at most ``seq_len``."""
+    longest = max(len(row) for row in rows)
+    width = -(-longest // LENGTH_MULTIPLE) * LENGTH_MULTIPLE
+    if seq_len is not None:
+        width = max(longest, min(width, seq_len))
+    padded = np.full((len(rows), width), fill, dtype=np.int64)
+    for index, row in enumerate(rows):
+        padded[index, : len(row)] = row
+    return torch.from_numpy(padded)
+
+
+def summed_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
+    """Cross-entropy summed over targets, in float32; ``IGNORE_INDEX`` is no target."""
+    return functional.cross_entropy(
+        logits.flatten(0, -2).float(), labels.flatten(), ignore_index=IGNORE_INDEX, reduction="sum"
+    )
+
+
+def without_rows_after(labels: Tensor, num_valid: int) -> Tensor:
+    """Labels in which rows from ``num_valid`` on are no targets."""
+    labels = labels.clone()
+    labels[num_valid:] = IGNORE_INDEX
+    return labels
+
+
+def loss_metrics(prefix: str, loss_sum: float, num_targets: float) -> dict[str, float]:
+    """Mean loss and perplexity, the exponential of the mean cross-entropy."""
+    loss = loss_sum / max(num_targets, 1.0)
+    return {f"{prefix}loss": loss, f"{prefix}perplexity": math.exp(min(loss, LARGEST_EXPONENT))}
+
+
+def input_ids_of(rows: Sequence[Row]) -> list[np.ndarray]:
+    """Token ids of each row."""
+    return [row.input_ids for row in rows]

@@ -1,0 +1,87 @@
+"""``${NAME}`` and ``${NAME:-default}`` in a job file, and the secrets that must never enter one.
+
+A secret belongs in the environment of the process that uses it: a job file, its resolved copy in the
+run directory, logs and trackers would all show it. No message here carries a secret's value.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from orchestrator.errors import Problem
+from orchestrator.spec.tree import Items, KeyPath, Place, Table, key_text
+
+VARIABLE = re.compile(r"(\$?)\$\{([^}]*)(\}?)")
+REFERENCE = re.compile(r"([A-Za-z_][A-Za-z0-9_]*)(?::-(.*))?", re.DOTALL)
+SECRET_NAME = re.compile(
+    r"(?:^|_)(?:API_?KEY|KEY|TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIALS?|AUTH)(?:_|$)", re.IGNORECASE
+)
+# Not ``token`` or ``key`` at the end of any word: ``pad_token`` and ``eos_token`` are model settings.
+SECRET_KEY = re.compile(
+    r"(?:.*[_-])?(?:api|access|auth|secret|private|hf|hub|bearer|wandb|client)[_-]?(?:key|token|secret)"
+    r"|token|secret|(?:.*[_-])?(?:password|passwd|credentials?)",
+    re.IGNORECASE,
+)
+SECRET_VALUE = re.compile(
+    r"\bhf_[A-Za-z0-9]{16,}|\bsk-[A-Za-z0-9_-]{16,}|\bAKIA[0-9A-Z]{16}\b|\bgh[pousr]_[A-Za-z0-9]{20,}"
+    r"|\bgithub_pat_\w{20,}|\bxox[abprs]-[\w-]{10,}|-----BEGIN [A-Z ]*PRIVATE KEY"
+    r"|://[^/\s:@]+:[^/\s@]+@"
+)
+
+
+def interpolate(text: str, environment: Mapping[str, str]) -> str:
+    """``text`` with its variables replaced; ``$${`` stands for ``${``.
+
+    Raises:
+        ValueError: A variable is unset and has no default, is malformed, or names a secret.
+    """
+    if "${" not in text:
+        return text
+    return VARIABLE.sub(lambda found: _replacement(found, environment), text)
+
+
+def _replacement(found: re.Match[str], environment: Mapping[str, str]) -> str:
+    escape, inside, end = found.groups()
+    if escape:
+        return "${" + inside + end
+    reference = REFERENCE.fullmatch(inside) if end else None
+    if reference is None:
+        raise ValueError(
+            f"'${{{inside[:40]}{end}' is not '${{NAME}}' or '${{NAME:-default}}'; write '$${{' for a"
+            " plain '${'"
+        )
+    name, default = reference.groups()
+    if SECRET_NAME.search(name):
+        raise ValueError(
+            f"environment variable '{name}' looks like a secret, and a job file is copied into the run"
+            f" directory. Take it out of the file: what needs '{name}' reads it from the environment"
+        )
+    value = environment.get(name, default)
+    if value is None:
+        raise ValueError(
+            f"environment variable '{name}' is not set. Set it, or give a default: '${{{name}:-...}}'"
+        )
+    return value
+
+
+def secrets_in(node: Any, path: KeyPath, place: Place) -> Iterator[tuple[KeyPath, Problem]]:
+    """Values under ``node`` that look like secrets, each with its path."""
+    if isinstance(node, Table):
+        for key, value in node.items():
+            yield from secrets_in(value, (*path, key), node.places[key])
+    elif isinstance(node, Items):
+        for index, item in enumerate(node):
+            yield from secrets_in(item, (*path, index), node.places[index])
+    elif isinstance(node, str) and _is_secret(str(path[-1]) if path else "", node):
+        message = (
+            "looks like a secret's value, and a job file is copied into the run directory."
+            " Remove it here (and revoke it if the file was shared); export it as an environment"
+            " variable instead, such as HF_TOKEN or WANDB_API_KEY"
+        )
+        yield path, Problem(place.file, place.line, key_text(path), message)
+
+
+def _is_secret(key: str, value: str) -> bool:
+    return bool(value and SECRET_KEY.fullmatch(key)) or SECRET_VALUE.search(value) is not None

@@ -1,0 +1,220 @@
+"""From a job file to a ``Job``, and from a run's ``job.yaml`` back to the same one.
+
+1. Read the file and the files it extends; ``${ENV}`` is interpolated scalar by scalar.
+2. Apply ``--set``, merge ``defaults`` under the training stages, make paths absolute.
+3. Refuse what looks like a secret; check types, keys and ranges; check sections against each other.
+
+Every problem found carries its file and line, and all are raised together. The resolved job is plain:
+no ``extends``, no ``defaults``, no variables, every default written out.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic_core import ErrorDetails, ValidationError
+
+from orchestrator.errors import Problem, SpecError
+from orchestrator.spec import references
+from orchestrator.spec.environment import interpolate, secrets_in
+from orchestrator.spec.job import Job
+from orchestrator.spec.messages import explain, shown
+from orchestrator.spec.overrides import FLAG, OverrideError, set_key, split_override
+from orchestrator.spec.paths import make_paths_absolute
+from orchestrator.spec.tree import Items, KeyPath, Table, inherited, key_text, merge, place_of, plain
+from orchestrator.spec.yaml12 import MAX_BYTES, UNREADABLE, dump, parse
+
+
+@dataclass(frozen=True)
+class LoadedJob:
+    """A job and where its keys stand."""
+
+    job: Job
+    problem: Callable[[KeyPath, str], Problem]
+    """Makes a problem of a key path and a message."""
+
+
+def load_job(path: Path, *, overrides: Sequence[str] = (), env: Mapping[str, str] | None = None) -> Job:
+    """The job that ``path`` describes.
+
+    Args:
+        overrides: ``KEY=VALUE`` each, as after ``--set``.
+        env: Variables for ``${NAME}``; absent: those of this process.
+
+    Raises:
+        SpecError: Everything wrong with the file, each with file, line and key.
+    """
+    return load_located(path, overrides=overrides, env=env).job
+
+
+def load_located(
+    path: Path, *, overrides: Sequence[str] = (), env: Mapping[str, str] | None = None
+) -> LoadedJob:
+    """Like ``load_job``, for a caller that finds more problems and wants their lines."""
+    environment = os.environ if env is None else env
+    problems: list[Problem] = []
+
+    def quoted(text: str) -> str:
+        return interpolate(text, environment)
+
+    root = _read_with_bases(path, quoted, problems, chain=())
+    _apply_overrides(root, overrides, quoted, problems)
+    make_paths_absolute(root)
+    _merge_defaults(root, problems)
+    secrets = list(secrets_in(root, (), root.place))
+    problems += [problem for _, problem in secrets]
+    return _check(root, problems, hidden={path for path, _ in secrets})
+
+
+def load_resolved(path: Path) -> Job:
+    """The job that ``dump_resolved`` wrote to ``path``; nothing in it is interpolated.
+
+    Raises:
+        SpecError: The file is not such a job.
+    """
+    problems: list[Problem] = []
+    root = _as_table(parse(_text(path), str(path), quoted=str, problems=problems), str(path))
+    return _check(root, problems, hidden=set()).job
+
+
+def dump_resolved(job: Job) -> str:
+    """``job`` as YAML text, the only form in which it travels."""
+    return dump(job.model_dump(mode="json", by_alias=True))
+
+
+def _text(path: Path) -> str:
+    """The text of a file of at most ``MAX_BYTES``."""
+
+    def problem(message: str) -> SpecError:
+        return SpecError([Problem(str(path), None, "", message)])
+
+    try:
+        with path.open("rb") as file:
+            content = file.read(MAX_BYTES + 1)
+    except IsADirectoryError as error:
+        raise problem("is a folder; give a job file (.yaml)") from error
+    except FileNotFoundError as error:
+        raise problem("no such file") from error
+    except OSError as error:
+        raise problem(f"cannot be read: {error.strerror}") from error
+    if len(content) > MAX_BYTES:
+        raise problem(f"larger than {MAX_BYTES} bytes, which no job file is")
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        byte = f"byte 0x{content[error.start]:02x} at position {error.start}"
+        raise problem(f"not a text file in UTF-8: {byte}") from error
+
+
+def _as_table(document: Any, file: str) -> Table:
+    if isinstance(document, Table):
+        return document
+    if document is None:
+        message = "the file is empty; a job file holds at least 'name' and 'stages'"
+    else:
+        message = f"expected a section of keys at the top, found {shown(document)}"
+    raise SpecError([Problem(file, None, "", message)])
+
+
+def _read_with_bases(
+    path: Path, quoted: Callable[[str], str], problems: list[Problem], chain: tuple[str, ...]
+) -> Table:
+    """The table of ``path`` on top of the file it extends, and so on."""
+    root = _as_table(parse(_text(path), str(path), quoted=quoted, problems=problems), str(path))
+    base = root.pop("extends", None)
+    if base is None:
+        return root
+    place = root.places["extends"]
+
+    def problem(message: str) -> SpecError:
+        return SpecError([Problem(place.file, place.line, "extends", message)])
+
+    if not isinstance(base, str):
+        raise problem(f"expected the path of another job file, found {shown(base)}")
+    chain = (*chain, os.path.realpath(path))
+    base_path = Path(os.path.join(os.path.dirname(path), os.path.expanduser(base)))
+    if os.path.realpath(base_path) in chain:
+        raise problem(f"'{base}' extends this file in turn; a file cannot build on itself")
+    if not base_path.is_file():
+        raise problem(f"no such file: '{base_path}'")
+    merged = merge(_read_with_bases(base_path, quoted, problems, chain), root)
+    assert isinstance(merged, Table)
+    return merged
+
+
+def _apply_overrides(
+    root: Table, overrides: Sequence[str], quoted: Callable[[str], str], problems: list[Problem]
+) -> None:
+    for override in overrides:
+        try:
+            key, text = split_override(override)
+            found: list[Problem] = []
+            value = parse(text, FLAG, quoted=quoted, problems=found)
+            problems += [Problem(FLAG, None, key, problem.message) for problem in found]
+            set_key(root, key, value)
+        except OverrideError as error:
+            problems.append(error.problem)
+        except SpecError as error:
+            problems += [Problem(FLAG, None, key, problem.message) for problem in error.problems]
+
+
+def _merge_defaults(root: Table, problems: list[Problem]) -> None:
+    """Put ``defaults`` under every stage that trains; a stage's own model or first weights win."""
+    if "defaults" not in root:
+        return
+    defaults = root.pop("defaults")
+    place = root.places["defaults"]
+    if not isinstance(defaults, Table):
+        message = f"expected a section of keys that training stages share, found {shown(defaults)}"
+        problems.append(Problem(place.file, place.line, "defaults", message))
+        return
+    stages = root.get("stages")
+    if not isinstance(stages, Items):
+        return
+    for index, stage in enumerate(stages):
+        if not isinstance(stage, Table) or stage.get("kind", "train") != "train":
+            continue
+        shared = inherited(defaults)
+        init = stage.get("init")
+        if isinstance(init, Table) and "checkpoint" not in init:
+            shared.pop("model", None)
+        elif "model" in stage and "init" not in stage:
+            shared.pop("init", None)
+        stages[index] = merge(shared, stage, ("stages", index))
+
+
+def _check(root: Table, problems: list[Problem], *, hidden: set[KeyPath]) -> LoadedJob:
+    """The job in ``root``; raises ``problems`` together with what is wrong with it.
+
+    Args:
+        hidden: Paths whose values no message may show, and that have their problem already.
+    """
+
+    def problem(path: KeyPath, message: str) -> Problem:
+        place = place_of(root, path)
+        if place.inherited and path[0] == "stages":
+            path = ("defaults", *path[2:])
+        return Problem(place.file, place.line, key_text(path), message)
+
+    try:
+        job = Job.model_validate(plain(root))
+    except ValidationError as failure:
+        for error in failure.errors(include_url=False):
+            path, message = explain(error, Job)
+            if path not in hidden and UNREADABLE not in message and not _is_echo(error):
+                problems.append(problem(path, message))
+    else:
+        problems += [problem(path, message) for path, message in references.check(job)]
+    if problems:
+        found = dict.fromkeys(problems)
+        raise SpecError(sorted(found, key=lambda problem: (problem.file, problem.line or 0)))
+    return LoadedJob(job, problem)
+
+
+def _is_echo(error: ErrorDetails) -> bool:
+    """Whether a list is called too short only because items of it were refused."""
+    return error["type"] == "too_short" and len(error["input"]) >= error["ctx"]["min_length"]

@@ -1,0 +1,195 @@
+"""Checks between sections of a job: names that must exist, and keys that must fit each other.
+
+Each check yields key paths and messages; ``load.py`` adds files and lines.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from orchestrator.spec.job import EvaluateStage, Job, Stage, TrainStage
+from orchestrator.spec.messages import suggestion
+from orchestrator.spec.optimization import Adafactor, WarmupStableDecay
+from orchestrator.spec.plan import batch_complaint, count_steps, input_stage, plan_batch
+from orchestrator.spec.training import (
+    FSDP2Strategy,
+    SequenceClassificationObjective,
+    ZeROStrategy,
+)
+from orchestrator.spec.tree import KeyPath
+
+Complaint = tuple[KeyPath, str]
+RESERVED = ("job.yaml", "plan.json", "environment.json", "events.jsonl", "driver.lock", "run_id", "stop")
+"""Files of a run directory, beside which every stage has its folder."""
+POSITIONS = ("max_position_embeddings", "n_positions")
+
+
+def check(job: Job) -> Iterator[Complaint]:
+    """Everything in ``job`` that contradicts something elsewhere in it."""
+    yield from _check_names(job)
+    yield from _check_order(job)
+    if job.tokenizer and job.tokenizer.train:
+        path: KeyPath = ("tokenizer", "train", "datasets")
+        for index, name in enumerate(job.tokenizer.train.datasets):
+            yield from _check_dataset(job, (*path, index), name)
+    for index, stage in enumerate(job.stages):
+        path = ("stages", index)
+        if isinstance(stage, TrainStage):
+            yield from _check_data(job, stage, path)
+            yield from _check_model(job, stage, path)
+            yield from _check_optimization(job, stage, path)
+        elif isinstance(stage, EvaluateStage):
+            yield from _check_evaluate(job, stage, path)
+
+
+def _check_names(job: Job) -> Iterator[Complaint]:
+    seen: dict[str, int] = {}
+    for index, stage in enumerate(job.stages):
+        path: KeyPath = ("stages", index, "name")
+        if stage.name in seen:
+            yield path, f"'{stage.name}' is also the name of stages[{seen[stage.name]}]"
+        seen.setdefault(stage.name, index)
+        if stage.name in RESERVED:
+            yield path, f"'{stage.name}' is a file of the run directory; give the stage another name"
+
+
+def _check_order(job: Job) -> Iterator[Complaint]:
+    """Stages that others read exist, train, and do not wait for each other."""
+    stages = {stage.name: stage for stage in job.stages}
+    trained = [name for name, stage in stages.items() if isinstance(stage, TrainStage)]
+    for index, stage in enumerate(job.stages):
+        name = input_stage(stage)
+        key: KeyPath = ("init", "stage") if isinstance(stage, TrainStage) else ("from",)
+        path = ("stages", index, *key)
+        if name is None:
+            continue
+        if name not in stages:
+            others = [other for other in trained if other != stage.name]
+            hint = suggestion(name, others, plural="Training stages")
+            yield path, f"no stage is called '{name}'.{hint}"
+        elif name not in trained:
+            yield path, f"'{name}' is of kind '{stages[name].kind}', which makes no weights"
+        elif chain := _cycle(stages, stage):
+            yield path, f"stages wait for each other: {' -> '.join(chain)}"
+
+
+def _cycle(stages: dict[str, Stage], start: Stage) -> list[str] | None:
+    """Names from ``start`` along its inputs back to itself, if they lead there."""
+    chain = [start.name]
+    name = input_stage(start)
+    while name in stages and name not in chain:
+        chain.append(name)
+        name = input_stage(stages[name])
+    return [*chain, start.name] if name == start.name else None
+
+
+def _check_dataset(job: Job, path: KeyPath, name: str) -> Iterator[Complaint]:
+    if name not in job.datasets:
+        hint = suggestion(name, list(job.datasets), plural="Datasets") or " 'datasets' is empty."
+        yield path, f"no dataset is called '{name}'.{hint}"
+
+
+def _check_data(job: Job, stage: TrainStage, path: KeyPath) -> Iterator[Complaint]:
+    used: list[Complaint] = [((*path, "data", "mixture", name), name) for name in stage.data.mixture]
+    if stage.evaluation:
+        place: KeyPath = (*path, "evaluation", "datasets")
+        for index, name in enumerate(stage.evaluation.datasets):
+            used.append(((*place, index), name))
+            yield from _check_held_out(job, (*place, index), name, "validation")
+    for where, name in used:
+        yield from _check_dataset(job, where, name)
+        yield from _check_labels(job, stage, where, name)
+
+
+def _check_evaluate(job: Job, stage: EvaluateStage, path: KeyPath) -> Iterator[Complaint]:
+    trained = {other.name: other for other in job.stages}.get(stage.from_)
+    for index, name in enumerate(stage.datasets):
+        where = (*path, "datasets", index)
+        yield from _check_dataset(job, where, name)
+        if stage.split != "train":
+            yield from _check_held_out(job, where, name, stage.split)
+        if isinstance(trained, TrainStage):
+            yield from _check_labels(job, trained, where, name)
+
+
+def _check_held_out(job: Job, path: KeyPath, name: str, split: str) -> Iterator[Complaint]:
+    dataset = job.datasets.get(name)
+    if dataset is not None and getattr(dataset, f"{split}_fraction") == 0.0:
+        yield (
+            path,
+            f"dataset '{name}' has no {split} rows: its {split}_fraction is 0."
+            f" Give it one, such as 'datasets.{name}.{split}_fraction: 0.1'",
+        )
+
+
+def _check_labels(job: Job, stage: TrainStage, path: KeyPath, name: str) -> Iterator[Complaint]:
+    """A classification stage reads labels, as many as it has."""
+    dataset, objective = job.datasets.get(name), stage.objective
+    if dataset is None or not isinstance(objective, SequenceClassificationObjective):
+        return
+    if dataset.label_column is None:
+        yield (
+            path,
+            f"dataset '{name}' has no label_column, which sequence_classification reads."
+            f" Give it one, such as 'datasets.{name}.label_column: label'",
+        )
+    names = dataset.label_names
+    if names is not None and len(names) != objective.num_labels:
+        yield (
+            path,
+            f"dataset '{name}' has {len(names)} label_names, and the objective of stage"
+            f" '{stage.name}' has num_labels {objective.num_labels}; they must be equal",
+        )
+
+
+def _check_model(job: Job, stage: TrainStage, path: KeyPath) -> Iterator[Complaint]:
+    """A model from scratch has a tokenizer that fits it, and positions for its rows."""
+    if stage.model is None:
+        return
+    if job.tokenizer is None:
+        yield (
+            (*path, "model"),
+            "a model from scratch needs a tokenizer: add a 'tokenizer' section,"
+            " such as 'tokenizer: {from: gpt2}'",
+        )
+    config = stage.model.config
+    for key in POSITIONS:
+        positions = config.get(key)
+        if isinstance(positions, int) and stage.data.seq_len > positions:
+            yield (
+                (*path, "data", "seq_len"),
+                f"seq_len {stage.data.seq_len} is longer than the model's {key} {positions}",
+            )
+    vocabulary, trained = config.get("vocab_size"), job.tokenizer and job.tokenizer.train
+    if isinstance(vocabulary, int) and trained and trained.vocab_size > vocabulary:
+        yield (
+            (*path, "model", "config", "vocab_size"),
+            f"vocab_size {vocabulary} is smaller than the tokenizer's {trained.vocab_size};"
+            " leave it out to use the tokenizer's",
+        )
+
+
+def _check_optimization(job: Job, stage: TrainStage, path: KeyPath) -> Iterator[Complaint]:
+    strategy, schedule, workers = stage.strategy, stage.schedule, job.resources.num_workers
+    if isinstance(strategy, FSDP2Strategy) and workers % strategy.replicate_degree:
+        yield (
+            (*path, "strategy", "replicate_degree"),
+            f"replicate_degree {strategy.replicate_degree} does not divide num_workers {workers}",
+        )
+    shards = isinstance(strategy, ZeROStrategy) and strategy.stage >= 1
+    if shards and isinstance(stage.optimizer, Adafactor):
+        yield (
+            (*path, "optimizer", "name"),
+            "adafactor factors matrices, which zero 1 to 3 flatten; use strategy zero with"
+            " stage 0, ddp or fsdp2, or the optimizer adamw",
+        )
+    decay_steps = schedule.decay_steps if isinstance(schedule, WarmupStableDecay) else 0
+    length = schedule.warmup_steps + decay_steps
+    if batch_complaint(stage, job.resources) is None:
+        num_steps = count_steps(stage.limits, plan_batch(stage, job.resources), None)
+        if num_steps is not None and length > num_steps:
+            parts = "warmup_steps + decay_steps" if decay_steps else "warmup_steps"
+            yield (
+                (*path, "schedule"),
+                f"{parts} = {length} is longer than the stage, which has {num_steps} steps",
+            )

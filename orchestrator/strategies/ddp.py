@@ -1,0 +1,56 @@
+"""Data parallelism with the model replicated on every rank (torch DistributedDataParallel)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from orchestrator.contracts import EngineSetup
+from orchestrator.spec.training import DDPStrategy
+from orchestrator.strategies.plain import PlainEngine
+from orchestrator.strategies.preparation import enable_activation_checkpointing, require_compiler
+
+
+class DDPEngine(PlainEngine):
+    """The reference trajectory: what other strategies are compared with."""
+
+    def __init__(self, model: nn.Module, section: Any, setup: EngineSetup) -> None:
+        """Wrap ``model`` as the ``ddp`` section says.
+
+        Raises:
+            PlanError: No compiler for ``compile``, or no support for activation checkpointing.
+        """
+        assert isinstance(section, DDPStrategy)
+        if section.compile:
+            require_compiler(setup.device)
+        if section.activation_checkpointing:
+            enable_activation_checkpointing(model)
+        model.to(setup.device)
+        if section.param_dtype == "bfloat16":
+            # Around the forward pass alone: a backward pass under autocast would cast once more.
+            model.forward = torch.autocast(setup.device.type, torch.bfloat16)(model.forward)
+        self._ddp = DistributedDataParallel(
+            model,
+            device_ids=None if setup.device.type == "cpu" else [setup.device],
+            # Buffers here are constants (positions, rotary frequencies), equal on all ranks.
+            forward_sync_buffers=False,
+            gradient_as_bucket_view=True,
+        )
+        if section.compile:
+            self._ddp.compile()
+        self.model = self._ddp
+        self._adopt(model, setup.make_optimizer(model), setup)
+
+    @contextmanager
+    def micro_step(self, *, last: bool) -> Iterator[None]:
+        """Sum gradients over ranks in the last micro-batch alone."""
+        if last:
+            yield
+        else:
+            with self._ddp.no_sync():
+                yield

@@ -1,0 +1,134 @@
+"""Sharded parameters, gradients and optimizer state (torch ``fully_shard``, per block and then the rest)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.fsdp import (
+    CPUOffloadPolicy,
+    FSDPModule,
+    MixedPrecisionPolicy,
+    OffloadPolicy,
+    fully_shard,
+)
+
+from orchestrator.contracts import EngineSetup
+from orchestrator.errors import PlanError
+from orchestrator.spec.training import FSDP2Strategy
+from orchestrator.strategies.clip import sum_over_ranks
+from orchestrator.strategies.plain import PlainEngine
+from orchestrator.strategies.preparation import (
+    enable_activation_checkpointing,
+    quieten_torch,
+    require_compiler,
+)
+
+
+class FSDP2Engine(PlainEngine):
+    """FSDP2, or HSDP where the sharded model is replicated as well."""
+
+    def __init__(self, model: nn.Module, section: Any, setup: EngineSetup) -> None:
+        """Shard ``model`` as the ``fsdp2`` section says.
+
+        Raises:
+            PlanError: ``replicate_degree`` does not divide the number of workers, or as ``DDPEngine``.
+        """
+        assert isinstance(section, FSDP2Strategy)
+        quieten_torch()
+        mesh = build_mesh(section.replicate_degree, setup)
+        if section.compile:
+            require_compiler(setup.device)
+        if section.activation_checkpointing:
+            enable_activation_checkpointing(model)
+        if section.compile:
+            for block in setup.blocks:
+                block.compile()
+        self._shard(model, mesh, section, setup)
+        self._replicate_degree = section.replicate_degree
+        self.model = model
+        self._adopt(model, setup.make_optimizer(model), setup)
+
+    def _shard(self, model: nn.Module, mesh: DeviceMesh, section: FSDP2Strategy, setup: EngineSetup) -> None:
+        """Shard each block, then what is left."""
+        # Shards in pinned memory speed up copies to a GPU; a CPU has none to pin for.
+        offload = (
+            CPUOffloadPolicy(pin_memory=setup.device.type != "cpu")
+            if section.cpu_offload
+            else OffloadPolicy()
+        )
+        for block in setup.blocks:
+            fully_shard(
+                block,
+                mesh=mesh,
+                reshard_after_forward=section.reshard_after_forward,
+                mp_policy=precision_policy(section),
+                offload_policy=offload,
+            )
+        self._root: FSDPModule = fully_shard(
+            model,
+            mesh=mesh,
+            reshard_after_forward=section.reshard_after_forward,
+            # Only here: blocks that cast their output disagree with the dtype of the next block.
+            mp_policy=precision_policy(section, output_dtype=torch.float32),
+            offload_policy=offload,
+        )
+
+    @contextmanager
+    def micro_step(self, *, last: bool) -> Iterator[None]:
+        """Keep gradients of the whole model until the last micro-batch, then sum and shard them."""
+        self._root.set_requires_gradient_sync(last)
+        yield
+
+    def _global_squares(self, squares: Tensor) -> Tensor:
+        """Add the shards; each element is on ``replicate_degree`` ranks."""
+        return sum_over_ranks(squares, copies=self._replicate_degree)
+
+    def neutral_state(self) -> dict[str, Tensor]:
+        """Shards as DTensors, by neutral name."""
+        self._reshard()
+        return super().neutral_state()
+
+    def full_weights(self) -> dict[str, Tensor] | None:
+        """All parameters on rank 0, gathered one at a time."""
+        self._reshard()
+        return super().full_weights()
+
+    def _reshard(self) -> None:
+        """Free whole parameters that a forward pass without a backward pass may have left behind."""
+        for module in self._module.modules():
+            if isinstance(module, FSDPModule):
+                module.reshard()
+
+
+def build_mesh(replicate_degree: int, setup: EngineSetup) -> DeviceMesh:
+    """The device mesh: one axis ``shard``, or ``replicate`` by ``shard``.
+
+    Raises:
+        PlanError: The number of workers is not a multiple of ``replicate_degree``.
+    """
+    if setup.world_size % replicate_degree:
+        raise PlanError(
+            f"strategy.replicate_degree {replicate_degree} does not divide the {setup.world_size} workers;"
+            f" set it to a divisor of {setup.world_size}, or change resources.num_workers"
+        )
+    if replicate_degree == 1:
+        return init_device_mesh(setup.device.type, (setup.world_size,), mesh_dim_names=("shard",))
+    return init_device_mesh(
+        setup.device.type,
+        (replicate_degree, setup.world_size // replicate_degree),
+        mesh_dim_names=("replicate", "shard"),
+    )
+
+
+def precision_policy(section: FSDP2Strategy, output_dtype: torch.dtype | None = None) -> MixedPrecisionPolicy:
+    """Compute and reduce dtypes of the section; the shards themselves stay float32."""
+    param_dtype: torch.dtype = getattr(torch, section.param_dtype)
+    reduce_dtype: torch.dtype = getattr(torch, section.reduce_dtype)
+    if param_dtype == reduce_dtype == torch.float32:
+        return MixedPrecisionPolicy()
+    return MixedPrecisionPolicy(param_dtype=param_dtype, reduce_dtype=reduce_dtype, output_dtype=output_dtype)

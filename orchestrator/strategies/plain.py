@@ -1,0 +1,104 @@
+"""Engines whose parameters a torch optimizer holds as they are: ddp, fsdp2, and ZeRO stage 0.
+
+``PlainEngine`` owns the step, the neutral state and the full weights. How a strategy wraps the model and
+sums gradients is in the subclasses.
+"""
+
+from __future__ import annotations
+
+from typing import cast
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+
+from orchestrator.contracts import Engine, EngineSetup
+from orchestrator.strategies.clip import clip, finite_norm, sum_of_squares
+from orchestrator.strategies.optimizer_state import check_supported, materialized_state
+from orchestrator.strategies.preparation import fill_missing_gradients
+
+
+class PlainEngine(Engine):
+    """Step, state and weights of parameters that are plain tensors or DTensors."""
+
+    def _adopt(self, module: nn.Module, optimizer: torch.optim.Optimizer, setup: EngineSetup) -> None:
+        """Take over the bare model, whose parameter names are the neutral ones, and its optimizer.
+
+        Raises:
+            PlanError: The optimizer's state is not one that checkpoints know.
+        """
+        check_supported(optimizer)
+        self._module = module
+        self._optimizer = optimizer
+        self._setup = setup
+        self._trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
+
+    def backward(self, loss: Tensor) -> None:
+        """Accumulate gradients of ``loss``."""
+        # Data-parallel wrappers average over ranks; the engine contract is a sum, so scale back up.
+        (loss * self._setup.world_size).backward()  # type: ignore[no-untyped-call]
+
+    def step(self, lr: float) -> float:
+        """Clip, update with ``lr``, clear gradients; the global norm before clipping."""
+        fill_missing_gradients(self._trained)
+        gradients = [_local(parameter.grad) for parameter in self._trained]
+        squares = self._global_squares(sum_of_squares(gradients, self._setup.device))
+        norm = finite_norm(squares)
+        clip(gradients, norm, self._setup.max_grad_norm)
+        for group in self._optimizer.param_groups:
+            group["lr"] = lr
+        self._update()
+        return norm
+
+    def _global_squares(self, squares: Tensor) -> Tensor:
+        """This rank's sum of squares made global; replicated gradients are complete already."""
+        return squares
+
+    def _update(self) -> None:
+        """Move the weights and clear gradients."""
+        self._optimizer.step()
+        self._optimizer.zero_grad(set_to_none=True)
+
+    def neutral_state(self) -> dict[str, Tensor]:
+        """Views of weights and optimizer state by neutral name."""
+        state = {f"model.{name}": _data(p) for name, p in self._module.named_parameters()}
+        groups = {
+            id(parameter): group for group in self._optimizer.param_groups for parameter in group["params"]
+        }
+        for name, parameter in self._module.named_parameters():
+            if parameter.requires_grad:
+                slots = materialized_state(self._optimizer, groups[id(parameter)], parameter)
+                state |= {f"optim.{slot}.{name}": value for slot, value in slots.items()}
+        return state
+
+    def neutral_state_loaded(self, state: dict[str, Tensor]) -> None:
+        """Nothing is left to do: ``state`` holds the optimizer's own tensors."""
+
+    def full_weights(self) -> dict[str, Tensor] | None:
+        """All parameters on rank 0, gathered one at a time."""
+        weights = {}
+        for name, parameter in self._module.named_parameters():
+            tensor = _data(parameter)
+            if isinstance(tensor, DTensor):
+                tensor = gather(tensor, self._setup.device)
+            if dist.get_rank() == 0:
+                weights[name] = tensor.to(device="cpu", dtype=torch.float32, copy=True)
+        return weights if dist.get_rank() == 0 else None
+
+
+def gather(tensor: DTensor, device: torch.device) -> Tensor:
+    """The whole of ``tensor``, gathered over ``device``, where its process group communicates."""
+    whole: Tensor = cast(DTensor, tensor.to(device)).full_tensor()
+    return whole
+
+
+def _data(parameter: nn.Parameter) -> Tensor:
+    """The parameter's tensor without its graph."""
+    return parameter.detach()
+
+
+def _local(gradient: Tensor | None) -> Tensor:
+    """The part of a gradient that this rank holds."""
+    assert gradient is not None
+    return gradient.to_local() if isinstance(gradient, DTensor) else gradient

@@ -1,0 +1,204 @@
+"""DeepSpeed ZeRO, stages 0 to 3.
+
+DeepSpeed partitions, reduces and gathers; norm, clip and checkpoint are ours, so that all stages are on one
+trajectory with ``ddp`` and read each other's state. Stage 0 partitions nothing and is a ``PlainEngine``.
+"""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from orchestrator.contracts import Engine, EngineSetup
+from orchestrator.errors import CheckpointError
+from orchestrator.spec.training import ZeROStrategy
+from orchestrator.strategies.clip import clip, finite_norm, sum_of_squares, sum_over_ranks
+from orchestrator.strategies.flat_ranges import FlatRanges
+from orchestrator.strategies.optimizer_state import materialized_state
+from orchestrator.strategies.plain import PlainEngine
+from orchestrator.strategies.zero_driver import DeepSpeedDriver
+from orchestrator.strategies.zero_partitions import GroupPartitions, ParameterPartitions, Partitions
+
+
+class ZeROEngine(Engine):
+    """What the registry names; building it gives the engine of the section's stage."""
+
+    def __new__(cls, model: nn.Module, section: Any, setup: EngineSetup) -> Any:
+        """Replicated parameters at stage 0, partitioned ones above."""
+        if cls is not ZeROEngine:
+            return super().__new__(cls)
+        return super().__new__(PartitionedZeRO if section.stage else ReplicatedZeRO)
+
+    def __init__(self, model: nn.Module, section: Any, setup: EngineSetup) -> None:
+        """Start DeepSpeed around ``model`` as the ``zero`` section says.
+
+        Raises:
+            PlanError: Version, operators, configuration, optimizer or compiler do not allow it.
+        """
+        assert isinstance(section, ZeROStrategy)
+        # What DeepSpeed casts to bfloat16 before it makes float32 masters of it, or keeps no master of.
+        is_cast = section.param_dtype == "bfloat16"
+        originals = {
+            name: parameter.detach().clone()
+            for name, parameter in model.named_parameters()
+            if is_cast or not parameter.requires_grad
+        }
+        self._driver = DeepSpeedDriver(model, section, setup)
+        self.model = self._driver.engine
+        self._take_over(model, originals, section, setup)
+
+    def _take_over(
+        self,
+        module: nn.Module,
+        originals: dict[str, Tensor],
+        section: ZeROStrategy,
+        setup: EngineSetup,
+    ) -> None:
+        """Find the state in what DeepSpeed made of ``module``; ``originals``: float32 values it may have lost."""
+        raise NotImplementedError
+
+    def micro_step(self, *, last: bool) -> AbstractContextManager[None]:
+        """Reduce gradients for the update in the last micro-batch alone."""
+        return self._driver.micro_step(last=last)
+
+    def backward(self, loss: Tensor) -> None:
+        """Accumulate gradients of ``loss``."""
+        self._driver.backward(loss)
+
+
+class ReplicatedZeRO(ZeROEngine, PlainEngine):
+    """Stage 0: DeepSpeed sums gradients, torch's optimizer holds the parameters."""
+
+    def _take_over(
+        self,
+        module: nn.Module,
+        originals: dict[str, Tensor],
+        section: ZeROStrategy,
+        setup: EngineSetup,
+    ) -> None:
+        """DeepSpeed hands the optimizer back as it was."""
+        self._adopt(module, self._driver.engine.optimizer, setup)
+
+    def _update(self) -> None:
+        """Move the weights and clear gradients."""
+        self._driver.update()
+
+
+class PartitionedZeRO(ZeROEngine):
+    """Stages 1 to 3: master weights and optimizer state in flat tensors."""
+
+    def _take_over(
+        self,
+        module: nn.Module,
+        originals: dict[str, Tensor],
+        section: ZeROStrategy,
+        setup: EngineSetup,
+    ) -> None:
+        """Find DeepSpeed's flat tensors, and put back float32 values that it rounded."""
+        kind = ParameterPartitions if section.stage == 3 else GroupPartitions
+        self._module = module
+        self._setup = setup
+        self._optimizer: torch.optim.Optimizer = self._driver.engine.optimizer.optimizer
+        self._partitions: Partitions = kind(self._driver.engine.optimizer)
+        self._frozen = {
+            name: self._partitions.hold_frozen(parameter, originals[name])
+            for name, parameter in module.named_parameters()
+            if not parameter.requires_grad
+        }
+        if section.param_dtype == "bfloat16":
+            self._restore_masters(originals)
+
+    def _restore_masters(self, originals: dict[str, Tensor]) -> None:
+        """Set this rank's master weights; the working weights are these values rounded already."""
+        for name, parameter in self._module.named_parameters():
+            if parameter.requires_grad:
+                for start, master in self._ranges(parameter, self._partitions.flats).ranges:
+                    master.copy_(originals[name].view(-1)[start : start + master.numel()])
+
+    def step(self, lr: float) -> float:
+        """Clip, update with ``lr``, clear gradients; the global norm before clipping."""
+        gradients = self._partitions.gradients()
+        squares = sum_over_ranks(sum_of_squares(gradients, self._setup.device))
+        norm = finite_norm(squares)
+        clip(gradients, norm, self._setup.max_grad_norm)
+        for group in self._driver.engine.optimizer.param_groups:
+            group["lr"] = lr
+        self._driver.update()
+        return norm
+
+    def _flat_states(self) -> list[dict[str, Tensor]]:
+        """Optimizer state of each flat tensor, created where the optimizer has not done so."""
+        group = self._optimizer.param_groups[0]
+        return [materialized_state(self._optimizer, group, flat) for flat in self._partitions.flats]
+
+    def neutral_state(self) -> dict[str, Tensor]:
+        """Views of this rank's ranges, by neutral name."""
+        flats, states = self._partitions.flats, self._flat_states()
+        slots = [slot for slot in states[0] if slot != "step"]
+        state: dict[str, Tensor] = {}
+        for name, parameter in self._module.named_parameters():
+            if not parameter.requires_grad:
+                state[f"model.{name}"] = self._frozen[name]
+                continue
+            state[f"model.{name}"] = self._ranges(parameter, flats)
+            for slot in slots:
+                values = [flat_state[slot] for flat_state in states]
+                state[f"optim.{slot}.{name}"] = self._ranges(parameter, values)
+            if "step" in states[0]:
+                state[f"optim.step.{name}"] = states[0]["step"].detach().cpu().clone()
+        return state
+
+    def _ranges(self, parameter: nn.Parameter, flats: list[Tensor]) -> FlatRanges:
+        """The range of one parameter, a view into the flat tensor that holds it."""
+        fragment = self._partitions.fragment(parameter)
+        shape = self._partitions.shape(parameter)
+        if fragment is None:
+            return FlatRanges(shape, [])
+        view = flats[fragment.flat].detach().narrow(0, fragment.offset, fragment.numel)
+        return FlatRanges(shape, [(fragment.start, view)])
+
+    def neutral_state_loaded(self, state: dict[str, Tensor]) -> None:
+        """Set step counts, and bring working weights up to the loaded master weights; collective.
+
+        Raises:
+            CheckpointError: Parameters differ in their step count, which one flat tensor cannot hold.
+        """
+        steps = {value.item() for name, value in state.items() if name.startswith("optim.step.")}
+        if len(steps) > 1:
+            raise CheckpointError(
+                f"parameters with different step counts {sorted(steps)}, expected one: ZeRO updates them"
+                " together; resume with the strategy that wrote the checkpoint"
+            )
+        for flat_state in self._flat_states():
+            if "step" in flat_state:
+                flat_state["step"].fill_(next(iter(steps)))
+        for name, parameter in self._module.named_parameters():
+            if not parameter.requires_grad:
+                self._partitions.restore_frozen(parameter, self._frozen[name])
+        self._partitions.masters_changed()
+
+    def full_weights(self) -> dict[str, Tensor] | None:
+        """All parameters on rank 0, gathered one at a time."""
+        weights = {}
+        flats = self._partitions.flats
+        for name, parameter in self._module.named_parameters():
+            held = self._ranges(parameter, flats) if parameter.requires_grad else self._frozen[name]
+            whole = collect(held, self._setup.device) if isinstance(held, FlatRanges) else held
+            if dist.get_rank() == 0:
+                weights[name] = whole.clone()
+        return weights if dist.get_rank() == 0 else None
+
+
+def collect(ranges: FlatRanges, device: torch.device) -> Tensor:
+    """The whole float32 tensor of which each rank holds ``ranges``, on the CPU of rank 0; collective."""
+    # Added as integers: what a rank does not hold is 0, and every bit arrives, the sign of -0.0 too.
+    bits = torch.zeros(ranges.shape.numel(), dtype=torch.int32, device=device)
+    for start, elements in ranges.ranges:
+        bits[start : start + elements.numel()] = elements.view(torch.int32).to(device)
+    if dist.get_world_size() > 1:
+        dist.reduce(bits, dst=0)
+    return bits.cpu().view(torch.float32).view(ranges.shape)

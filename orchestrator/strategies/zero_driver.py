@@ -1,0 +1,114 @@
+"""A DeepSpeed engine around a model, driven by the step contract of ``contracts.Engine``."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from orchestrator.contracts import EngineSetup
+from orchestrator.errors import PlanError
+from orchestrator.spec.training import ZeROStrategy
+from orchestrator.strategies.optimizer_state import check_supported
+from orchestrator.strategies.preparation import (
+    enable_activation_checkpointing,
+    quieten_torch,
+    require_compiler,
+)
+from orchestrator.strategies.zero_config import JobFacts, build_config
+from orchestrator.strategies.zero_start import import_deepspeed, require_async_io
+
+
+class DeepSpeedDriver:
+    """A DeepSpeed engine, told when a step is complete by the caller and not by its own counter."""
+
+    def __init__(self, model: nn.Module, section: ZeROStrategy, setup: EngineSetup) -> None:
+        """Start DeepSpeed around ``model``.
+
+        Raises:
+            PlanError: Version, operators, configuration or optimizer do not allow it.
+        """
+        quieten_torch()
+        deepspeed = import_deepspeed(setup.device)
+        if section.compile:
+            require_compiler(setup.device)
+        if section.activation_checkpointing:
+            enable_activation_checkpointing(model)
+        optimizer = setup.make_optimizer(model)
+        check_optimizer(optimizer, section.stage)
+        num_trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+        facts = JobFacts(optimizer=type(optimizer).__name__, num_trained=num_trained)
+        config = build_config(section, setup, facts)
+        if any(block.get("device") == "nvme" for block in _offload_blocks(config)):
+            require_async_io()
+        if section.stage == 3 and setup.blocks:
+            # Gathered as a whole: hooks inside a block change the order in which gradients are added.
+            kinds = list(dict.fromkeys(type(block) for block in setup.blocks))
+            deepspeed.utils.set_z3_leaf_modules(model, kinds)
+        self.engine = _initialize(deepspeed, model, optimizer, config, section)
+        if section.compile:
+            self.engine.compile()
+        self._world_size = setup.world_size
+        self._last = True
+
+    @contextmanager
+    def micro_step(self, *, last: bool) -> Iterator[None]:
+        """Reduce gradients for the update in the last micro-batch alone."""
+        self._last = last
+        self.engine.set_gradient_accumulation_boundary(last)
+        yield
+
+    def backward(self, loss: Tensor) -> None:
+        """Accumulate gradients of ``loss``."""
+        # DeepSpeed averages over ranks; the engine contract is a sum, so scale back up.
+        self.engine.backward(loss * self._world_size, scale_wrt_gas=False)
+        if not self._last:
+            self.engine.step()
+
+    def update(self) -> None:
+        """Move the weights and clear gradients."""
+        self.engine.step()
+
+
+def check_optimizer(optimizer: torch.optim.Optimizer, stage: int) -> None:
+    """Refuse an optimizer that cannot run on flattened parameters.
+
+    Raises:
+        PlanError: Adafactor at stage 1 or more, or an optimizer whose state checkpoints do not know.
+    """
+    check_supported(optimizer)
+    if stage > 0 and isinstance(optimizer, torch.optim.Adafactor):
+        raise PlanError(
+            f"optimizer adafactor under strategy zero, stage {stage}: it factors the rows and columns of"
+            " matrices, which ZeRO flattens; use adamw, strategy fsdp2, or stage 0"
+        )
+
+
+def _offload_blocks(config: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """The offload blocks of a configuration, ours or the user's."""
+    zero = config["zero_optimization"]
+    return [zero[key] for key in ("offload_optimizer", "offload_param") if key in zero]
+
+
+def _initialize(
+    deepspeed: Any,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    config: Mapping[str, Any],
+    section: ZeROStrategy,
+) -> Any:
+    """DeepSpeed's engine.
+
+    Raises:
+        PlanError: DeepSpeed refuses the user's own configuration.
+    """
+    try:
+        engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=dict(config))
+    except (AssertionError, KeyError, TypeError, ValueError) as error:
+        if section.config is None:
+            raise
+        raise PlanError(f"strategy.config {section.config}: DeepSpeed refuses it: {error}") from error
+    return engine

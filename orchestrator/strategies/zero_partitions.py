@@ -1,0 +1,196 @@
+"""Where DeepSpeed 0.19 keeps what ZeRO stages 1 to 3 partition; no other file touches its private attributes.
+
+Both kinds of partition keep float32 master weights in flat tensors. Stages 1 and 2 flatten each parameter
+group and give every rank one slice of it; stage 3 splits each parameter and flattens a rank's pieces.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from orchestrator.errors import PlanError
+from orchestrator.strategies.flat_ranges import FlatRanges
+
+
+class Fragment(NamedTuple):
+    """The elements of one parameter that this rank holds."""
+
+    flat: int
+    """Index of the flat tensor."""
+    offset: int
+    """First element in the flat tensor."""
+    start: int
+    """First element in the flattened parameter."""
+    numel: int
+
+
+class Partitions(ABC):
+    """This rank's flat tensors, and what of which parameter is in them."""
+
+    def __init__(self, zero_optimizer: Any) -> None:
+        """Look into DeepSpeed's ``zero_optimizer``.
+
+        Raises:
+            PlanError: It lacks an attribute that DeepSpeed 0.19 has.
+        """
+        self._zero = zero_optimizer
+        missing = [name for name in self.attributes if not hasattr(zero_optimizer, name)]
+        if missing:
+            raise PlanError(
+                f"DeepSpeed's {type(zero_optimizer).__name__} has no {missing}, which this engine reads;"
+                " install deepspeed 0.19.8, or use strategy fsdp2"
+            )
+
+    attributes: tuple[str, ...]
+    """Private attributes of the optimizer that are used here."""
+
+    @property
+    @abstractmethod
+    def flats(self) -> list[Tensor]:
+        """Float32 master weights, the tensors that torch's optimizer updates."""
+
+    @property
+    @abstractmethod
+    def offloaded(self) -> bool:
+        """Whether gradients of a complete step lie in ``grad`` of the flat tensors."""
+
+    @abstractmethod
+    def fragment(self, parameter: nn.Parameter) -> Fragment | None:
+        """What this rank holds of a trained parameter; ``None``: nothing."""
+
+    @abstractmethod
+    def shape(self, parameter: nn.Parameter) -> torch.Size:
+        """The parameter's natural shape."""
+
+    @abstractmethod
+    def hold_frozen(self, parameter: nn.Parameter, whole: Tensor) -> Tensor:
+        """What this rank keeps of ``whole``, the float32 value of a parameter that is not trained."""
+
+    @abstractmethod
+    def restore_frozen(self, parameter: nn.Parameter, held: Tensor) -> None:
+        """Set the working copy of a parameter that is not trained."""
+
+    @abstractmethod
+    def masters_changed(self) -> None:
+        """Copy master weights to working weights, on all ranks; collective."""
+
+    def gradients(self) -> list[Tensor]:
+        """Gradients of the complete step that this rank holds; no element is on two ranks."""
+        if self.offloaded:
+            return [flat.grad for flat in self.flats if flat.grad is not None]
+        groups = self._zero.averaged_gradients.values()
+        return [gradient for group in groups for gradient in group or []]
+
+
+class GroupPartitions(Partitions):
+    """Stages 1 and 2: one slice of every flattened parameter group."""
+
+    attributes = (
+        "averaged_gradients",
+        "single_partition_of_fp32_groups",
+        "cpu_offload",
+        "update_lp_params",
+    )
+
+    @property
+    def flats(self) -> list[Tensor]:
+        """One flat tensor a parameter group."""
+        return list(self._zero.single_partition_of_fp32_groups)
+
+    @property
+    def offloaded(self) -> bool:
+        """Whether the optimizer is in host memory."""
+        return bool(self._zero.cpu_offload)
+
+    def fragment(self, parameter: nn.Parameter) -> Fragment | None:
+        """The part of the parameter inside this rank's slice."""
+        mapping: Any = parameter._hp_mapping  # type: ignore[attr-defined]
+        if mapping is None:
+            return None
+        working, master = mapping.lp_fragment_address, mapping.hp_fragment_address
+        return Fragment(mapping.param_group_index, master.start, working.start, master.numel)
+
+    def shape(self, parameter: nn.Parameter) -> torch.Size:
+        """The parameter is whole on every rank."""
+        return parameter.shape
+
+    def hold_frozen(self, parameter: nn.Parameter, whole: Tensor) -> Tensor:
+        """All of it: DeepSpeed replicates it."""
+        return whole
+
+    def restore_frozen(self, parameter: nn.Parameter, held: Tensor) -> None:
+        """Copy, in the dtype DeepSpeed gave it."""
+        parameter.detach().copy_(held)
+
+    def masters_changed(self) -> None:
+        """Copy this rank's slice, then gather the others'."""
+        self._zero.update_lp_params()
+
+
+class ParameterPartitions(Partitions):
+    """Stage 3: one slice of every parameter."""
+
+    attributes = (
+        "averaged_gradients",
+        "fp32_partitioned_groups_flat",
+        "fp16_partitioned_groups_flat",
+        "offload_optimizer",
+        "grad_position",
+        "get_param_id",
+        "checkpoint_event_prologue",
+        "checkpoint_event_epilogue",
+        "_get_param_partition_rank",
+        "_reassign_or_swap_out_partitioned_parameters",
+    )
+
+    @property
+    def flats(self) -> list[Tensor]:
+        """One flat tensor a sub-group of parameters."""
+        return list(self._zero.fp32_partitioned_groups_flat)
+
+    @property
+    def offloaded(self) -> bool:
+        """Whether the optimizer is outside device memory."""
+        return bool(self._zero.offload_optimizer)
+
+    def fragment(self, parameter: nn.Parameter) -> Fragment | None:
+        """This rank's slice of the parameter, without the padding of the last ranks."""
+        start, numel = self._slice(parameter)
+        flat, offset, _ = self._zero.grad_position[self._zero.get_param_id(parameter)]
+        return Fragment(flat, offset, start, numel) if numel else None
+
+    def shape(self, parameter: nn.Parameter) -> torch.Size:
+        """The shape before DeepSpeed emptied the parameter."""
+        shape: torch.Size = parameter.ds_shape  # type: ignore[attr-defined]
+        return shape
+
+    def hold_frozen(self, parameter: nn.Parameter, whole: Tensor) -> Tensor:
+        """This rank's slice."""
+        start, numel = self._slice(parameter)
+        held = whole.view(-1).narrow(0, start, numel).clone()
+        return FlatRanges(whole.shape, [(start, held)] if numel else [])
+
+    def restore_frozen(self, parameter: nn.Parameter, held: Tensor) -> None:
+        """Copy the slice, in the dtype DeepSpeed gave it."""
+        assert isinstance(held, FlatRanges)
+        partition: Tensor = parameter.ds_tensor  # type: ignore[attr-defined]
+        for _, elements in held.ranges:
+            partition.detach().view(-1).narrow(0, 0, elements.numel()).copy_(elements)
+
+    def _slice(self, parameter: Any) -> tuple[int, int]:
+        """First element and number of elements of this rank's slice."""
+        size = parameter.ds_tensor.numel()
+        rank = self._zero._get_param_partition_rank(parameter)
+        start = min(rank * size, parameter.ds_numel)
+        return start, min(size, parameter.ds_numel - start)
+
+    def masters_changed(self) -> None:
+        """Copy every slice, then gather the small parameters that stay whole."""
+        self._zero.checkpoint_event_prologue()
+        for index in range(len(self._zero.fp16_partitioned_groups_flat)):
+            self._zero._reassign_or_swap_out_partitioned_parameters(index)
+        self._zero.checkpoint_event_epilogue()

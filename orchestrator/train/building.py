@@ -1,0 +1,122 @@
+"""What every rank of a training stage builds before it communicates: rows, objective, model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel
+
+from orchestrator.checkpoint.layout import RunLayout
+from orchestrator.checkpoint.manager import CheckpointManager
+from orchestrator.contracts import Objective, TokenInfo
+from orchestrator.data.loader import MixtureReader, RowReader
+from orchestrator.data.tokenizer import for_classification, load_tokenizer, token_info
+from orchestrator.errors import CheckpointError
+from orchestrator.models import check_fit, load_model
+from orchestrator.registry import resolve
+from orchestrator.spec.job import Job, TrainStage
+from orchestrator.spec.plan import BatchPlan, count_steps, plan_batch
+from orchestrator.train.inputs import StageInputs
+from orchestrator.train.randomness import derive_seed
+
+
+@dataclass(frozen=True)
+class Parts:
+    """One rank's parts of a training stage, equal on all ranks."""
+
+    inputs: StageInputs
+    tokenizer: Any
+    objective: Objective
+    reader: MixtureReader
+    evaluation: Mapping[str, RowReader]
+    """Validation rows by dataset."""
+    model: PreTrainedModel
+    batch_plan: BatchPlan
+    max_steps: int
+
+
+def build_parts(job: Job, stage: TrainStage, layout: RunLayout) -> Parts:
+    """Open the prepared rows, build objective and model, and check that they fit each other.
+
+    Raises:
+        OrchestratorError: Something is missing or does not fit.
+    """
+    inputs = StageInputs.read(layout.stage(stage.name))
+    tokenizer = open_tokenizer(inputs)
+    tokens = token_info(tokenizer)
+    objective = build_objective(stage, tokens, inputs.label_names)
+    reader = MixtureReader(open_readers(job, inputs.train), stage.data.mixture, seed=job.seed)
+    batch_plan = plan_batch(stage, job.resources)
+    max_steps = count_steps(stage.limits, batch_plan, reader.num_rows)
+    assert max_steps is not None
+    model = _first_model(job, stage, inputs, objective, tokens)
+    check_fit(model, tokens, stage.data.seq_len, f"stage '{stage.name}'")
+    evaluation = open_readers(job, inputs.evaluation)
+    return Parts(inputs, tokenizer, objective, reader, evaluation, model, batch_plan, max_steps)
+
+
+def open_tokenizer(inputs: StageInputs) -> Any:
+    """The stage's tokenizer, which makes of a text exactly the row that the stage reads."""
+    tokenizer = load_tokenizer(Path(inputs.tokenizer))
+    return for_classification(tokenizer) if inputs.label_names else tokenizer
+
+
+def open_readers(job: Job, folders: Mapping[str, str]) -> dict[str, RowReader]:
+    """Readers of prepared rows by dataset."""
+    return {
+        name: RowReader.open(Path(folder), seed=job.seed, source_name=name)
+        for name, folder in folders.items()
+    }
+
+
+def build_objective(stage: TrainStage, tokens: TokenInfo, label_names: tuple[str, ...]) -> Objective:
+    """The stage's objective, ours or the user's."""
+    made = resolve("objective", stage.objective.name)(stage.objective, tokens, label_names)
+    objective: Objective = made
+    return objective
+
+
+def _first_model(
+    job: Job, stage: TrainStage, inputs: StageInputs, objective: Objective, tokens: TokenInfo
+) -> PreTrainedModel:
+    """The model before its first step: the same on every rank, whatever their number."""
+    torch.manual_seed(derive_seed(job.seed, f"init:{stage.name}"))
+    if inputs.weights is not None:
+        return load_model(inputs.weights, objective.head, tokens, inputs.label_names, stage.init)
+    assert stage.model is not None
+    factory = resolve("model", stage.model.factory)
+    model: PreTrainedModel = factory(stage.model.config, objective.head, tokens, inputs.label_names)
+    if stage.init is not None and stage.init.checkpoint is not None:
+        _load_checkpoint_weights(model, Path(stage.init.checkpoint))
+    return model
+
+
+def _load_checkpoint_weights(model: PreTrainedModel, folder: Path) -> None:
+    """Take the weights of another run's checkpoint.
+
+    Raises:
+        CheckpointError: It does not verify, or holds other parameters than the model.
+    """
+    manager = CheckpointManager(folder.parent, keep_last=2)
+    problem = manager.verify(folder)
+    if problem is not None:
+        raise CheckpointError(f"init.checkpoint {folder}: {problem}; name another checkpoint")
+    weights = manager.read_weights(folder)
+    wanted = dict(model.named_parameters())
+    odd = sorted(
+        name
+        for name in wanted.keys() | weights.keys()
+        if name not in weights or name not in wanted or weights[name].shape != wanted[name].shape
+    )
+    if odd:
+        raise CheckpointError(
+            f"init.checkpoint {folder} does not fit model.config: {len(odd)} parameters differ"
+            f" in name or shape, first {odd[:3]}; give the model.config it was trained with"
+        )
+    with torch.no_grad():
+        for name, parameter in wanted.items():
+            parameter.copy_(weights[name])

@@ -1,0 +1,167 @@
+"""What a stage reads, made once before its workers start: tokenizer, prepared rows, first weights.
+
+Written to ``inputs.json``; workers read that file and the folders it names, and need neither
+``datasets`` nor the job's source files.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from orchestrator.checkpoint.layout import RunLayout, StageLayout
+from orchestrator.data.prepare import prepare_rows
+from orchestrator.data.prepared import Meta
+from orchestrator.data.selection import Split
+from orchestrator.data.tokenizer import prepare_tokenizer, tokenizer_digest
+from orchestrator.errors import DataError
+from orchestrator.registry import resolve
+from orchestrator.spec.datasets import Tokenizer
+from orchestrator.spec.job import EvaluateStage, Job, TrainStage
+
+Progress = Callable[[str, int, int], None]
+"""What is prepared, rows done, rows in all."""
+
+
+@dataclass(frozen=True)
+class StageInputs:
+    """Folders a stage's workers read."""
+
+    fingerprint: str
+    spec_fingerprint: str
+    tokenizer: str
+    train: Mapping[str, str]
+    """Prepared training rows by dataset."""
+    evaluation: Mapping[str, str]
+    """Prepared held-out rows by dataset."""
+    label_names: tuple[str, ...]
+    weights: str | None
+    """Folder or hub id of the first weights; absent: from scratch or from a checkpoint."""
+    run_id: str
+    """Stable over restarts of the run; names its runs in trackers."""
+    data_digests: Mapping[str, str]
+    """Content digest of everything prepared, by name."""
+    input_fingerprints: Mapping[str, str]
+    """Fingerprints of the stages whose weights it starts from, by name."""
+
+    def write(self, path: Path) -> None:
+        """Write atomically."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_suffix(".tmp")
+        temporary.write_text(json.dumps(asdict(self), indent=1), encoding="utf-8")
+        os.replace(temporary, path)
+
+    @classmethod
+    def read(cls, layout: StageLayout) -> StageInputs:
+        """Read what ``write`` wrote.
+
+        Raises:
+            DataError: The stage was not prepared.
+        """
+        try:
+            fields = json.loads(layout.inputs.read_text(encoding="utf-8"))
+        except FileNotFoundError as error:
+            raise DataError(
+                f"{layout.inputs} is missing: the stage '{layout.root.name}' was not prepared."
+                " Run 'orchestrator prepare JOB' (or 'orchestrator run JOB') first."
+            ) from error
+        return cls(**{**fields, "label_names": tuple(fields["label_names"])})
+
+
+@dataclass(frozen=True)
+class PreparedData:
+    """The data part of a stage's inputs."""
+
+    tokenizer: Path
+    train: Mapping[str, Path]
+    evaluation: Mapping[str, Path]
+    label_names: tuple[str, ...]
+
+    def digests(self) -> dict[str, str]:
+        """Content digest of everything prepared, by name."""
+        folders = {f"train.{name}": path for name, path in self.train.items()}
+        folders |= {f"evaluation.{name}": path for name, path in self.evaluation.items()}
+        # A folder of prepared rows is named by the digest of all that its content depends on.
+        rows = {name: path.name for name, path in folders.items()}
+        return {"tokenizer": tokenizer_digest(self.tokenizer), **rows}
+
+
+def prepare_data(
+    job: Job, stage: TrainStage | EvaluateStage, layout: RunLayout, on_progress: Progress
+) -> PreparedData:
+    """Train or load the stage's tokenizer and tokenise its datasets, or find both in the cache.
+
+    Raises:
+        DataError: A source, a label or the tokenizer is unfit.
+    """
+    trained = stage if isinstance(stage, TrainStage) else _trained_stage(job, stage.from_)
+    objective = resolve("objective", trained.objective.name)
+    rows = objective.row_layout(trained.objective, trained.data)
+    tokenizer = prepare_tokenizer(tokenizer_section(job, trained), job.datasets, layout.cache)
+
+    def prepare(name: str, split: Split, label_names: tuple[str, ...] | None) -> Path:
+        return prepare_rows(
+            name,
+            job.datasets[name],
+            split,
+            rows,
+            tokenizer,
+            layout.cache,
+            label_names=label_names,
+            num_labels=_num_labels(trained),
+            on_progress=lambda done, total: on_progress(f"{name} ({split})", done, total),
+        )
+
+    train = {name: prepare(name, "train", None) for name in trained.data.mixture}
+    label_names = _common_labels(train, _num_labels(trained))
+    if isinstance(stage, EvaluateStage):
+        held_out = {name: prepare(name, stage.split, label_names) for name in stage.datasets}
+        return PreparedData(tokenizer, {}, held_out, label_names or ())
+    names = stage.evaluation.datasets if stage.evaluation else ()
+    held_out = {name: prepare(name, "validation", label_names) for name in names}
+    return PreparedData(tokenizer, train, held_out, label_names or ())
+
+
+def _trained_stage(job: Job, name: str) -> TrainStage:
+    """The training stage called ``name``; the job's references are already checked."""
+    stage = job.stage(name)
+    assert isinstance(stage, TrainStage)
+    return stage
+
+
+def tokenizer_section(job: Job, stage: TrainStage) -> Tokenizer:
+    """The tokenizer that a stage's first weights were made with, or the job's for a stage from scratch."""
+    if stage.init is not None and stage.init.stage is not None:
+        return tokenizer_section(job, _trained_stage(job, stage.init.stage))
+    if stage.init is not None and stage.init.pretrained is not None:
+        origin = {"from": stage.init.pretrained, "revision": stage.init.revision}
+        return Tokenizer.model_validate(origin)
+    assert job.tokenizer is not None
+    return job.tokenizer
+
+
+def _num_labels(stage: TrainStage) -> int | None:
+    """Size of the stage's classifier; ``None`` for another objective."""
+    return getattr(stage.objective, "num_labels", None)
+
+
+def _common_labels(folders: Mapping[str, Path], num_labels: int | None) -> tuple[str, ...] | None:
+    """The label names that all prepared datasets share, one for each output of the classifier.
+
+    Raises:
+        DataError: Two datasets name their labels differently.
+    """
+    if num_labels is None:
+        return None
+    names = {name: Meta.open(folder).label_names for name, folder in folders.items()}
+    if len(set(names.values())) > 1:
+        raise DataError(
+            f"the datasets of one stage have different labels: {names};"
+            " give each of them the same label_names"
+        )
+    (common,) = set(names.values())
+    unused = (f"unused_{index}" for index in range(len(common), num_labels))
+    return (*common, *unused)

@@ -1,0 +1,62 @@
+"""Metrics of the steps since the last logged one."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+
+class Meter:
+    """Accumulates loss, time and tokens over steps; ``read`` averages them and starts anew."""
+
+    def __init__(self, terms: Sequence[str], device: torch.device) -> None:
+        """Start with nothing measured."""
+        self._terms = terms
+        self._device = device
+        self._reset()
+
+    def _reset(self) -> None:
+        """Forget all steps."""
+        self._loss = torch.zeros(len(self._terms), dtype=torch.float64, device=self._device)
+        self._steps = 0
+        self._tokens = 0
+        self._data_wait_seconds = 0.0
+        self._began = time.perf_counter()
+
+    def add(self, *, loss: Tensor, tokens: int, data_wait_seconds: float) -> None:
+        """Count one step.
+
+        Args:
+            loss: This rank's part of each term's mean, float64 ``(T,)``.
+            tokens: Token positions of the step over all ranks.
+        """
+        self._loss += loss
+        self._tokens += tokens
+        self._data_wait_seconds += data_wait_seconds
+        self._steps += 1
+
+    def exclude(self, seconds: float) -> None:
+        """Leave out time spent on something else than steps, such as evaluation."""
+        self._began += seconds
+
+    def read(self) -> dict[str, float]:
+        """Averages over the steps since the last call; collective."""
+        loss = self._loss
+        if dist.get_world_size() > 1:
+            dist.all_reduce(loss)
+        losses = (loss / self._steps).tolist()
+        seconds = time.perf_counter() - self._began
+        metrics = {"train/loss": sum(losses)}
+        if len(self._terms) > 1:
+            metrics |= {f"train/{term}": value for term, value in zip(self._terms, losses, strict=True)}
+        metrics["train/tokens_per_second"] = self._tokens / seconds
+        metrics["train/step_seconds"] = seconds / self._steps
+        metrics["train/data_wait_seconds"] = self._data_wait_seconds / self._steps
+        if self._device.type == "cuda":
+            metrics["train/peak_memory_bytes"] = float(torch.cuda.max_memory_allocated(self._device))
+        self._reset()
+        return metrics

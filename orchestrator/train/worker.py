@@ -1,0 +1,152 @@
+"""One rank of a stage: the composition root that joins all rooms.
+
+``run_stage`` is called by Ray Train's workers and by
+``torchrun -m orchestrator.train.worker RUN_DIR --stage NAME`` alike. It reads the run directory and
+nothing else, and is the only place that reads rank variables.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+
+from orchestrator.checkpoint.layout import RunLayout, StageLayout
+from orchestrator.errors import LaunchError, OrchestratorError
+from orchestrator.spec.job import EvaluateStage, Job, TrainStage
+from orchestrator.spec.load import load_resolved
+from orchestrator.tracking.events import append_event
+from orchestrator.train.evaluation_stage import run_evaluation_stage
+from orchestrator.train.export_stage import run_export_stage
+from orchestrator.train.loop import Outcome
+from orchestrator.train.training_stage import run_training_stage
+
+logger = logging.getLogger("orchestrator")
+EXIT_CODES: dict[Outcome, int] = {"finished": 0, "stopped": 75}
+
+
+@dataclass(frozen=True)
+class Rank:
+    """Where this process stands among the workers of its stage."""
+
+    rank: int
+    local_rank: int
+    world_size: int
+
+    @classmethod
+    def from_environment(cls) -> Rank:
+        """Read what torchrun and Ray Train set; alone when nothing is set."""
+        return cls(
+            rank=int(os.environ.get("RANK", "0")),
+            local_rank=int(os.environ.get("LOCAL_RANK", "0")),
+            world_size=int(os.environ.get("WORLD_SIZE", "1")),
+        )
+
+
+def run_stage(run_dir: Path, stage_name: str) -> Outcome:
+    """Run one stage as one of its ranks; collective over all of them.
+
+    Raises:
+        OrchestratorError: On every rank, when any rank could not set up the stage.
+    """
+    layout = RunLayout(run_dir)
+    job = load_resolved(layout.job)
+    stage = job.stage(stage_name)
+    rank = Rank.from_environment()
+    stage_layout = layout.stage(stage_name)
+    _log_to_file(stage_layout, rank.rank)
+    device = _select_device(job, rank)
+    _join_process_group(rank, device)
+    try:
+        if isinstance(stage, TrainStage):
+            return run_training_stage(job, stage, layout, rank=rank.rank, device=device)
+        if isinstance(stage, EvaluateStage):
+            return run_evaluation_stage(job, stage, layout, device=device)
+        return run_export_stage(stage, layout)
+    except BaseException as error:
+        logger.exception("rank %d failed", rank.rank)
+        append_event(
+            layout.events,
+            "rank_failed",
+            stage=stage_name,
+            rank=rank.rank,
+            error=type(error).__name__,
+            message=str(error),
+            exit_code=error.exit_code if isinstance(error, OrchestratorError) else 1,
+        )
+        raise
+
+
+def _select_device(job: Job, rank: Rank) -> torch.device:
+    """This rank's device, with the job's number of threads.
+
+    Raises:
+        LaunchError: The job wants GPUs and there is none.
+    """
+    torch.set_num_threads(job.resources.cpus_per_worker)
+    if job.resources.gpus_per_worker == 0:
+        return torch.device("cpu")
+    if rank.local_rank >= torch.cuda.device_count():
+        raise LaunchError(
+            f"resources.gpus_per_worker is {job.resources.gpus_per_worker}, but local rank {rank.local_rank}"
+            f" sees {torch.cuda.device_count()} CUDA devices; set gpus_per_worker: 0 to train on the CPU"
+        )
+    torch.cuda.set_device(rank.local_rank)
+    return torch.device("cuda", rank.local_rank)
+
+
+def _join_process_group(rank: Rank, device: torch.device) -> None:
+    """Initialise torch.distributed unless Ray Train already did; alone, a group of one."""
+    if dist.is_initialized():
+        return
+    if rank.world_size == 1 and "MASTER_ADDR" not in os.environ:
+        dist.init_process_group(_backend(device), store=torch.distributed.HashStore(), rank=0, world_size=1)
+        return
+    dist.init_process_group(_backend(device))
+
+
+def _backend(device: torch.device) -> str:
+    """Gloo for tensors in host memory, NCCL for those on GPUs."""
+    return "gloo" if device.type == "cpu" else "cpu:gloo,cuda:nccl"
+
+
+def _log_to_file(layout: StageLayout, rank: int) -> None:
+    """Send this process's log messages and Python warnings to the rank's log file."""
+    path = layout.log(rank)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handler = logging.FileHandler(path, encoding="utf-8")
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    root = logging.getLogger()
+    for old in [h for h in root.handlers if isinstance(h, logging.FileHandler)]:
+        root.removeHandler(old)
+        old.close()
+    root.addHandler(handler)
+    root.setLevel(logging.INFO)
+    logging.captureWarnings(capture=True)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Entry point under torchrun; exit codes are the command line's."""
+    parser = argparse.ArgumentParser(prog="orchestrator.train.worker", description=__doc__)
+    parser.add_argument("run_dir", type=Path)
+    parser.add_argument("--stage", required=True)
+    parsed = parser.parse_args(arguments)
+    try:
+        return EXIT_CODES[run_stage(parsed.run_dir.resolve(), parsed.stage)]
+    except OrchestratorError as error:
+        print(f"orchestrator: {error}", file=sys.stderr)
+        return error.exit_code
+    finally:
+        if dist.is_initialized():
+            dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,118 @@
+"""Runs the real command line as a user does, in processes that are all gone afterwards."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+ROOT = Path(__file__).parents[2]
+ORCHESTRATOR = Path(sys.executable).with_name("orchestrator")
+# One start of a run on a loaded 2-core machine, Ray included.
+RUN_SECONDS = 240
+
+
+def environment(home: Path) -> dict[str, str]:
+    """A user's environment with an empty home and no Ray or tracker settings."""
+    kept = {
+        key: value
+        for key, value in os.environ.items()
+        if not key.startswith(("RAY_", "WANDB_", "HF_", "ORCHESTRATOR_", "RANK", "WORLD_SIZE"))
+    }
+    home.mkdir(exist_ok=True)
+    return {**kept, "HOME": str(home), "HF_HUB_OFFLINE": "1"}
+
+
+def orchestrator(
+    *arguments: str | Path, home: Path, cwd: Path = ROOT, seconds: float = RUN_SECONDS
+) -> subprocess.CompletedProcess[str]:
+    """Run one command to its end."""
+    with _process(arguments, home, cwd) as process:
+        output, errors = process.communicate(timeout=seconds)
+    return subprocess.CompletedProcess(process.args, process.returncode, output, errors)
+
+
+def succeed(*arguments: str | Path, home: Path, cwd: Path = ROOT) -> str:
+    """Standard output of a command that must end with 0."""
+    done = orchestrator(*arguments, home=home, cwd=cwd)
+    assert done.returncode == 0, f"{arguments}: exit {done.returncode}\n{done.stdout}\n{done.stderr}"
+    return done.stdout
+
+
+@contextmanager
+def _process(
+    arguments: tuple[str | Path, ...], home: Path, cwd: Path
+) -> Iterator[subprocess.Popen[str]]:
+    process = subprocess.Popen(
+        [ORCHESTRATOR, *map(str, arguments)],
+        cwd=cwd,
+        env=environment(home),
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        yield process
+    finally:
+        kill_tree(process.pid)
+
+
+def kill_tree(pid: int) -> list[psutil.Process]:
+    """SIGKILL a process and all its descendants at once; returns them."""
+    try:
+        root = psutil.Process(pid)
+        family = [root, *root.children(recursive=True)]
+    except psutil.NoSuchProcess:
+        return []
+    for process in family:
+        with _gone_is_fine():
+            process.send_signal(signal.SIGSTOP)
+    for process in family:
+        with _gone_is_fine():
+            process.kill()
+    psutil.wait_procs(family, timeout=10)
+    return family
+
+
+@contextmanager
+def _gone_is_fine() -> Iterator[None]:
+    try:
+        yield
+    except psutil.NoSuchProcess:
+        pass
+
+
+def kill_when(
+    condition: Callable[[], bool], *arguments: str | Path, home: Path, cwd: Path = ROOT
+) -> None:
+    """Start a command and SIGKILL it with all its descendants as soon as ``condition`` holds."""
+    with _process(arguments, home, cwd) as process:
+        deadline = time.monotonic() + RUN_SECONDS
+        while not condition():
+            assert process.poll() is None, f"ended before the kill: {process.communicate()}"
+            assert time.monotonic() < deadline, "the condition for the kill never came"
+            time.sleep(0.05)
+
+
+def last_step(metrics: Path) -> int:
+    """Last complete logged step, 0 when there is none."""
+    if not metrics.exists():
+        return 0
+    complete, _, _ = metrics.read_text().rpartition("\n")
+    lines = complete.splitlines()
+    return int(json.loads(lines[-1])["step"]) if lines else 0
+
+
+def events(run: Path) -> list[dict[str, Any]]:
+    """The run's events."""
+    return [json.loads(line) for line in (run / "events.jsonl").read_text().splitlines()]

@@ -1,0 +1,105 @@
+"""SIGKILL of the driver and all workers at a seeded step, for every strategy: the same command goes on, and the
+final weights equal the uninterrupted run's bit for bit, dropout on."""
+
+from __future__ import annotations
+
+import json
+import random
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
+
+from orchestrator.checkpoint.layout import RunLayout
+from orchestrator.tracking.events import read_json_lines
+from tests.e2e.commands import kill_when, last_step, succeed
+
+pytestmark = [pytest.mark.ray, pytest.mark.slow]
+
+STRATEGIES = {
+    "ddp": {"name": "ddp"},
+    "fsdp2": {"name": "fsdp2"},
+    "zero0": {"name": "zero", "stage": 0},
+    "zero1": {"name": "zero", "stage": 1},
+    "zero2": {"name": "zero", "stage": 2},
+    "zero3": {"name": "zero", "stage": 3},
+}
+MAX_STEPS = 24
+SAVE_EVERY = 5
+
+
+def job_with_every_strategy(folder: Path) -> Path:
+    """One training stage per strategy, each from scratch: a single job file and one Ray start for all."""
+    rng = random.Random(0)
+    words = ["".join(rng.choices("abcdefgh", k=rng.randint(2, 6))) for _ in range(60)]
+    lines = [" ".join(rng.choices(words, k=rng.randint(5, 40))) for _ in range(300)]
+    (folder / "corpus.txt").write_text("\n".join(lines))
+    model = {"model_type": "gpt2", "n_layer": 2, "n_head": 2, "n_embd": 30, "n_positions": 32}
+    job = {
+        "name": "killed",
+        "seed": 11,
+        "resources": {"num_workers": 2},
+        "tokenizer": {"train": {"algorithm": "bpe", "vocab_size": 301, "datasets": ["corpus"]}},
+        "datasets": {"corpus": {"source": "text", "files": "corpus.txt"}},
+        "defaults": {
+            "objective": {"name": "causal_lm"},
+            "model": {"config": model},
+            "data": {"mixture": {"corpus": 1.0}, "seq_len": 32},
+            "global_batch_size": 8,
+            "micro_batch_size": 2,
+            "optimizer": {"name": "adamw", "lr": 3e-3, "max_grad_norm": 0.5},
+            "schedule": {"name": "cosine", "warmup_steps": 3},
+            "limits": {"max_steps": MAX_STEPS},
+            "checkpoint": {"every_steps": SAVE_EVERY, "keep_last": 2},
+            "logging": {"every_steps": 1},
+        },
+        "stages": [{"name": name, "strategy": strategy} for name, strategy in STRATEGIES.items()],
+    }
+    path = folder / "job.yaml"
+    path.write_text(yaml.safe_dump(job, sort_keys=False))
+    return path
+
+
+def losses(layout: RunLayout, stage: str) -> dict[int, float]:
+    records = read_json_lines(layout.stage(stage).metrics)
+    return {record["step"]: record["train/loss"] for record in records}
+
+
+@pytest.mark.timeout(1200)
+def test_killed_runs_end_with_the_weights_of_the_uninterrupted_run(tmp_path: Path) -> None:
+    job = job_with_every_strategy(tmp_path)
+    succeed("run", job, "--runs-dir", tmp_path / "whole", home=tmp_path / "home")
+    killed = RunLayout(tmp_path / "broken" / "killed")
+    command = ("run", job, "--runs-dir", tmp_path / "broken")
+    rng = random.Random(2)
+    for stage in STRATEGIES:
+        step = rng.randint(SAVE_EVERY + 1, MAX_STEPS - 4)
+        metrics = killed.stage(stage).metrics
+        kill_when(lambda: last_step(metrics) >= step, *command, home=tmp_path / "home")
+        assert not killed.stage(stage).result.exists(), "the kill came after the stage had ended"
+    succeed(*command, home=tmp_path / "home")
+
+    whole = RunLayout(tmp_path / "whole" / "killed")
+    for stage in STRATEGIES:
+        expected = load_file(whole.stage(stage).weights / "model.safetensors")
+        found = load_file(killed.stage(stage).weights / "model.safetensors")
+        assert found.keys() == expected.keys()
+        assert all(torch.equal(found[name], expected[name]) for name in expected), stage
+        assert losses(killed, stage) == losses(whole, stage), stage
+        starts = [
+            event["step"]
+            for event in read_json_lines(killed.events)
+            if event["event"] == "training_started" and event["stage"] == stage
+        ]
+        assert len(starts) == 2
+        assert starts[0] == 0
+        assert starts[1] % SAVE_EVERY == 0
+        assert starts[1] > 0, "the second start must have gone on from a checkpoint"
+        ledger = list(read_json_lines(killed.stage(stage).ledger))
+        consumed = [tuple(record["rows"]) for record in ledger]
+        assert consumed[0][0] == 0
+        assert consumed[-1][1] == MAX_STEPS * 8
+        assert all(a[1] == b[0] for a, b in zip(consumed, consumed[1:], strict=False))
+    assert json.loads(killed.stage("zero3").result.read_text())["step"] == MAX_STEPS

@@ -1,0 +1,115 @@
+"""Real process groups for tests: ``run_ranks`` starts a function on several gloo processes."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import pickle
+import tempfile
+import time
+import traceback
+from collections.abc import Callable
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from typing import Any
+
+# Importing torch, transformers and DeepSpeed in two processes takes about 15 s on two busy cores.
+DEFAULT_TIMEOUT_SECONDS = 120.0
+
+
+def run_ranks(
+    function: Callable[..., Any],
+    world_size: int,
+    *arguments: Any,
+    timeout_seconds: float = DEFAULT_TIMEOUT_SECONDS,
+) -> list[Any]:
+    """Run ``function(*arguments)`` on ``world_size`` new processes of one gloo process group.
+
+    Each process has one torch thread, the variables that torchrun sets, and meets the others through a
+    file. Whatever happens, no process is left behind.
+
+    Args:
+        function: A module-level function; its arguments and results must pickle.
+        timeout_seconds: After this, the processes are killed.
+
+    Returns:
+        What each rank returned, by rank.
+
+    Raises:
+        AssertionError: A rank raised, died, or did not end in time; the message holds the tracebacks.
+    """
+    context = multiprocessing.get_context("spawn")
+    with tempfile.TemporaryDirectory(prefix="ranks-") as folder:
+        processes = [
+            context.Process(
+                target=_run_rank, args=(function, arguments, rank, world_size, folder), daemon=True
+            )
+            for rank in range(world_size)
+        ]
+        try:
+            for process in processes:
+                process.start()
+            _wait(processes, time.monotonic() + timeout_seconds)
+        finally:
+            for process in processes:
+                if process.is_alive():
+                    process.kill()
+                process.join()
+        return _collect(processes, Path(folder), timeout_seconds)
+
+
+def _wait(processes: list[BaseProcess], deadline: float) -> None:
+    """Until all have ended, the deadline passes, or 20 s after one failed: its peers may wait for it."""
+    while any(process.is_alive() for process in processes) and time.monotonic() < deadline:
+        if any(process.exitcode for process in processes):
+            deadline = min(deadline, time.monotonic() + 20)
+            for process in processes:
+                process.join(max(0.0, deadline - time.monotonic()))
+            return
+        time.sleep(0.02)
+
+
+def _collect(processes: list[BaseProcess], folder: Path, timeout_seconds: float) -> list[Any]:
+    """Results by rank, or one error with every rank's traceback."""
+    outcomes = []
+    for rank in range(len(processes)):
+        path = folder / f"result-{rank}"
+        outcomes.append(pickle.loads(path.read_bytes()) if path.exists() else None)
+    problems = [
+        f"rank {rank}: {outcome[1] if outcome else f'no result, exit code {process.exitcode}'}"
+        for rank, (process, outcome) in enumerate(zip(processes, outcomes, strict=True))
+        if not outcome or not outcome[0]
+    ]
+    if problems:
+        raise AssertionError(f"of a limit of {timeout_seconds:.0f} s:\n" + "\n".join(problems))
+    return [outcome[1] for outcome in outcomes]
+
+
+def _run_rank(
+    function: Callable[..., Any],
+    arguments: tuple[Any, ...],
+    rank: int,
+    world_size: int,
+    folder: str,
+) -> None:
+    """One process: set up, run, leave the result or the traceback in a file."""
+    variables = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world_size}
+    os.environ.update({name: str(value) for name, value in variables.items()})
+    os.environ.update(OMP_NUM_THREADS="1", MASTER_ADDR="127.0.0.1", TOKENIZERS_PARALLELISM="false")
+    import torch
+    import torch.distributed as dist
+
+    torch.set_num_threads(1)
+    store = dist.FileStore(f"{folder}/store", world_size)
+    dist.init_process_group("gloo", store=store, rank=rank, world_size=world_size)
+    try:
+        outcome = (True, function(*arguments))
+    except BaseException:
+        outcome = (False, traceback.format_exc())
+    partial = Path(folder, f"partial-{rank}")
+    partial.write_bytes(pickle.dumps(outcome))
+    partial.rename(Path(folder, f"result-{rank}"))
+    if not outcome[0]:
+        # At once: destroying the group could wait for ranks that wait for this one.
+        os._exit(1)
+    dist.destroy_process_group()
