@@ -23,7 +23,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal, Protocol
 
+from launchers.ray_session import available_cpus, check_room, ray_session
+from launchers.ray_stage import run_stage_on_ray
+from orchestrator.checkpoint.layout import RunLayout, StageLayout
 from orchestrator.checkpoint.steps import list_steps
+from orchestrator.errors import LaunchError, OrchestratorError, PlanError
 from orchestrator.spec.fingerprint import (
     difference,
     limits_lowered,
@@ -31,14 +35,9 @@ from orchestrator.spec.fingerprint import (
     stage_fingerprint,
     trajectory_keys,
 )
+from orchestrator.spec.job import ExportStage, Job, Stage, TrainStage
 from orchestrator.spec.load import dump_resolved, load_resolved
 from orchestrator.spec.plan import stage_order
-
-from launchers.ray_session import available_cpus, check_room, ray_session
-from launchers.ray_stage import run_stage_on_ray
-from orchestrator.checkpoint.layout import RunLayout, StageLayout
-from orchestrator.errors import LaunchError, OrchestratorError, PlanError
-from orchestrator.spec.job import ExportStage, Job, Stage, TrainStage
 from orchestrator.tracking.events import append_event, read_json_lines
 
 State = Literal["finished", "stopped"]
@@ -90,11 +89,8 @@ def run_stages(job: Job, layout: RunLayout, display: Display, *, fresh: bool) ->
     """
     if fresh:
         set_aside(layout.root)
-    layout.root.mkdir(parents=True, exist_ok=True)
-    with _only_driver(layout):
-        _refuse_changed(job, layout)
+    with _opened(job, layout) as run_id:
         layout.stop_request.unlink(missing_ok=True)
-        run_id = open_run(job, layout)
         append_event(layout.events, "run_started", pid=os.getpid(), host=socket.gethostname())
         try:
             state = _walk(job, layout, display, run_id)
@@ -103,6 +99,27 @@ def run_stages(job: Job, layout: RunLayout, display: Display, *, fresh: bool) ->
             raise
         append_event(layout.events, f"run_{state}")
         return state
+
+
+def prepare_stages(job: Job, layout: RunLayout, display: Display) -> None:
+    """Make what all stages read, for workers that somebody starts by hand.
+
+    Raises:
+        OrchestratorError: A source, tokenizer or model is unfit, or the run is being run.
+    """
+    with _opened(job, layout) as run_id:
+        fingerprints: dict[str, str] = {}
+        for stage in stage_order(job):
+            prepare_stage(job, stage, layout, display, run_id, fingerprints)
+
+
+@contextmanager
+def _opened(job: Job, layout: RunLayout) -> Iterator[str]:
+    """Hold the run directory, written for this job; gives the run's id."""
+    layout.root.mkdir(parents=True, exist_ok=True)
+    with _only_driver(layout):
+        _refuse_changed(job, layout)
+        yield _write_run(job, layout)
 
 
 @contextmanager
@@ -128,7 +145,7 @@ def _only_driver(layout: RunLayout) -> Iterator[None]:
         yield
 
 
-def open_run(job: Job, layout: RunLayout) -> str:
+def _write_run(job: Job, layout: RunLayout) -> str:
     """Write the resolved job and the environment; the run's id, made at its first start."""
     layout.job.write_text(dump_resolved(job), encoding="utf-8")
     layout.environment.write_text(json.dumps(_environment(), indent=1), encoding="utf-8")

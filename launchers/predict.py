@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from orchestrator.spec.load import load_resolved
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from orchestrator.checkpoint.layout import RunLayout
@@ -16,6 +14,7 @@ from orchestrator.errors import LaunchError
 from orchestrator.models import AUTO_CLASSES
 from orchestrator.registry import resolve
 from orchestrator.spec.job import Job, TrainStage
+from orchestrator.spec.load import load_resolved
 
 # Tokens generated after a prompt, and filled-in candidates shown for a mask.
 NEW_TOKENS = 40
@@ -141,19 +140,3 @@ ANSWERS: dict[str, Callable[..., dict[str, Any]]] = {
     "masked_lm": _fill,
     "causal_lm": _generate,
 }
-
-
-def print_answers(answers: list[dict[str, Any]], *, as_json: bool) -> None:
-    """Print answers for a person or as one JSON document."""
-    if as_json:
-        print(json.dumps({"answers": answers}))
-        return
-    for answer in answers:
-        if "label" in answer:
-            shares = ", ".join(f"{name} {share:.3f}" for name, share in answer["probabilities"].items())
-            print(f"{answer['label']}  ({shares})")
-        elif "filled" in answer:
-            shares = ", ".join(f"{token} {share:.3f}" for token, share in answer["candidates"].items())
-            print(f"{answer['filled']}  ({shares})")
-        else:
-            print(answer["generated"])

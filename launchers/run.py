@@ -10,7 +10,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from launchers.driver import Display, State, run_stages
+from launchers.driver import Display, State, prepare_stages, run_stages
 from launchers.progress import ProgressDisplay, format_metrics
 from launchers.runs import run_status
 from orchestrator.checkpoint.layout import RunLayout
@@ -31,6 +31,13 @@ def run_job(job: Job, *, runs_dir: Path, fresh: bool, as_json: bool) -> int:
     else:
         _print_end(job, layout, runs_dir)
     return EXIT_CODES[state]
+
+
+def prepare_job(job: Job, *, runs_dir: Path, as_json: bool) -> RunLayout:
+    """Make what all stages of a job read; the run directory that workers are given."""
+    layout = RunLayout(runs_dir.resolve() / job.name)
+    prepare_stages(job, layout, ProgressDisplay(sys.stderr if as_json else sys.stdout, layout))
+    return layout
 
 
 def _run_stoppable(job: Job, layout: RunLayout, display: Display, *, fresh: bool) -> State:

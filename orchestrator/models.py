@@ -67,6 +67,32 @@ def make_config(config: Mapping[str, Any], tokens: TokenInfo | None = None) -> P
         raise ModelError(f"model.config for '{model_type}': {error}") from error
 
 
+def load_config(source: str, init: Init) -> PretrainedConfig:
+    """Configuration of a pretrained model.
+
+    Raises:
+        ModelError: Nothing can be loaded from there.
+    """
+    try:
+        return AutoConfig.from_pretrained(source, **_remote(init))
+    except (OSError, ValueError) as error:
+        raise _unreachable(source, error) from error
+
+
+def _remote(init: Init) -> dict[str, Any]:
+    """Arguments of ``from_pretrained`` that choose and trust a hub id."""
+    return {"revision": init.revision or "main", "trust_remote_code": init.trust_remote_code}
+
+
+def _unreachable(source: str, error: Exception) -> ModelError:
+    """The error for a folder or hub id that does not load."""
+    first_line = (str(error).strip() or type(error).__name__).splitlines()[0]
+    return ModelError(
+        f"'{source}' could not be loaded: {first_line}"
+        " Expected a folder written by save_pretrained, or a hub id that this machine can reach."
+    )
+
+
 def count_parameters(config: Mapping[str, Any]) -> int:
     """Parameters of the model with its language-modelling head, tied ones counted once; allocates nothing."""
     made = make_config(config)
@@ -108,22 +134,18 @@ def load_model(
     Raises:
         ModelError: Nothing can be loaded from there, or it has no such head.
     """
-    remote: dict[str, Any] = {}
-    if init is not None:
-        remote = {"revision": init.revision or "main", "trust_remote_code": init.trust_remote_code}
+    remote = _remote(init) if init is not None else {}
     try:
         config = AutoConfig.from_pretrained(source, **remote)
         _set_labels(config, label_names)
         config.use_cache = False
         if config.pad_token_id is None:
             config.pad_token_id = tokens.pad_id
-        model = AUTO_CLASSES[head].from_pretrained(source, config=config, dtype=torch.float32, **remote)
+        model = AUTO_CLASSES[head].from_pretrained(
+            source, config=config, dtype=torch.float32, **remote
+        )
     except (OSError, ValueError, KeyError) as error:
-        first_line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise ModelError(
-            f"'{source}' could not be loaded for {head}: {first_line}"
-            " Expected a folder written by save_pretrained, or a hub id that this machine can reach."
-        ) from error
+        raise _unreachable(source, error) from error
     return _checked_head(model, head)
 
 
@@ -146,19 +168,19 @@ def _checked_head(model: PreTrainedModel, head: Head) -> PreTrainedModel:
     return model
 
 
-def check_fit(model: PreTrainedModel, tokens: TokenInfo, seq_len: int, where: str) -> None:
+def check_fit(config: PretrainedConfig, tokens: TokenInfo, seq_len: int, where: str) -> None:
     """Refuse a model whose vocabulary or positions are too small for its rows.
 
     Raises:
         ModelError: Too few entries or positions.
     """
-    entries = model.get_input_embeddings().weight.shape[0]
+    text_config = config.get_text_config()
+    entries = text_config.vocab_size
     if tokens.vocab_size > entries:
         raise ModelError(
             f"{where}: the tokenizer has {tokens.vocab_size} entries, the model's vocab_size is {entries}."
             f" Use the tokenizer the model was made with, or leave vocab_size out of model.config."
         )
-    text_config = model.config.get_text_config()
     positions = getattr(text_config, "max_position_embeddings", None)
     if positions is not None and seq_len > positions:
         raise ModelError(

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import difflib
 import importlib
+import os
+import sys
 from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any, Literal
@@ -60,6 +62,9 @@ def resolve(kind: Kind, name: str) -> Any:
             f"{kind} '{name}' is not one of {sorted(known)}.{hint} Your own is 'package.module:Name'."
         )
     module, _, attribute = known.get(name, name).partition(":")
+    if name not in known and "" not in sys.path and os.getcwd() not in sys.path:
+        # The user's own modules lie beside their job files, where the command is typed.
+        sys.path.append(os.getcwd())
     try:
         return getattr(importlib.import_module(module), attribute)
     except ModuleNotFoundError as error:

@@ -73,6 +73,11 @@ class RunLayout:
         return self.root / "job.yaml"
 
     @property
+    def submitted_job(self) -> Path:
+        """The resolved job as it was handed to a launcher."""
+        return self.root / "submitted.yaml"
+
+    @property
     def environment(self) -> Path:
         """Versions and hardware of the latest start."""
         return self.root / "environment.json"

@@ -13,7 +13,6 @@ Loading takes the newest complete step whose digests all hold; a damaged one is 
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import shutil
@@ -176,8 +175,7 @@ class CheckpointManager:
                 load(tensors, storage_reader=ShardReader(path), planner=planner)
         except CheckpointException as error:
             raise CheckpointError(f"{path}: could not be read: {_describe(error)}") from error
-        state: dict[str, Any] = json.loads((path / seal.STATE).read_bytes())
-        return state
+        return seal.read_json(path / seal.STATE)
 
     def _check(self, path: Path) -> str | None:
         """What is wrong with ``path``, unless ``newest`` has just checked it."""

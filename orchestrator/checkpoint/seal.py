@@ -17,6 +17,7 @@ from typing import Any
 import xxhash
 
 from orchestrator.checkpoint.steps import COMPLETE
+from orchestrator.errors import CheckpointError
 
 MANIFEST = "manifest.json"
 STATE = "state.json"
@@ -48,6 +49,21 @@ def write_json(path: Path, value: Any) -> FileDigest:
     content = json.dumps(value, indent=1, sort_keys=True).encode()
     write_through(path, content)
     return FileDigest(len(content), xxhash.xxh3_128(content).hexdigest())
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The JSON object in a file.
+
+    Raises:
+        CheckpointError: It holds something else.
+    """
+    try:
+        value = json.loads(path.read_bytes())
+    except ValueError as error:
+        raise CheckpointError(f"{path}: not JSON: {error}; it was not written by a save") from error
+    if not isinstance(value, dict):
+        raise CheckpointError(f"{path}: found a {type(value).__name__}, expected a JSON object")
+    return value
 
 
 def write_through(path: Path, content: bytes) -> None:

@@ -10,7 +10,6 @@ DCP plans who writes what and what to read for another number of ranks; here are
 
 from __future__ import annotations
 
-import json
 import math
 import os
 from collections.abc import Mapping
@@ -33,7 +32,7 @@ from torch.distributed.checkpoint.planner import LoadPlan, LoadPlanner, SavePlan
 from torch.distributed.checkpoint.storage import StorageReader, StorageWriter, WriteResult
 from torch.futures import Future
 
-from orchestrator.checkpoint.seal import FileDigest, write_json
+from orchestrator.checkpoint.seal import FileDigest, read_json, write_json
 from orchestrator.errors import CheckpointError
 
 METADATA = "metadata.json"
@@ -161,9 +160,9 @@ def read_index(folder: Path) -> dict[str, StoredTensor]:
     """The index of a folder whose digests have been checked.
 
     Raises:
-        CheckpointError: Written in a format that this version does not know.
+        CheckpointError: Not JSON, or a format that this version does not know.
     """
-    index = json.loads((folder / METADATA).read_bytes())
+    index = read_json(folder / METADATA)
     if index.get("format") != FORMAT:
         raise CheckpointError(
             f"{folder / METADATA}: format {index.get('format')!r}, expected {FORMAT!r};"

@@ -55,8 +55,7 @@ def _matches(
 
 def _batches(source: Any, columns: list[str]) -> Iterator[dict[str, list[Any]]]:
     """``columns`` of ``source`` as Python values, ``SCAN_ROWS`` rows at a time."""
-    for table in source.select_columns(columns).with_format("arrow").iter(SCAN_ROWS):
-        yield table.to_pydict()
+    yield from source.select_columns(columns).with_format(None).iter(SCAN_ROWS)
 
 
 def select_columns(name: str, dataset: DatasetSection, source: Any) -> Any:
@@ -71,7 +70,8 @@ def select_columns(name: str, dataset: DatasetSection, source: Any) -> Any:
         columns[dataset.label_column] = "label"
     for key, column in zip(("text_column", "label_column"), columns, strict=False):
         _require_column(name, key, column, source)
-    return source.select_columns(list(columns)).rename_columns(columns)
+    # A saved dataset may carry a format of its own, such as torch.
+    return source.select_columns(list(columns)).rename_columns(columns).with_format(None)
 
 
 def _require_column(name: str, key: str, column: str, source: Any) -> None:

@@ -173,7 +173,7 @@ class RowReader:
         lowest, highest = (int(rows.min()), int(rows.max())) if len(rows) else (0, -1)
         if lowest < 0 or highest >= self.num_rows:
             raise IndexError(
-                f"{self.folder}: rows {lowest} to {highest} are asked for, it has {self.num_rows}, counted from 0"
+                f"{self.folder}: rows {lowest} to {highest} are asked for, expected 0 to {self.num_rows - 1}"
             )
         return highest
 

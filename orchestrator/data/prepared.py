@@ -75,12 +75,17 @@ def _check_sizes(folder: Path) -> None:
         raise DataError(
             f"{folder} has no {COMPLETE} file, so it is no prepared dataset. Prepare the data again."
         )
-    for name, entry in json.loads(marker.read_text("utf-8")).items():
+    try:
+        sizes = {name: int(entry["bytes"]) for name, entry in json.loads(marker.read_text("utf-8")).items()}
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise DataError(
+            f"{marker} is damaged: {error}. Run the job again to prepare the data anew."
+        ) from error
+    for name, expected in sizes.items():
         path = folder / name
         found = path.stat().st_size if path.is_file() else None
-        if found != entry["bytes"]:
+        if found != expected:
             state = "is missing" if found is None else f"has {found} bytes"
             raise DataError(
-                f"{path} {state}, expected {entry['bytes']} bytes. Run the job again to prepare"
-                " the data anew."
+                f"{path} {state}, expected {expected} bytes. Run the job again to prepare the data anew."
             )

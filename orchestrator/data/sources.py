@@ -56,9 +56,7 @@ def load_rows(name: str, dataset: Dataset, split: Split, cache_dir: Path) -> Any
     with _quiet():
         source = _open_source(name, dataset, cache_dir)
         if len(source) == 0:
-            raise DataError(
-                f"datasets.{name}: the corpus is empty: 0 rows in {_place(dataset)}, expected text."
-            )
+            raise _empty_corpus(name, dataset)
         rows, numbers = filter_rows(name, dataset, source)
         rows = select_columns(name, dataset, rows)
         hashes = check_rows(name, dataset, rows, numbers)
@@ -120,6 +118,8 @@ def _open_files(name: str, dataset: FileDataset, cache_dir: Path) -> Any:
     try:
         return _load_files(kind, files, cache, options)
     except Exception as error:
+        if "corresponds to no data" in str(error):
+            raise _empty_corpus(name, dataset) from error
         # The library seldom says which file: read them one by one to name it.
         for path in files if len(files) > 1 else ():
             try:
@@ -210,6 +210,10 @@ def _open_saved(name: str, dataset: SavedDataset) -> Any:
     return saved
 
 
+def _empty_corpus(name: str, dataset: Dataset) -> DataError:
+    return DataError(f"datasets.{name}: the corpus is empty: 0 rows in {_place(dataset)}, expected text.")
+
+
 def _empty_split(name: str, dataset: Dataset, split: Split, num_rows: int) -> DataError:
     return DataError(
         f"datasets.{name}: split '{split}' has none of {num_rows} rows with validation_fraction"
@@ -226,9 +230,9 @@ def _unreadable(name: str, kind: str, place: str, error: Exception) -> DataError
 
 
 def _root_cause(error: BaseException) -> str:
-    """The first cause of a chain of errors, in one line."""
-    while (earlier := error.__cause__ or error.__context__) is not None:
-        error = earlier
+    """The error that the library wrapped, in one line."""
+    while error.__cause__ is not None:
+        error = error.__cause__
     return _one_line(error)
 
 

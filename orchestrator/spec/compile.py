@@ -176,7 +176,8 @@ def words(annotation: Any) -> str:
     if get_origin(annotation) is Literal:
         return "one of " + ", ".join(repr(choice) for choice in get_args(annotation))
     if get_origin(annotation) is tuple:
-        return "a list"
+        items = {str: " of text", int: " of whole numbers", float: " of numbers"}
+        return "a list" + items.get(unwrap(get_args(annotation)[0])[0], "")
     plain = {str: "text", int: "a whole number", float: "a number", bool: "true or false"}
     return plain.get(annotation, "a section of keys")
 

@@ -49,8 +49,7 @@ def _replacement(found: re.Match[str], environment: Mapping[str, str]) -> str:
     reference = REFERENCE.fullmatch(inside) if end else None
     if reference is None:
         raise ValueError(
-            f"'${{{inside[:40]}{end}' is not '${{NAME}}' or '${{NAME:-default}}'; write '$${{' for a"
-            " plain '${'"
+            "expected '${NAME}' or '${NAME:-default}' after a '${'; write '$${' for a plain '${'"
         )
     name, default = reference.groups()
     if SECRET_NAME.search(name):

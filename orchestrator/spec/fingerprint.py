@@ -72,7 +72,7 @@ def spec_fingerprint(job: Job, stage: Stage) -> str:
         for name in keys.get("datasets", {})
         if job.datasets[name].source in LOCATION
     }
-    return _digest({"stage": keys, "inputs": inputs, "locations": locations})
+    return digest({"stage": keys, "inputs": inputs, "locations": locations})
 
 
 def stage_fingerprint(
@@ -89,7 +89,7 @@ def stage_fingerprint(
         data_digests: Digests of the rows and tokenizer it reads, by any stable name.
     """
     content = {"inputs": dict(input_fingerprints), "data": dict(data_digests)}
-    return _digest({"stage": _stage_keys(job, stage), **content})
+    return digest({"stage": _stage_keys(job, stage), **content})
 
 
 def _stage_keys(job: Job, stage: Stage) -> dict[str, Any]:
@@ -129,7 +129,7 @@ def _leaves(node: Any, path: str) -> Iterator[tuple[str, Any]]:
         yield path, "null" if node is None else node
 
 
-def _digest(content: Mapping[str, Any]) -> str:
+def digest(content: Mapping[str, Any]) -> str:
     """Digest of ``content``'s canonical JSON."""
     import xxhash
 

@@ -45,9 +45,9 @@ def suggestion(word: str, choices: list[str], *, plural: str) -> str:
 def shown(value: Any) -> str:
     """``value`` as a person would write it in the file, and what kind of thing it is."""
     if isinstance(value, dict):
-        return "a section of keys"
+        return "a section of keys" if value else "an empty section"
     if isinstance(value, list | tuple):
-        return "a list"
+        return "a list" if value else "an empty list"
     if value is None:
         return "null"
     if isinstance(value, bool):
@@ -55,6 +55,11 @@ def shown(value: Any) -> str:
     if isinstance(value, str):
         return f"'{value}'" if len(value) <= MAX_SHOWN else f"'{value[:MAX_SHOWN]}...'"
     return str(value)
+
+
+def _bound(limit: float) -> str:
+    """A limit as a person writes it: whole where it is whole."""
+    return str(int(limit) if float(limit).is_integer() else limit)
 
 
 def explain(error: ErrorDetails, root: Any) -> tuple[KeyPath, str]:
@@ -84,13 +89,13 @@ def _expected(error: ErrorDetails, annotation: Any) -> str:
         case "expected":
             return error["msg"]
         case "greater_than_equal":
-            return f"at least {rule['ge']}"
+            return f"at least {_bound(rule['ge'])}"
         case "greater_than":
-            return f"a number above {rule['gt']}"
+            return f"a number above {_bound(rule['gt'])}"
         case "less_than_equal":
-            return f"at most {rule['le']}"
+            return f"at most {_bound(rule['le'])}"
         case "less_than":
-            return f"a number below {rule['lt']}"
+            return f"a number below {_bound(rule['lt'])}"
         case "too_short" | "string_too_short":
             return f"a length of at least {rule['min_length']}"
         case "too_long" | "string_too_long":
@@ -126,11 +131,11 @@ def _follow(annotation: Any, location: KeyPath) -> tuple[KeyPath, Any, Any]:
     path: KeyPath = ()
     parent: Any = None
     for part in location:
+        if part == "[key]":
+            continue
         annotation, chosen, _ = unwrap(annotation)
         if isinstance(chosen, ChosenBy):
             annotation = members_of(annotation, chosen.key)[str(part)]
-            continue
-        if part == "[key]":
             continue
         path = (*path, part)
         if is_section(annotation):

@@ -116,7 +116,7 @@ def merge(base: Any, over: Any, path: KeyPath = ()) -> Any:
     if not isinstance(base, Table) or not isinstance(over, Table):
         return over
     chooser = _chooser(path)
-    if chooser in base and base[chooser] != over.get(chooser, base[chooser]):
+    if chooser and chooser in base and base[chooser] != over.get(chooser, base[chooser]):
         return over
     merged = Table(over.place)
     for name, value in base.items():

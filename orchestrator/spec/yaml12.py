@@ -18,9 +18,11 @@ from orchestrator.spec.tree import Items, KeyPath, Place, Table, key_text
 
 MAX_BYTES = 2**20
 MAX_DEPTH = 64
+TOO_DEEP = f"nested deeper than {MAX_DEPTH} levels"
 # The largest job in jobs/ has some hundred values; an exploding document has billions.
 MAX_VALUES = 100_000
 TAG = "tag:yaml.org,2002:"
+UNTAGGED = "untagged"
 WORDS: dict[str, bool | None] = {
     **dict.fromkeys(["", "~", "null", "Null", "NULL"], None),
     **dict.fromkeys(["true", "True", "TRUE"], True),
@@ -60,6 +62,7 @@ class _Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[mi
     """Leaves every scalar a string; ``scalar`` types it."""
 
     yaml_implicit_resolvers: dict[str, Any] = {}  # noqa: RUF012
+    DEFAULT_SCALAR_TAG = UNTAGGED
 
 
 class _Builder:
@@ -75,7 +78,7 @@ class _Builder:
         """The value of ``node``, found at ``path``."""
         self._num_values += 1
         if len(path) > MAX_DEPTH:
-            raise self._fatal(node, f"nested deeper than {MAX_DEPTH} levels")
+            raise self._fatal(node, f"{TOO_DEEP}, aliases written out")
         if self._num_values > MAX_VALUES:
             raise self._fatal(node, f"more than {MAX_VALUES} values, aliases written out")
         if isinstance(node, yaml.MappingNode):
@@ -109,15 +112,16 @@ class _Builder:
 
     def _scalar(self, node: yaml.ScalarNode, path: KeyPath) -> Any:
         kind = node.tag.removeprefix(TAG)
-        if kind not in ("str", "int", "float", "bool", "null"):
-            self._report(node, path, f"tag '{node.tag}' is not allowed; give a plain value")
-            return None
+        if kind not in (UNTAGGED, "str", "int", "float", "bool", "null"):
+            tag = node.tag.replace(TAG, "!!")
+            self._report(node, path, f"tag '{tag}' is not allowed; give a plain value")
+            return UNREADABLE
         try:
             value = self._quoted(node.value)
         except ValueError as error:
             self._report(node, path, str(error))
             return UNREADABLE
-        is_typed = not node.style or value is not node.value
+        is_typed = kind != "str" and (not node.style or value is not node.value)
         return scalar(value) if is_typed else value
 
     def _place(self, node: yaml.Node) -> Place:
@@ -144,6 +148,7 @@ def parse(text: str, file: str, *, quoted: Read, problems: list[Problem]) -> Any
     """
     loader = None
     try:
+        _check_depth(text, file)
         loader = _Loader(text)
         node = loader.get_single_node()
     except yaml.YAMLError as error:
@@ -154,6 +159,18 @@ def parse(text: str, file: str, *, quoted: Read, problems: list[Problem]) -> Any
     return None if node is None else _Builder(file, quoted, problems).build(node, ())
 
 
+def _check_depth(text: str, file: str) -> None:
+    """Refuse deep nesting before libyaml's binding recurses into it and overflows the stack."""
+    depth = 0
+    for event in yaml.parse(text, Loader=_Loader):
+        if isinstance(event, yaml.CollectionStartEvent):
+            depth += 1
+            if depth > MAX_DEPTH:
+                raise SpecError([Problem(file, event.start_mark.line + 1, "", TOO_DEEP)])
+        elif isinstance(event, yaml.CollectionEndEvent):
+            depth -= 1
+
+
 def _syntax_problem(error: yaml.YAMLError, text: str, file: str) -> Problem:
     mark = getattr(error, "problem_mark", None)
     if mark is None:
@@ -161,6 +178,8 @@ def _syntax_problem(error: yaml.YAMLError, text: str, file: str) -> Problem:
         return Problem(file, None, "", f"not a text file: {reason}")
     parts = [getattr(error, "context", None), getattr(error, "problem", None)]
     message = "not valid YAML: " + ", ".join(part for part in parts if part)
+    if "nesting depth" in message:
+        message = TOO_DEEP
     lines = text.splitlines()
     if mark.line < len(lines) and "\t" in lines[mark.line][: mark.column + 1]:
         message += " (a tab; YAML indents with spaces)"
@@ -177,7 +196,7 @@ class _Dumper(yaml.SafeDumper):
 
 
 def _represent_text(dumper: yaml.SafeDumper, text: str) -> yaml.Node:
-    style = None if scalar(text) is text else '"'
+    style = None if scalar(text) is text and text.isprintable() else '"'
     return dumper.represent_scalar(TAG + "str", text, style=style)
 
 

@@ -27,6 +27,7 @@ from orchestrator.strategies.preparation import (
     quieten_torch,
     require_compiler,
 )
+from orchestrator.strategies.whole_matrices import step_whole_matrices
 
 
 class FSDP2Engine(PlainEngine):
@@ -87,6 +88,14 @@ class FSDP2Engine(PlainEngine):
     def _global_squares(self, squares: Tensor) -> Tensor:
         """Add the shards; each element is on ``replicate_degree`` ranks."""
         return sum_over_ranks(squares, copies=self._replicate_degree)
+
+    def _update(self) -> None:
+        """Move the weights and clear gradients."""
+        if isinstance(self._optimizer, torch.optim.Adafactor):
+            step_whole_matrices(self._optimizer, self._setup.device)
+            self._optimizer.zero_grad(set_to_none=True)
+        else:
+            super()._update()
 
     def neutral_state(self) -> dict[str, Tensor]:
         """Shards as DTensors, by neutral name."""

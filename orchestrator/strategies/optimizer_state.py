@@ -63,7 +63,13 @@ def _first_state(
         yield "exp_avg", torch.zeros_like(data)
         yield "exp_avg_sq", torch.zeros_like(data)
     elif data.dim() > 1:
-        yield "row_var", data.new_zeros([*data.shape[:-1], 1])
-        yield "col_var", data.new_zeros([*data.shape[:-2], 1, data.shape[-1]])
+        # Not zeros_like: of a sharded parameter too, Adafactor's state is whole (``whole_matrices``).
+        yield "row_var", _zeros((*data.shape[:-1], 1), data)
+        yield "col_var", _zeros((*data.shape[:-2], 1, data.shape[-1]), data)
     else:
-        yield "variance", torch.zeros_like(data)
+        yield "variance", _zeros(tuple(data.shape), data)
+
+
+def _zeros(shape: tuple[int, ...], like: Tensor) -> Tensor:
+    """A plain tensor of zeros with the dtype and device of ``like``."""
+    return torch.zeros(shape, dtype=like.dtype, device=like.device)

@@ -58,7 +58,7 @@ class ZeROEngine(Engine):
         section: ZeROStrategy,
         setup: EngineSetup,
     ) -> None:
-        """Find the state in what DeepSpeed made of ``module``; ``originals``: float32 values it may have lost."""
+        """Find the state in what DeepSpeed made of ``module``; ``originals``: values it may have rounded."""
         raise NotImplementedError
 
     def micro_step(self, *, last: bool) -> AbstractContextManager[None]:

@@ -49,7 +49,11 @@ class DeepSpeedDriver:
             kinds = list(dict.fromkeys(type(block) for block in setup.blocks))
             deepspeed.utils.set_z3_leaf_modules(model, kinds)
         self.engine = _initialize(deepspeed, model, optimizer, config, section)
-        if section.compile:
+        if section.compile and section.stage == 3:
+            # Inside the hooks that gather a block: compiling them as well compiles anew at every step.
+            for block in setup.blocks:
+                block.forward = torch.compile(block.forward)
+        elif section.compile:
             self.engine.compile()
         self._world_size = setup.world_size
         self._last = True

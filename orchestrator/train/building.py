@@ -54,7 +54,7 @@ def build_parts(job: Job, stage: TrainStage, layout: RunLayout) -> Parts:
     max_steps = count_steps(stage.limits, batch_plan, reader.num_rows)
     assert max_steps is not None
     model = _first_model(job, stage, inputs, objective, tokens)
-    check_fit(model, tokens, stage.data.seq_len, f"stage '{stage.name}'")
+    check_fit(model.config, tokens, stage.data.seq_len, f"stage '{stage.name}'")
     evaluation = open_readers(job, inputs.evaluation)
     return Parts(inputs, tokenizer, objective, reader, evaluation, model, batch_plan, max_steps)
 
@@ -84,7 +84,7 @@ def _first_model(
     job: Job, stage: TrainStage, inputs: StageInputs, objective: Objective, tokens: TokenInfo
 ) -> PreTrainedModel:
     """The model before its first step: the same on every rank, whatever their number."""
-    torch.manual_seed(derive_seed(job.seed, f"init:{stage.name}"))
+    torch.manual_seed(derive_seed(job.seed, "init"))
     if inputs.weights is not None:
         return load_model(inputs.weights, objective.head, tokens, inputs.label_names, stage.init)
     assert stage.model is not None

@@ -12,12 +12,21 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from transformers import PretrainedConfig
+
 from orchestrator.checkpoint.layout import RunLayout, StageLayout
+from orchestrator.contracts import TokenInfo
 from orchestrator.data.prepare import prepare_rows
 from orchestrator.data.prepared import Meta
 from orchestrator.data.selection import Split
-from orchestrator.data.tokenizer import prepare_tokenizer, tokenizer_digest
+from orchestrator.data.tokenizer import (
+    load_tokenizer,
+    prepare_tokenizer,
+    token_info,
+    tokenizer_digest,
+)
 from orchestrator.errors import DataError
+from orchestrator.models import check_fit, load_config, make_config
 from orchestrator.registry import resolve
 from orchestrator.spec.datasets import Tokenizer
 from orchestrator.spec.job import EvaluateStage, Job, TrainStage
@@ -102,6 +111,11 @@ def prepare_data(
     rows = objective.row_layout(trained.objective, trained.data)
     tokenizer = prepare_tokenizer(tokenizer_section(job, trained), job.datasets, layout.cache)
 
+    tokens = token_info(load_tokenizer(tokenizer))
+    check_fit(
+        _model_config(job, trained, tokens), tokens, trained.data.seq_len, f"stage '{trained.name}'"
+    )
+
     def prepare(name: str, split: Split, label_names: tuple[str, ...] | None) -> Path:
         return prepare_rows(
             name,
@@ -141,6 +155,19 @@ def tokenizer_section(job: Job, stage: TrainStage) -> Tokenizer:
         return Tokenizer.model_validate(origin)
     assert job.tokenizer is not None
     return job.tokenizer
+
+
+def _model_config(job: Job, stage: TrainStage, tokens: TokenInfo) -> PretrainedConfig:
+    """Configuration of the model that a stage trains, known before any weights are."""
+    if stage.model is not None and stage.model.factory == "auto":
+        return make_config(stage.model.config, tokens)
+    if stage.model is not None:
+        # A user's own factory decides its shape; the worker checks what it makes.
+        return PretrainedConfig(vocab_size=tokens.vocab_size)
+    assert stage.init is not None
+    if stage.init.stage is not None:
+        return _model_config(job, _trained_stage(job, stage.init.stage), tokens)
+    return load_config(str(stage.init.pretrained), stage.init)
 
 
 def _num_labels(stage: TrainStage) -> int | None:

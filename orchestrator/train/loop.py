@@ -19,6 +19,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor
@@ -103,7 +104,7 @@ class Loop:
             rows = micro_batch_rows(self.batch_plan, step, accum_index, self.rank)
             micro = global_micro_index(self.batch_plan, accum_index, self.rank)
             rng = derive_generator(self.seed, "collate", step, micro)
-            batch = self.objective.collate(self.reader.read_global(rows), rng)
+            batch = self.objective.collate(self.reader.read_global(np.arange(rows.start, rows.stop)), rng)
             batches.append({name: value.to(self.device) for name, value in batch.items()})
         return batches
 

@@ -27,7 +27,7 @@ from orchestrator.models import find_blocks, save_weights
 from orchestrator.registry import resolve
 from orchestrator.spec.job import Job, TrainStage
 from orchestrator.tracking.events import append_event
-from orchestrator.train.agreement import together
+from orchestrator.train.agreement import AgreedError, together
 from orchestrator.train.building import Parts, build_parts
 from orchestrator.train.evaluate import evaluate_datasets
 from orchestrator.train.loop import Loop, Outcome
@@ -202,7 +202,11 @@ class _Run:
             "step": step,
             "rows": rows,
         }
-        self.manager.save(step, self.engine.neutral_state(), state)
+        try:
+            self.manager.save(step, self.engine.neutral_state(), state)
+        except CheckpointError as error:
+            # The manager raises on all ranks alike, and a restart would meet the same disk.
+            raise AgreedError(error) from error
         if ledger is not None:
             ledger.commit(step)
             self._record("checkpoint", step=step)

@@ -1,7 +1,7 @@
 """Loader throughput beside Hugging Face ``datasets``: the same tokens, the same shuffled rows, in turn.
 
-Ours pays for the shuffle (the order of rows is computed on each read); ``datasets`` is given the shuffled row
-numbers. Both read memory-mapped files that are warm in the page cache and give 64-bit arrays of whole batches.
+Ours pays for the shuffle, whose row numbers it computes; ``datasets`` is given the shuffled row numbers.
+Both read memory-mapped files that are warm in the page cache, and give whole batches as arrays.
 """
 
 from __future__ import annotations

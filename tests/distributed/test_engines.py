@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +11,6 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from orchestrator.contracts import NonFiniteGradientError
-from orchestrator.errors import PlanError
 from orchestrator.registry import REGISTRY
 from tests.distributed.training import (
     MAX_GRAD_NORM,
@@ -21,7 +18,6 @@ from tests.distributed.training import (
     build_engine,
     build_model,
     different,
-    make_batch,
     merge,
     train,
 )
@@ -69,9 +65,7 @@ def assert_same(found: Trajectory, expected: Trajectory) -> None:
 @pytest.mark.parametrize("name", STRATEGIES)
 @pytest.mark.parametrize("world_size", [2, 1])
 @pytest.mark.parametrize("kind", MODELS)
-def test_every_strategy_on_any_number_of_ranks_is_bitwise_ddp(
-    kind: str, world_size: int, name: str
-) -> None:
+def test_every_strategy_on_any_number_of_ranks_is_bitwise_ddp(kind: str, world_size: int, name: str) -> None:
     reference = trajectories(kind, 2)["ddp"]
     assert len(reference.losses) == 2 * NUM_STEPS
     assert max(reference.norms) > MAX_GRAD_NORM, "clipping was never active"

@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -49,9 +50,7 @@ def succeed(*arguments: str | Path, home: Path, cwd: Path = ROOT) -> str:
 
 
 @contextmanager
-def _process(
-    arguments: tuple[str | Path, ...], home: Path, cwd: Path
-) -> Iterator[subprocess.Popen[str]]:
+def _process(arguments: tuple[str | Path, ...], home: Path, cwd: Path) -> Iterator[subprocess.Popen[str]]:
     process = subprocess.Popen(
         [ORCHESTRATOR, *map(str, arguments)],
         cwd=cwd,
@@ -75,26 +74,16 @@ def kill_tree(pid: int) -> list[psutil.Process]:
     except psutil.NoSuchProcess:
         return []
     for process in family:
-        with _gone_is_fine():
+        with suppress(psutil.NoSuchProcess):
             process.send_signal(signal.SIGSTOP)
     for process in family:
-        with _gone_is_fine():
+        with suppress(psutil.NoSuchProcess):
             process.kill()
     psutil.wait_procs(family, timeout=10)
     return family
 
 
-@contextmanager
-def _gone_is_fine() -> Iterator[None]:
-    try:
-        yield
-    except psutil.NoSuchProcess:
-        pass
-
-
-def kill_when(
-    condition: Callable[[], bool], *arguments: str | Path, home: Path, cwd: Path = ROOT
-) -> None:
+def kill_when(condition: Callable[[], bool], *arguments: str | Path, home: Path, cwd: Path = ROOT) -> None:
     """Start a command and SIGKILL it with all its descendants as soon as ``condition`` holds."""
     with _process(arguments, home, cwd) as process:
         deadline = time.monotonic() + RUN_SECONDS
@@ -116,3 +105,11 @@ def last_step(metrics: Path) -> int:
 def events(run: Path) -> list[dict[str, Any]]:
     """The run's events."""
     return [json.loads(line) for line in (run / "events.jsonl").read_text().splitlines()]
+
+
+def free_port() -> int:
+    """A port on loopback that nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+    return port

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -18,7 +20,7 @@ from transformers import (
 
 from orchestrator.checkpoint.layout import RunLayout
 from orchestrator.checkpoint.manager import CheckpointManager
-from tests.e2e.commands import events, orchestrator, succeed
+from tests.e2e.commands import environment, events, free_port, orchestrator, succeed
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
@@ -89,13 +91,47 @@ def test_predict_answers_from_every_head(place: Path) -> None:
         output = succeed(
             "predict", "smoke-gpt", "--runs-dir", place / "runs", "--json", *arguments, home=place / "home"
         )
-        return json.loads(output)["answers"]
+        return json.loads(output)["predictions"]
 
     (answer,) = answers("--text", "A fine film.")
     assert answer["label"] in ("negative", "positive")
     assert sum(answer["probabilities"].values()) == pytest.approx(1.0)
     (answer,) = answers("--stage", "pretrain", "--text", "The film")
     assert answer["generated"].startswith("The film")
+
+
+SCRIPT = """
+import sys
+from orchestrator.train.worker import main
+code = main(sys.argv[1:])
+assert not {"ray", "datasets", "wandb"} & sys.modules.keys(), "a worker must be lean"
+sys.exit(code)
+"""
+
+
+@pytest.mark.timeout(300)
+def test_torchrun_without_ray_gives_the_same_weights_as_ray_train(place: Path) -> None:
+    runs = place / "torchrun"
+    succeed("prepare", "jobs/smoke_gpt.yaml", "--runs-dir", runs, home=place / "home")
+    (place / "lean.py").write_text(SCRIPT)
+    for stage, target in (
+        ("pretrain", ["-m", "orchestrator.train.worker"]),
+        ("classify", [place / "lean.py"]),
+    ):
+        command = ["-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-addr", "127.0.0.1"]
+        command += ["--master-port", str(free_port()), *target, runs / "smoke-gpt", "--stage", stage]
+        done = subprocess.run(
+            [sys.executable, *map(str, command)],
+            capture_output=True,
+            text=True,
+            env=environment(place / "home"),
+            timeout=200,
+        )
+        assert done.returncode == 0, done.stderr
+    for stage in ("pretrain", "classify"):
+        ours = load_file(RunLayout(runs / "smoke-gpt").stage(stage).weights / "model.safetensors")
+        rays = RunLayout(place / "runs" / "smoke-gpt").stage(stage).weights / "model.safetensors"
+        assert all(torch.equal(value, ours[name]) for name, value in load_file(rays).items())
 
 
 @pytest.mark.timeout(300)
@@ -109,7 +145,11 @@ def test_a_changed_job_is_refused_with_the_difference_and_fresh_starts_over(plac
     assert "Traceback" not in refused.stderr
     # Resources and intervals may change: nothing is left to do.
     allowed = orchestrator(
-        *changed[:4], "--set", "resources.num_workers=1", "--set", "defaults.logging.every_steps=5",
+        *changed[:4],
+        "--set",
+        "resources.num_workers=1",
+        "--set",
+        "defaults.logging.every_steps=5",
         home=place / "home",
     )
     assert allowed.returncode == 0, allowed.stderr
@@ -131,10 +171,18 @@ def test_bert_job_pretrains_continues_and_fine_tunes(place: Path) -> None:
     continued = AutoModelForMaskedLM.from_pretrained(layout.stage("continue").weights)
     assert continued.config.model_type == "bert"
     output = succeed(
-        "predict", "smoke-bert", "--stage", "continue", "--runs-dir", place / "runs", "--json",
-        "--text", "a [MASK] film", home=place / "home",
+        "predict",
+        "smoke-bert",
+        "--stage",
+        "continue",
+        "--runs-dir",
+        place / "runs",
+        "--json",
+        "--text",
+        "a [MASK] film",
+        home=place / "home",
     )
-    (answer,) = json.loads(output)["answers"]
+    (answer,) = json.loads(output)["predictions"]
     assert len(answer["candidates"]) == 5
     assert "[MASK]" not in answer["filled"]
 

@@ -1,0 +1,186 @@
+"""The command line: options, dispatch, and how every command ends.
+
+argparse, because importing typer alone takes most of the time that ``validate`` may take; commands
+import what they need when they run. Exit codes: 0 done, 1 the run failed, 2 the user's input is
+wrong, 75 stopped with its work saved (sysexits' EX_TEMPFAIL).
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, NoReturn
+
+from orchestrator.errors import OrchestratorError, SpecError
+
+if TYPE_CHECKING:
+    Commands = argparse._SubParsersAction["_Parser"]
+
+Command = Callable[[argparse.Namespace], int]
+DESCRIPTION = "From one YAML file to a trained, fine-tuned, evaluated model."
+UNEXPECTED, INTERRUPTED = 1, 130
+
+
+class UsageError(OrchestratorError):
+    """The command line itself is wrong."""
+
+
+class _Parser(argparse.ArgumentParser):
+    """Raises instead of exiting, so that ``--json`` holds for usage errors too."""
+
+    def error(self, message: str) -> NoReturn:
+        """Raise ``UsageError`` with the command's usage."""
+        raise UsageError(f"{message}\n{self.format_usage().strip()}")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; its exit code."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    as_json, with_traceback = "--json" in arguments, "--traceback" in arguments
+    try:
+        options = make_parser().parse_args(arguments)
+        command: Command = options.command
+        return command(options)
+    except BrokenPipeError:
+        # The reader (head, less) has gone: nothing is left to say, not even when Python exits.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    except OrchestratorError as error:
+        return _fail(error, str(error), error.exit_code, as_json, with_traceback)
+    except Exception as error:
+        message = f"unexpected {type(error).__name__}: {error}"
+        hint = "" if with_traceback else "\nRun it again with --traceback to see where."
+        return _fail(error, message + hint, UNEXPECTED, as_json, with_traceback)
+
+
+def _fail(error: Exception, message: str, exit_code: int, as_json: bool, with_traceback: bool) -> int:
+    """Say why a command ended: one document on stdout for ``--json``, one message on stderr."""
+    if with_traceback:
+        import traceback
+
+        traceback.print_exception(error)
+    if as_json:
+        from launchers.cli_print import print_json
+
+        errors: list[dict[str, str | int | None]]
+        errors = [{"file": None, "line": None, "key": "", "message": message}]
+        if isinstance(error, SpecError):
+            errors = [problem.as_dict() for problem in error.problems]
+        print_json({"ok": False, "errors": errors})
+    elif not with_traceback:
+        print(message, file=sys.stderr)
+    return exit_code
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """Every command with its options."""
+    parser = _Parser(prog="orchestrator", description=DESCRIPTION, allow_abbrev=False)
+    parser.add_argument("--version", action=_Version, nargs=0, help="show the version and exit")
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    _add_job_commands(commands)
+    _add_run_commands(commands)
+    return parser
+
+
+def _add(commands: Commands, name: str, run: str, summary: str) -> _Parser:
+    """A command with the options that all have; ``run`` is imported when it is called."""
+    parser = commands.add_parser(
+        name, help=summary, description=summary[0].upper() + summary[1:] + ".", allow_abbrev=False
+    )
+    parser.add_argument("--json", action="store_true", help="print one JSON document")
+    parser.add_argument("--traceback", action="store_true", help="show where an error comes from")
+    parser.set_defaults(command=_Lazy(run))
+    return parser
+
+
+def _add_job_commands(commands: Commands) -> None:
+    validate = _add(commands, "validate", "cli_jobs:validate", "check a job file")
+    plan = _add(commands, "plan", "cli_jobs:plan", "show what a job will do, in numbers")
+    run = _add(commands, "run", "cli_jobs:run", "run a job, or go on where it stopped")
+    prepare = _add(
+        commands, "prepare", "cli_jobs:prepare", "make tokenizers and data for workers started by hand"
+    )
+    submit = _add(commands, "submit", "cli_jobs:submit", "start a job elsewhere, without waiting for it")
+    for parser in (validate, plan, run, prepare, submit):
+        parser.add_argument("job", metavar="JOB", type=Path, help="the job file (YAML)")
+        parser.add_argument(
+            "--set",
+            dest="overrides",
+            metavar="KEY=VALUE",
+            action="append",
+            default=[],
+            help="set a key, such as stages.pretrain.optimizer.lr=3e-4; may be repeated",
+        )
+    for parser in (plan, run, prepare, submit):
+        _add_runs_dir(parser)
+    submit.add_argument("--launcher", help="where to (default: launcher.name of the job file)")
+    submit.add_argument("--dry-run", action="store_true", help="print what would be submitted")
+    plan.add_argument(
+        "--no-model",
+        dest="with_model",
+        action="store_false",
+        help="do not build models to count their parameters (needs no torch)",
+    )
+    run.add_argument("--fresh", action="store_true", help="start over; an earlier run is kept, renamed")
+    _add(commands, "schema", "cli_jobs:schema", "print the JSON Schema of the job file")
+
+
+def _add_run_commands(commands: Commands) -> None:
+    status = _add(commands, "status", "cli_runs:status", "show how far a run is, or all runs")
+    status.add_argument("run", metavar="RUN", nargs="?", help="a name, or a run directory")
+    logs = _add(commands, "logs", "cli_runs:logs", "print a worker's log")
+    logs.add_argument("-f", "--follow", action="store_true", help="go on until the run ends")
+    logs.add_argument("--rank", type=int, default=0, help="the worker (default: 0)")
+    cancel = _add(commands, "cancel", "cli_runs:cancel", "ask a run to save its work and stop")
+    predict = _add(commands, "predict", "cli_runs:predict", "answer from a run's weights")
+    predict.add_argument(
+        "--text", dest="texts", metavar="TEXT", action="append", required=True, help="the input"
+    )
+    for parser in (logs, cancel, predict):
+        parser.add_argument("run", metavar="RUN", help="a name, or a run directory")
+    for parser in (logs, predict):
+        parser.add_argument("--stage", help="the stage (default: the latest)")
+    for parser in (status, logs, cancel, predict):
+        _add_runs_dir(parser)
+
+
+def _add_runs_dir(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--runs-dir",
+        metavar="FOLDER",
+        type=Path,
+        default=Path(os.environ.get("ORCHESTRATOR_RUNS_DIR") or "runs"),
+        help="where runs are (default: $ORCHESTRATOR_RUNS_DIR, or runs)",
+    )
+
+
+class _Lazy:
+    """A command by ``module:function``, imported when it is called."""
+
+    def __init__(self, target: str) -> None:
+        self._module, _, self._function = target.partition(":")
+
+    def __call__(self, options: argparse.Namespace) -> int:
+        import importlib
+
+        command: Command = getattr(importlib.import_module(f"launchers.{self._module}"), self._function)
+        return command(options)
+
+
+class _Version(argparse.Action):
+    """Print the installed version; looked up only when asked for."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *arguments: object) -> None:
+        from importlib.metadata import version
+
+        print(f"orchestrator {version('orchestrator')}")
+        parser.exit()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

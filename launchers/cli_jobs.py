@@ -1,0 +1,141 @@
+"""The commands that take a job file: validate, plan, run, prepare, submit, schema."""
+
+from __future__ import annotations
+
+from argparse import Namespace
+from typing import Any
+
+from launchers.cli_print import number_text, print_json, print_table
+
+
+def validate(options: Namespace) -> int:
+    """Check a job file, alone and against itself."""
+    from launchers.planning import batch_complaints
+    from orchestrator.errors import SpecError
+    from orchestrator.spec.load import load_located
+
+    loaded = load_located(options.job, overrides=options.overrides)
+    problems = [
+        loaded.problem(("stages", index, "global_batch_size"), complaint)
+        for index, complaint in batch_complaints(loaded.job)
+    ]
+    if problems:
+        raise SpecError(problems)
+    if options.json:
+        print_json({"ok": True, "errors": []})
+        return 0
+    names = [stage.name for stage in loaded.job.stages]
+    count = f"{len(names)} stage" if len(names) == 1 else f"{len(names)} stages"
+    print(f"{options.job}: valid: {count} ({', '.join(names)})")
+    return 0
+
+
+def plan(options: Namespace) -> int:
+    """Show what a job will do, in numbers."""
+    from launchers.planning import plan_job
+    from orchestrator.spec.load import load_job
+
+    job = load_job(options.job, overrides=options.overrides)
+    document = plan_job(job, runs_dir=options.runs_dir, with_model=options.with_model)
+    if options.json:
+        print_json(document)
+    else:
+        _print_plan(document)
+    return 0
+
+
+def _print_plan(document: dict[str, Any]) -> None:
+    """A table of the training stages' numbers, then what each stage is and what it promises."""
+    resources = document["resources"]
+    trained = [stage for stage in document["stages"] if stage["kind"] == "train"]
+    title = (
+        f"{document['name']}: workers {resources['num_workers']}, CPU cores each"
+        f" {resources['cpus_per_worker']}, GPUs each {resources['gpus_per_worker']},"
+        f" run directory {document['run_dir']}"
+    )
+    header = ("stage", "strategy", "batch", "seq_len", "steps", "rows", "tokens", "parameters")
+    print_table(title, header, [_plan_row(stage) for stage in trained])
+    print("batch: workers x micro-batch x accumulation = rows per step")
+    print("Stages, in order:")
+    for index, stage in enumerate(document["stages"], start=1):
+        needs = f", needs {stage['needs']}" if stage["needs"] else ""
+        state = "done" if stage["done"] else "to do"
+        print(f"  {index}. {stage['name']}: {stage['kind']}{needs}: {state}")
+        if stage["kind"] == "train":
+            print(f"     {stage['promise']}")
+
+
+def _plan_row(stage: dict[str, Any]) -> tuple[str, ...]:
+    batch = (
+        f"{stage['world_size']} x {stage['micro_batch_size']} x {stage['grad_accum_steps']}"
+        f" = {stage['global_batch_size']}"
+    )
+    rows = number_text(stage["rows"])
+    if stage["epochs"] is not None:
+        rows = f"{stage['epochs']:g} epochs"
+    return (
+        stage["name"],
+        stage["strategy"],
+        batch,
+        number_text(stage["seq_len"]),
+        number_text(stage["steps"]),
+        rows,
+        number_text(stage["tokens"]),
+        number_text(stage["parameters"]),
+    )
+
+
+def run(options: Namespace) -> int:
+    """Run a job, or go on where it stopped."""
+    from orchestrator.spec.load import load_job
+
+    job = load_job(options.job, overrides=options.overrides)
+    from launchers.run import run_job
+
+    return run_job(job, runs_dir=options.runs_dir, fresh=options.fresh, as_json=options.json)
+
+
+def prepare(options: Namespace) -> int:
+    """Make what all stages read, and write the run directory."""
+    from orchestrator.spec.load import load_job
+
+    job = load_job(options.job, overrides=options.overrides)
+    from launchers.run import prepare_job
+
+    layout = prepare_job(job, runs_dir=options.runs_dir, as_json=options.json)
+    if options.json:
+        print_json({"name": job.name, "run_dir": str(layout.root)})
+    else:
+        print(f"{layout.root} is prepared. Without Ray, stage by stage:")
+        for stage in job.stages:
+            workers = job.resources.num_workers
+            print(
+                f"  torchrun --nproc-per-node {workers} -m orchestrator.train.worker"
+                f" {layout.root} --stage {stage.name}"
+            )
+    return 0
+
+
+def submit(options: Namespace) -> int:
+    """Start a job where its launcher says, without waiting for it."""
+    from launchers.submission import submit_job
+    from orchestrator.spec.load import load_job
+
+    job = load_job(options.job, overrides=options.overrides)
+    name = options.launcher or job.launcher.name
+    submitted = submit_job(job, launcher_name=name, runs_dir=options.runs_dir, dry_run=options.dry_run)
+    if options.json:
+        print_json(submitted)
+    elif options.dry_run:
+        print(submitted["command"])
+    else:
+        print(f"{job.name} submitted to {name} as {submitted['job_id']}; orchestrator logs {job.name} -f")
+    return 0
+
+
+def schema(options: Namespace) -> int:
+    """Print the JSON Schema of the job file."""
+    from orchestrator.spec.json_schema import job_schema
+
+    print_json(job_schema())
+    return 0

@@ -1,0 +1,103 @@
+"""The commands that take a run: status, logs, cancel, predict."""
+
+from __future__ import annotations
+
+import sys
+from argparse import Namespace
+from typing import Any
+
+from launchers import runs
+from launchers.cli_print import metrics_text, number_text, print_json, print_table
+from orchestrator.errors import PlanError
+
+
+def status(options: Namespace) -> int:
+    """Show how far a run is, or all runs."""
+    if options.run is None:
+        found = [runs.run_status(path) for path in runs.list_runs(options.runs_dir)]
+        if options.json:
+            print_json({"runs": found})
+        elif found:
+            lines = [(run["name"], run["state"], _latest(run)) for run in found]
+            print_table(f"Runs in {options.runs_dir}", ("run", "state", "stage"), lines)
+        else:
+            print(f"no runs in {options.runs_dir}")
+        return 0
+    run = runs.run_status(runs.find_run(options.run, options.runs_dir))
+    if options.json:
+        print_json(run)
+        return 0
+    rows = [
+        (stage["name"], stage["state"], _step(stage), metrics_text(stage["metrics"]))
+        for stage in run["stages"]
+    ]
+    print_table(f"{run['name']}: {run['state']}", ("stage", "state", "step", "metrics"), rows)
+    return 0
+
+
+def _step(stage: dict[str, Any]) -> str:
+    return "-" if stage["step"] is None else number_text(stage["step"])
+
+
+def _latest(run: dict[str, Any]) -> str:
+    """The last stage that began, and its step."""
+    begun = [stage for stage in run["stages"] if stage["state"] != "waiting"]
+    if not begun:
+        return "-"
+    return f"{begun[-1]['name']} (step {_step(begun[-1])})"
+
+
+def logs(options: Namespace) -> int:
+    """Print a worker's log, once or as it grows."""
+    if options.json and options.follow:
+        raise PlanError("--json prints one document and --follow has no end; give one of them")
+    run_dir = runs.find_run(options.run, options.runs_dir)
+    if options.follow:
+        runs.follow_log(run_dir, options.stage, options.rank, _write)
+        return 0
+    stage, path = runs.find_log(run_dir, options.stage, options.rank)
+    if options.json:
+        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+        print_json({"name": run_dir.name, "stage": stage, "rank": options.rank, "lines": lines})
+    else:
+        _write(path.read_bytes())
+    return 0
+
+
+def _write(content: bytes) -> None:
+    sys.stdout.buffer.write(content)
+    sys.stdout.buffer.flush()
+
+
+def cancel(options: Namespace) -> int:
+    """Ask a run to save its work and stop."""
+    run_dir = runs.find_run(options.run, options.runs_dir)
+    runs.request_stop(run_dir)
+    if options.json:
+        print_json({"name": run_dir.name, "state": "stopping"})
+    else:
+        print(f"{run_dir.name} stops after this step, with its work saved")
+    return 0
+
+
+def predict(options: Namespace) -> int:
+    """Answer from a run's weights: a label, a filled mask, or generated text."""
+    run_dir = runs.find_run(options.run, options.runs_dir)
+    from launchers.predict import predict as answer_all
+
+    answers = answer_all(run_dir, stage=options.stage, texts=options.texts)
+    if options.json:
+        print_json({"name": run_dir.name, "predictions": answers})
+        return 0
+    for answer in answers:
+        print(f"{answer['text']}\n  {_answer_text(answer)}")
+    return 0
+
+
+def _answer_text(answer: dict[str, Any]) -> str:
+    """What a person reads first: the label, the filled text or the generated one."""
+    if "label" in answer:
+        return f"{answer['label']}  ({metrics_text(answer['probabilities'])})"
+    if "filled" in answer:
+        return f"{answer['filled']}  ({metrics_text(answer['candidates'])})"
+    return str(answer["generated"])

@@ -1,0 +1,159 @@
+"""What a job will do, in numbers, before it does anything; the content of ``orchestrator plan``."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from orchestrator.checkpoint.layout import RunLayout
+from orchestrator.errors import PlanError
+from orchestrator.spec.fingerprint import digest, spec_fingerprint
+from orchestrator.spec.job import Job, Stage, TrainStage
+from orchestrator.spec.plan import (
+    batch_complaint,
+    count_steps,
+    input_stage,
+    plan_batch,
+    stage_order,
+)
+from orchestrator.spec.promise import promise
+
+
+def batch_complaints(job: Job) -> Iterator[tuple[int, str]]:
+    """Index of each stage whose batch cannot be split over the workers, and why."""
+    for index, stage in enumerate(job.stages):
+        if isinstance(stage, TrainStage):
+            complaint = batch_complaint(stage, job.resources)
+            if complaint:
+                yield index, complaint
+
+
+def plan_job(job: Job, *, runs_dir: Path, with_model: bool) -> dict[str, Any]:
+    """Everything ``plan`` prints, as one JSON document.
+
+    Args:
+        with_model: Build models that were never counted, which imports torch and transformers.
+
+    Raises:
+        PlanError: A batch cannot be split.
+        ModelError: A model cannot be built.
+    """
+    complaints = [
+        f"stages[{index}] '{job.stages[index].name}': {complaint}"
+        for index, complaint in batch_complaints(job)
+    ]
+    if complaints:
+        raise PlanError("\n".join(complaints))
+    run = RunLayout(runs_dir / job.name)
+    parameters = ParameterCounts(run.cache / "parameters.json", with_model=with_model)
+    done = _finished(job, run)
+    stages = [_plan_stage(job, stage, parameters, done) for stage in stage_order(job)]
+    return {
+        "name": job.name,
+        "run_dir": str(run.root),
+        "resources": job.resources.model_dump(mode="json"),
+        "stages": stages,
+    }
+
+
+def _plan_stage(job: Job, stage: Stage, parameters: ParameterCounts, done: set[str]) -> dict[str, Any]:
+    plan: dict[str, Any] = {
+        "name": stage.name,
+        "kind": stage.kind,
+        "needs": input_stage(stage),
+        "done": stage.name in done,
+    }
+    if not isinstance(stage, TrainStage):
+        return plan
+    batch = plan_batch(stage, job.resources)
+    steps = count_steps(stage.limits, batch, None)
+    return plan | {
+        "objective": stage.objective.name,
+        "strategy": stage.strategy.name,
+        "world_size": batch.world_size,
+        "micro_batch_size": batch.micro_batch_size,
+        "grad_accum_steps": batch.grad_accum_steps,
+        "global_batch_size": batch.global_batch_size,
+        "seq_len": batch.seq_len,
+        "tokens_per_step": batch.tokens_per_step,
+        "steps": steps,
+        "tokens": None if steps is None else steps * batch.tokens_per_step,
+        "rows": None if steps is None else steps * batch.global_batch_size,
+        "epochs": stage.limits.max_epochs,
+        "parameters": parameters.count(_model_config(job, stage)),
+        "promise": promise(stage, job.resources),
+    }
+
+
+def _model_config(job: Job, stage: TrainStage) -> dict[str, Any] | None:
+    """The configuration a stage's model is built from; ``None`` for one that is not ours to build."""
+    while stage.model is None:
+        name = input_stage(stage)
+        if name is None:
+            return None
+        origin = job.stage(name)
+        assert isinstance(origin, TrainStage)
+        stage = origin
+    if stage.model.factory != "auto":
+        return None
+    config = dict(stage.model.config)
+    if job.tokenizer and job.tokenizer.train:
+        config.setdefault("vocab_size", job.tokenizer.train.vocab_size)
+    return config
+
+
+def _finished(job: Job, run: RunLayout) -> set[str]:
+    """Stages whose result is there and was made by the same keys, on inputs of which that holds."""
+    done: set[str] = set()
+    for stage in stage_order(job):
+        try:
+            result = json.loads(run.stage(stage.name).result.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            continue
+        is_same = result.get("spec_fingerprint") == spec_fingerprint(job, stage)
+        if is_same and input_stage(stage) in {None, *done}:
+            done.add(stage.name)
+    return done
+
+
+class ParameterCounts:
+    """Parameters by model configuration, remembered in a file of the runs folder."""
+
+    def __init__(self, path: Path, *, with_model: bool) -> None:
+        """Read what is known; ``with_model`` says whether to count what is not."""
+        self._path = path
+        self._with_model = with_model
+        self._known = self._read()
+
+    def count(self, config: Mapping[str, Any] | None) -> int | None:
+        """Parameters of the model; ``None`` when they are not known and not to be counted.
+
+        Raises:
+            ModelError: The model cannot be built.
+        """
+        if config is None:
+            return None
+        key = digest(config)
+        if key not in self._known and self._with_model:
+            # Here and not above: it imports torch and transformers, which takes seconds.
+            from orchestrator.models import count_parameters
+
+            self._known[key] = count_parameters(dict(config))
+            self._write()
+        return self._known.get(key)
+
+    def _read(self) -> dict[str, int]:
+        try:
+            known = json.loads(self._path.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return {}
+        return known if isinstance(known, dict) else {}
+
+    def _write(self) -> None:
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = self._path.with_name(f"{self._path.name}.{os.getpid()}")
+        temporary.write_text(json.dumps(self._known), encoding="utf-8")
+        temporary.replace(self._path)

@@ -1,0 +1,242 @@
+"""What a run directory says about its run; reads files alone, and none of torch, Ray or the network.
+
+A run's state is its last event, except that a start without an end is ``running`` only while the
+driver still holds its lock, and ``interrupted`` otherwise.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from orchestrator.checkpoint.layout import RunLayout, StageLayout
+from orchestrator.errors import LaunchError
+from orchestrator.tracking.events import read_json_lines
+
+ENDS = {"run_finished": "finished", "run_stopped": "stopped", "run_failed": "failed"}
+# Longer than any line of metrics, so that the last whole line is always in it.
+TAIL_BYTES = 2**16
+POLL_SECONDS = 0.2
+
+
+class UnknownRunError(LaunchError):
+    """No such run, or nothing of it to show."""
+
+    exit_code = 2
+
+
+def find_run(run: str, runs_dir: Path) -> Path:
+    """The directory of a run, given as a name under ``runs_dir`` or as a path.
+
+    Raises:
+        UnknownRunError: There is none; the message lists the nearest names.
+    """
+    is_name = os.sep not in run and run not in ("", ".", "..")
+    if is_name and _is_run(runs_dir / run):
+        return runs_dir / run
+    if _is_run(Path(run)):
+        return Path(run)
+    if not is_name:
+        raise UnknownRunError(f"'{run}' is not a run directory: it has no job.yaml or events.jsonl")
+    import difflib
+
+    names = [path.name for path in list_runs(runs_dir)]
+    near = difflib.get_close_matches(run, names, n=3)
+    if near:
+        hint = "Did you mean " + " or ".join(f"'{name}'" for name in near) + "?"
+    else:
+        hint = f"It has {', '.join(names[:10])}." if names else "It has no runs yet."
+    raise UnknownRunError(f"no run is called '{run}' under '{runs_dir}'. {hint}")
+
+
+def list_runs(runs_dir: Path) -> list[Path]:
+    """Directories of the runs under ``runs_dir``, by name."""
+    if not runs_dir.is_dir():
+        return []
+    return sorted(path for path in runs_dir.iterdir() if path.name[0] != "." and _is_run(path))
+
+
+def run_status(run_dir: Path) -> dict[str, Any]:
+    """``{name, state, stages: [{name, state, step, metrics}]}`` of one run."""
+    layout = RunLayout(run_dir)
+    events = list(read_json_lines(layout.events))
+    state = run_state(layout, events)
+    stages = []
+    for name in _stage_names(layout, events):
+        stage = layout.stage(name)
+        step, metrics = _progress(stage)
+        stages.append(
+            {
+                "name": name,
+                "state": _stage_state(stage, events, state),
+                "step": step,
+                "metrics": metrics,
+            }
+        )
+    return {"name": run_dir.resolve().name, "state": state, "stages": stages}
+
+
+def run_state(layout: RunLayout, events: list[dict[str, Any]]) -> str:
+    """One of ``waiting``, ``running``, ``interrupted``, ``stopped``, ``failed``, ``finished``."""
+    marks = [event["event"] for event in events if str(event.get("event")).startswith("run_")]
+    if not marks:
+        return "running" if is_locked(layout.driver_lock) else "waiting"
+    if marks[-1] in ENDS:
+        return ENDS[marks[-1]]
+    return "running" if is_locked(layout.driver_lock) else "interrupted"
+
+
+def is_locked(path: Path) -> bool:
+    """Whether another process holds the lock file ``path``; never makes the file."""
+    import fcntl
+
+    try:
+        with path.open("rb") as lock:
+            # Shared, because a lock for writing needs a writable file on NFS.
+            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except FileNotFoundError:
+        return False
+    return False
+
+
+def request_stop(run_dir: Path) -> None:
+    """Ask a running run to save its work and stop.
+
+    Raises:
+        UnknownRunError: It is not running.
+    """
+    layout = RunLayout(run_dir)
+    if not is_locked(layout.driver_lock):
+        state = run_status(run_dir)["state"]
+        raise UnknownRunError(f"{run_dir} is not running: its state is '{state}'")
+    layout.stop_request.write_text("cancel", encoding="utf-8")
+
+
+def find_log(run_dir: Path, stage: str | None, rank: int) -> tuple[str, Path]:
+    """The stage and the log file asked for; without a stage, the one that started last.
+
+    Raises:
+        UnknownRunError: There is no such log; the message lists the stages or ranks that have one.
+    """
+    layout = RunLayout(run_dir)
+    events = list(read_json_lines(layout.events))
+    started = [event["stage"] for event in events if event.get("event") == "stage_started"]
+    if stage is None:
+        if not started:
+            raise UnknownRunError(f"{run_dir} has no log yet: no stage of it has started")
+        stage = str(started[-1])
+    path = layout.stage(stage).log(rank)
+    if path.is_file():
+        return stage, path
+    logs = sorted(path.parent.glob("rank-*.log"))
+    if logs:
+        ranks = ", ".join(str(int(log.stem.removeprefix("rank-"))) for log in logs[:10])
+        raise UnknownRunError(f"stage '{stage}' has no log of rank {rank}; it has {ranks}")
+    known = ", ".join(dict.fromkeys(map(str, started))) or "none yet"
+    raise UnknownRunError(f"{run_dir} has no log of stage '{stage}'; stages with a log: {known}")
+
+
+def follow_log(run_dir: Path, stage: str | None, rank: int, write: Callable[[bytes], object]) -> None:
+    """Pass on the log as it grows, and the next stage's after it, until the run is not running.
+
+    Args:
+        write: Receives the bytes of the log.
+    """
+    layout = RunLayout(run_dir)
+    current, path = find_log(run_dir, stage, rank)
+    offset = 0
+    while True:
+        # Asked before reading, so that what was written before the end is still read.
+        events = list(read_json_lines(layout.events))
+        is_running = run_state(layout, events) == "running"
+        with path.open("rb") as log:
+            log.seek(offset)
+            content = log.read()
+        offset += len(content)
+        write(content)
+        if stage is None and (later := _next_log(layout, events, current, rank)):
+            current, path = later
+            offset = 0
+            write(f"==> {current} <==\n".encode())
+        elif not is_running:
+            return
+        else:
+            time.sleep(POLL_SECONDS)
+
+
+def _next_log(
+    layout: RunLayout, events: list[dict[str, Any]], current: str, rank: int
+) -> tuple[str, Path] | None:
+    """The log of the stage that started after ``current``, once it exists."""
+    started = [str(event["stage"]) for event in events if event.get("event") == "stage_started"]
+    if not started or started[-1] == current:
+        return None
+    path = layout.stage(started[-1]).log(rank)
+    return (started[-1], path) if path.is_file() else None
+
+
+def _is_run(path: Path) -> bool:
+    layout = RunLayout(path)
+    return layout.job.is_file() or layout.events.is_file()
+
+
+def _stage_names(layout: RunLayout, events: list[dict[str, Any]]) -> list[str]:
+    """Names in the order of the job; from the events where the job cannot be read."""
+    from orchestrator.errors import SpecError
+    from orchestrator.spec.yaml12 import parse
+
+    try:
+        text = layout.job.read_text(encoding="utf-8")
+        job = parse(text, str(layout.job), quoted=str, problems=[])
+        return [str(stage["name"]) for stage in job["stages"]]
+    except (OSError, SpecError, KeyError, TypeError):
+        return list(dict.fromkeys(str(event["stage"]) for event in events if "stage" in event))
+
+
+def _stage_state(stage: StageLayout, events: list[dict[str, Any]], run_state: str) -> str:
+    if stage.result.is_file():
+        return "finished"
+    marks = [str(event.get("event")) for event in events if event.get("stage") == stage.root.name]
+    marks = [mark for mark in marks if mark.startswith("stage_") and mark != "stage_set_aside"]
+    if not marks:
+        return "waiting"
+    if marks[-1] == "stage_started":
+        return run_state
+    return marks[-1].removeprefix("stage_")
+
+
+def _progress(stage: StageLayout) -> tuple[int | None, dict[str, float]]:
+    """The last step and the latest value of each metric."""
+    try:
+        result = json.loads(stage.result.read_text(encoding="utf-8"))
+        return result.get("step"), dict(result.get("metrics", {}))
+    except (OSError, ValueError):
+        pass
+    metrics: dict[str, float] = {}
+    for record in _tail_records(stage.metrics):
+        metrics.update(record)
+    step = metrics.pop("step", None)
+    return (None if step is None else int(step)), metrics
+
+
+def _tail_records(path: Path) -> Iterator[dict[str, Any]]:
+    """The last records of a JSON-lines file; torn lines are left out."""
+    try:
+        with path.open("rb") as file:
+            file.seek(max(0, path.stat().st_size - TAIL_BYTES))
+            lines = file.read().splitlines()
+    except FileNotFoundError:
+        return
+    for line in lines:
+        try:
+            record = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(record, dict):
+            yield record

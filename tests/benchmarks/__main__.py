@@ -1,0 +1,40 @@
+"""``make bench``: ratios measured side by side in one run, with the machine's load and the versions."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+
+from tests.benchmarks.loader import measure_loader
+from tests.benchmarks.startup import measure_startup
+from tests.benchmarks.step_loop import measure_step_loop
+
+PACKAGES = ("torch", "transformers", "datasets", "numpy", "pydantic")
+
+
+def main() -> None:
+    """Measure and print one table."""
+    versions = "  ".join(f"{name} {importlib.metadata.version(name)}" for name in PACKAGES)
+    print(f"Python {platform.python_version()}  {versions}")
+    print(f"{len(os.sched_getaffinity(0))} cores, load {' '.join(f'{x:.1f}' for x in os.getloadavg())}")
+    print(f"{'measured':<58}{'ours':>14}{'theirs':>14}{'ratio':>8}  wanted")
+    step = measure_step_loop()
+    row("training loop / plain PyTorch loop, tokens/s", step["ours"], step["plain"], "at least 0.97")
+    loader = measure_loader()
+    theirs = max(value for key, value in loader.items() if key.startswith("datasets"))
+    row("loader / datasets map-style, tokens/s", loader["ours_tokens_per_second"], theirs, "at least 5")
+    startup = measure_startup()
+    baseline = startup.pop("baseline")
+    for name, seconds in startup.items():
+        row(f"orchestrator {name} / python -c 'import yaml, pydantic', s", seconds, baseline, "below 2")
+
+
+def row(name: str, ours: float, theirs: float, wanted: str) -> None:
+    """Print one line."""
+    digits = 0 if theirs > 100 else 3
+    print(f"{name:<58}{ours:>14,.{digits}f}{theirs:>14,.{digits}f}{ours / theirs:>8.2f}  {wanted}")
+
+
+if __name__ == "__main__":
+    main()

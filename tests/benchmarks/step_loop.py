@@ -1,0 +1,159 @@
+"""Tokens per second of the training loop against a plain PyTorch loop on the same model and batches.
+
+Both train in one process and take turns, so that whatever else the machine does slows both. Ours reads
+and collates its rows; the plain loop's batches are ready-made.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.nn import functional
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from orchestrator.contracts import EngineSetup, Row
+from orchestrator.objectives.causal_lm import CausalLM
+from orchestrator.spec.job import Resources, TrainStage
+from orchestrator.spec.plan import plan_batch
+from orchestrator.spec.training import DDPStrategy
+from orchestrator.strategies.ddp import DDPEngine
+from orchestrator.train.loop import Loop
+from orchestrator.train.optim import make_optimizer
+from orchestrator.train.stop import StopRequest
+
+VOCAB, SEQ_LEN, MICRO, ACCUM = 8192, 128, 8, 2
+STEPS_PER_TURN, TURNS = 6, 8
+
+
+class ReadyRows:
+    """Rows as ``MixtureReader`` gives them, of generated tokens."""
+
+    num_rows = 4096
+
+    def __init__(self) -> None:
+        rng = np.random.default_rng(0)
+        self.tokens = rng.integers(0, VOCAB, size=(self.num_rows, SEQ_LEN))
+
+    def read_global(self, rows: np.ndarray) -> list[Row]:
+        return [Row(self.tokens[row]) for row in rows % self.num_rows]
+
+
+def make_stage() -> TrainStage:
+    return TrainStage.model_validate(
+        {
+            "name": "bench",
+            "objective": {"name": "causal_lm"},
+            "model": {"config": {"model_type": "gpt2"}},
+            "data": {"mixture": {"a": 1.0}, "seq_len": SEQ_LEN},
+            "global_batch_size": MICRO * ACCUM,
+            "micro_batch_size": MICRO,
+            "strategy": {"name": "ddp"},
+            "optimizer": {"name": "adamw", "lr": 1e-3},
+            "schedule": {"name": "constant"},
+            "limits": {"max_steps": STEPS_PER_TURN * TURNS},
+            "logging": {"every_steps": STEPS_PER_TURN},
+            "checkpoint": {"every_steps": 10**6},
+        }
+    )
+
+
+def make_model() -> nn.Module:
+    torch.manual_seed(0)
+    config = AutoConfig.for_model(
+        "gpt2", n_layer=4, n_head=4, n_embd=256, vocab_size=VOCAB, n_positions=SEQ_LEN, use_cache=False
+    )
+    return AutoModelForCausalLM.from_config(config)
+
+
+def our_loop(stage: TrainStage, reader: ReadyRows) -> Callable[[int], None]:
+    """One turn of ``Loop`` on DDP with one worker, from the given step."""
+    model, device = make_model(), torch.device("cpu")
+    batch_plan = plan_batch(stage, Resources())
+    setup = EngineSetup(
+        device=device,
+        rank=0,
+        world_size=1,
+        micro_batch_size=MICRO,
+        grad_accum_steps=ACCUM,
+        max_grad_norm=1.0,
+        make_optimizer=lambda made: make_optimizer(made, stage.optimizer),
+        blocks=list(model.transformer.h),
+    )
+    objective = CausalLM.__new__(CausalLM)
+    objective._pad_id = 0
+    loop = Loop(
+        stage=stage,
+        seed=0,
+        rank=0,
+        device=device,
+        batch_plan=batch_plan,
+        max_steps=0,
+        engine=DDPEngine(model, DDPStrategy(name="ddp"), setup),
+        objective=objective,
+        reader=reader,
+        trackers=[],
+        evaluate=dict,
+        save=lambda step: None,
+        stop=StopRequest(Path("no such file")),
+    )
+    return lambda step: loop_turn(loop, step)
+
+
+def loop_turn(loop: Loop, step: int) -> None:
+    replace(loop, max_steps=step + STEPS_PER_TURN).run(step)
+
+
+def plain_loop(stage: TrainStage, reader: ReadyRows) -> Callable[[int], None]:
+    """One turn of the loop a person would write by hand."""
+    model = make_model()
+    optimizer = make_optimizer(model, stage.optimizer)
+    batches = torch.from_numpy(reader.tokens).view(-1, MICRO, SEQ_LEN)
+
+    def turn(step: int) -> None:
+        model.train()
+        for number in range(step, step + STEPS_PER_TURN):
+            for accum in range(ACCUM):
+                ids = batches[(number * ACCUM + accum) % len(batches)]
+                logits = model(input_ids=ids).logits[:, :-1]
+                loss = functional.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten())
+                (loss / ACCUM).backward()
+            nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+
+    return turn
+
+
+def measure_step_loop() -> dict[str, float]:
+    """Best tokens per second of each loop over its turns, and their ratio."""
+    torch.set_num_threads(max(1, len(os.sched_getaffinity(0))))
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=0, world_size=1)
+    stage, reader = make_stage(), ReadyRows()
+    loops = {"ours": our_loop(stage, reader), "plain": plain_loop(stage, reader)}
+    best = dict.fromkeys(loops, float("inf"))
+    for turn in range(TURNS):
+        order = list(loops) if turn % 2 else list(reversed(loops))
+        for name in order:
+            began = time.perf_counter()
+            loops[name](turn * STEPS_PER_TURN)
+            best[name] = min(best[name], time.perf_counter() - began)
+    dist.destroy_process_group()
+    tokens = STEPS_PER_TURN * ACCUM * MICRO * SEQ_LEN
+    ours, plain = tokens / best["ours"], tokens / best["plain"]
+    return {"ours": ours, "plain": plain, "ratio": ours / plain}
+
+
+if __name__ == "__main__":
+    print(measure_step_loop())

@@ -1,0 +1,80 @@
+from __future__ import annotations
+
+from collections import defaultdict
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from orchestrator.data.mixture import PERIOD, Mixture
+from orchestrator.errors import DataError
+
+WEIGHTS = st.lists(st.floats(0.1, 50.0), min_size=1, max_size=6)
+
+
+def named(values: list[float]) -> dict[str, float]:
+    return {f"source-{index}": value for index, value in enumerate(values)}
+
+
+@given(weights=WEIGHTS, start=st.integers(0, 10**12))
+@settings(max_examples=60, deadline=None)
+def test_any_ten_thousand_rows_hold_the_weights_to_one_in_a_thousand(
+    weights: list[float], start: int
+) -> None:
+    mixture = Mixture(named(weights), dict.fromkeys(named(weights), 1000))
+    sources, _, _ = mixture.locate(np.arange(start, start + PERIOD))
+    shares = np.bincount(sources, minlength=len(weights)) / PERIOD
+    assert np.abs(shares - np.array(weights) / sum(weights)).max() <= 0.001
+
+
+@given(weights=WEIGHTS, sizes=st.lists(st.integers(1, 500), min_size=6, max_size=6))
+@settings(max_examples=30, deadline=None)
+def test_each_source_gives_every_row_once_an_epoch(weights: list[float], sizes: list[int]) -> None:
+    names = named(weights)
+    num_rows = dict(zip(names, sizes, strict=False))
+    sources, positions, epochs = Mixture(names, num_rows).locate(np.arange(3 * PERIOD))
+    for index, size in enumerate(num_rows.values()):
+        drawn = np.flatnonzero(sources == index)
+        assert np.array_equal(positions[drawn], np.arange(len(drawn)) % size)
+        assert np.array_equal(epochs[drawn], np.arange(len(drawn)) // size)
+
+
+def test_sources_are_interleaved_evenly() -> None:
+    mixture = Mixture({"a": 0.7, "b": 0.2, "c": 0.1}, {"a": 10, "b": 10, "c": 10})
+    sources, _, _ = mixture.locate(np.arange(PERIOD))
+    for start in range(0, PERIOD, 100):
+        counts = np.bincount(sources[start : start + 100], minlength=3)
+        assert np.abs(counts - [70, 20, 10]).max() <= 1
+
+
+def test_a_row_does_not_depend_on_what_else_is_asked() -> None:
+    mixture = Mixture({"a": 3.0, "b": 1.0}, {"a": 1234, "b": 77})
+    rows = np.array([10**15, 0, 9999, 10_000, 5, 10**15])
+    together = np.stack(mixture.locate(rows))
+    alone = np.concatenate([np.stack(mixture.locate(rows[i : i + 1])) for i in range(len(rows))], axis=1)
+    assert np.array_equal(together, alone)
+
+
+def test_one_source_is_read_through_in_order() -> None:
+    sources, positions, epochs = Mixture({"a": 0.3}, {"a": 7}).locate(np.arange(20_003))
+    assert not sources.any()
+    assert np.array_equal(epochs * 7 + positions, np.arange(20_003))
+
+
+def test_order_of_names_is_the_order_of_the_job_file() -> None:
+    assert Mixture({"z": 1.0, "a": 1.0}, {"a": 1, "z": 2}).names == ("z", "a")
+
+
+def test_weight_below_one_row_of_a_period_is_refused() -> None:
+    with pytest.raises(DataError, match=r"weight 1e-06 of 'rare' out of 1 is less than one row in 10000"):
+        Mixture({"main": 1.0, "rare": 1e-6}, {"main": 10, "rare": 10})
+
+
+def test_equal_weights_alternate() -> None:
+    counts: dict[int, int] = defaultdict(int)
+    sources, _, _ = Mixture({"a": 1.0, "b": 1.0}, {"a": 5, "b": 5}).locate(np.arange(20))
+    for source in sources.tolist():
+        counts[source] += 1
+    assert sources[0] != sources[1]
+    assert counts == {0: 10, 1: 10}

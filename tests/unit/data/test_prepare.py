@@ -1,0 +1,380 @@
+from __future__ import annotations
+
+import errno
+import itertools
+import json
+import logging
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from orchestrator.contracts import RowLayout
+from orchestrator.data.cache import COMPLETE, make_folder
+from orchestrator.data.loader import RowReader
+from orchestrator.data.prepare import cut_segments, prepare_rows, verify
+from orchestrator.data.prepared import Meta
+from orchestrator.data.tokenizer import for_classification, load_tokenizer
+from orchestrator.errors import DataError
+from orchestrator.spec.datasets import Dataset
+from tests.unit.data.corpus import make_texts, section, text_corpus, train_small, write_jsonl
+
+PACKED = RowLayout("packed", 32, framed=False, labelled=False)
+LABELLED = RowLayout("documents", 24, framed=False, labelled=True)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("prepared")
+
+
+@pytest.fixture(scope="module")
+def bpe(folder: Path) -> Path:
+    return train_small(folder, "bpe")
+
+
+@pytest.fixture(scope="module")
+def wordpiece(folder: Path) -> Path:
+    return train_small(folder, "wordpiece", lowercase=True)
+
+
+def prepare(dataset: Dataset, layout: RowLayout, tokenizer: Path, cache: Path, **options: Any) -> Path:
+    return prepare_rows("corpus", dataset, "train", layout, tokenizer, cache, **options)
+
+
+def rows_of(folder: Path, epoch: int = 0) -> list[Any]:
+    reader = RowReader.open(folder, seed=1, source_name="corpus")
+    return reader.read(np.arange(reader.num_rows), epoch)
+
+
+def ids_of(folder: Path) -> list[list[int]]:
+    return [row.input_ids.tolist() for row in rows_of(folder)]
+
+
+def joined(rows: Iterable[list[int]]) -> list[int]:
+    return list(itertools.chain.from_iterable(rows))
+
+
+def labelled(path: Path, labels: list[Any], **keys: Any) -> Dataset:
+    records = [
+        {"text": text, "y": label} for text, label in zip(make_texts(len(labels)), labels, strict=True)
+    ]
+    return section(source="json", files=str(write_jsonl(path, records)), label_column="y", **keys)
+
+
+def test_packing_drops_no_token_and_ends_every_document(tmp_path: Path, bpe: Path) -> None:
+    tokenizer = load_tokenizer(bpe)
+    made = prepare(text_corpus(tmp_path, 50), PACKED, bpe, tmp_path)
+    rows = ids_of(made)
+    expected = [
+        token for text in make_texts(50) for token in [*tokenizer(text)["input_ids"], tokenizer.eos_token_id]
+    ]
+    assert joined(rows) == expected
+    assert {len(row) for row in rows[:-1]} == {32}
+    assert 1 <= len(rows[-1]) <= 32
+    meta = Meta.open(made)
+    assert (meta.num_rows, meta.num_tokens, meta.num_documents) == (len(rows), len(expected), 50)
+    assert meta.token_dtype == "uint16"
+
+
+@pytest.mark.parametrize("algorithm", ["bpe", "wordpiece"])
+def test_framed_packing_puts_each_row_between_cls_and_sep(
+    tmp_path: Path, request: pytest.FixtureRequest, algorithm: str
+) -> None:
+    made_tokenizer = request.getfixturevalue(algorithm)
+    tokenizer = load_tokenizer(made_tokenizer)
+    rows = ids_of(prepare(text_corpus(tmp_path, 50), replace(PACKED, framed=True), made_tokenizer, tmp_path))
+    assert all(row[0] == tokenizer.cls_token_id and row[-1] == tokenizer.sep_token_id for row in rows)
+    stream = [
+        token
+        for text in make_texts(50)
+        for token in [*tokenizer(text, add_special_tokens=False)["input_ids"], tokenizer.sep_token_id]
+    ]
+    assert joined(row[1:-1] for row in rows) == stream
+    assert {len(row) for row in rows[:-1]} == {32}
+
+
+def test_documents_for_causal_models_end_where_the_text_ends(tmp_path: Path, bpe: Path) -> None:
+    tokenizer = load_tokenizer(bpe)
+    layout = RowLayout("documents", 20, framed=False, labelled=False)
+    made = prepare(text_corpus(tmp_path, 50), layout, bpe, tmp_path)
+    full = [[*tokenizer(text)["input_ids"], tokenizer.eos_token_id] for text in make_texts(50)]
+    assert ids_of(made) == [ids[:20] for ids in full]
+    assert Meta.open(made).num_truncated == sum(len(ids) > 20 for ids in full) > 0
+
+
+def test_documents_for_masked_models_are_framed(tmp_path: Path, wordpiece: Path) -> None:
+    tokenizer = load_tokenizer(wordpiece)
+    layout = RowLayout("documents", 20, framed=True, labelled=False)
+    made = prepare(text_corpus(tmp_path, 50), layout, wordpiece, tmp_path)
+    assert ids_of(made) == [
+        tokenizer(text, truncation=True, max_length=20)["input_ids"] for text in make_texts(50)
+    ]
+
+
+@pytest.mark.parametrize("algorithm", ["bpe", "wordpiece"])
+def test_classifier_rows_are_what_the_exported_tokenizer_gives(
+    tmp_path: Path, request: pytest.FixtureRequest, algorithm: str
+) -> None:
+    made_tokenizer = request.getfixturevalue(algorithm)
+    dataset = labelled(tmp_path / "a.jsonl", [row % 3 for row in range(60)])
+    made = prepare(dataset, LABELLED, made_tokenizer, tmp_path, num_labels=3)
+    tokenizer = for_classification(load_tokenizer(made_tokenizer))
+    expected = [tokenizer(text, truncation=True, max_length=24)["input_ids"] for text in make_texts(60)]
+    rows = rows_of(made)
+    assert [row.input_ids.tolist() for row in rows] == expected
+    assert [row.label for row in rows] == [row % 3 for row in range(60)]
+    meta = Meta.open(made)
+    assert meta.label_names == ("0", "1", "2")
+    longer = [len(tokenizer(text)["input_ids"]) > 24 for text in make_texts(60)]
+    assert meta.num_truncated == sum(longer) > 0
+
+
+def test_empty_documents_are_left_out_with_their_labels_and_counted(tmp_path: Path, bpe: Path) -> None:
+    records = [{"text": text, "y": label} for text, label in (("", 0), ("a b", 1), ("", 0), ("c", 0))]
+    files = str(write_jsonl(tmp_path / "a.jsonl", records))
+    dataset = section(source="json", files=files, label_column="y")
+    for layout in (PACKED, LABELLED, replace(LABELLED, labelled=False)):
+        meta = Meta.open(prepare(dataset, layout, bpe, tmp_path, num_labels=2 if layout.labelled else None))
+        assert (meta.num_documents, meta.num_empty) == (2, 2)
+    made = prepare(dataset, LABELLED, bpe, tmp_path, num_labels=2)
+    assert [row.label for row in rows_of(made)] == [1, 0]
+
+
+def test_corpus_without_a_token_is_refused(tmp_path: Path, bpe: Path) -> None:
+    (tmp_path / "a.txt").write_text("\n\n", "utf-8")
+    with pytest.raises(DataError, match="none of 2 rows holds a token"):
+        prepare(section(source="text", files=str(tmp_path / "a.txt")), PACKED, bpe, tmp_path)
+
+
+def test_string_labels_have_the_ids_of_all_splits(tmp_path: Path, bpe: Path) -> None:
+    dataset = labelled(tmp_path / "a.jsonl", ["b", "c", "a", "b"] * 20, test_fraction=0.5)
+    names = {
+        Meta.open(
+            prepare_rows("corpus", dataset, split, LABELLED, bpe, tmp_path, num_labels=3)  # type: ignore[arg-type]
+        ).label_names
+        for split in ("train", "test")
+    }
+    assert names == {("a", "b", "c")}
+
+
+def test_label_names_of_the_source_and_of_the_section_are_used(tmp_path: Path, bpe: Path) -> None:
+    features = datasets.Features(
+        {"text": datasets.Value("string"), "y": datasets.ClassLabel(names=["neg", "pos"])}
+    )
+    datasets.disable_progress_bars()
+    datasets.Dataset.from_dict({"text": ["a", "b"], "y": [1, 0]}, features=features).save_to_disk(
+        str(tmp_path / "saved")
+    )
+    dataset = section(source="saved", path=str(tmp_path / "saved"), label_column="y")
+    made = prepare(dataset, LABELLED, bpe, tmp_path)
+    assert Meta.open(made).label_names == ("neg", "pos")
+    assert [row.label for row in rows_of(made)] == [1, 0]
+    dataset = labelled(tmp_path / "a.jsonl", ["x", "y"], label_names=("y", "x"))
+    assert [row.label for row in rows_of(prepare(dataset, LABELLED, bpe, tmp_path))] == [1, 0]
+
+
+def test_more_labels_than_the_classifier_has_are_refused_every_time(tmp_path: Path, bpe: Path) -> None:
+    numbers = labelled(tmp_path / "a.jsonl", [0, 1, 2])
+    prepare(numbers, LABELLED, bpe, tmp_path)
+    for _ in range(2):
+        with pytest.raises(DataError, match=r"column 'y', split 'train': row 2 .* label 2, expected 0 to 1"):
+            prepare(numbers, LABELLED, bpe, tmp_path, num_labels=2)
+    words = labelled(tmp_path / "b.jsonl", ["a", "b", "c"])
+    with pytest.raises(DataError, match=r"3 labels \['a', 'b', 'c'\], but num_labels is 2"):
+        prepare(words, LABELLED, bpe, tmp_path, num_labels=2)
+    assert not list((tmp_path / "rows").glob(".*.making"))
+
+
+def test_labelled_rows_need_a_label_column_and_others_ignore_it(tmp_path: Path, bpe: Path) -> None:
+    with pytest.raises(DataError, match="label_column is not set"):
+        prepare(text_corpus(tmp_path), LABELLED, bpe, tmp_path)
+    dataset = labelled(tmp_path / "a.jsonl", [0, None, 7])
+    made = prepare(dataset, PACKED, bpe, tmp_path)
+    assert made == prepare(dataset.model_copy(update={"label_column": None}), PACKED, bpe, tmp_path)
+
+
+@pytest.mark.parametrize(
+    "layout",
+    [
+        RowLayout("packed", 2, framed=True, labelled=False),
+        RowLayout("documents", 1, framed=False, labelled=False),
+        RowLayout("documents", 1, framed=False, labelled=True),
+        RowLayout("pairs", 4, framed=True, labelled=False),
+    ],
+)
+def test_rows_without_room_for_text_are_refused(tmp_path: Path, bpe: Path, layout: RowLayout) -> None:
+    dataset = labelled(tmp_path / "a.jsonl", [0, 1])
+    with pytest.raises(DataError, match=f"seq_len {layout.seq_len} has no room for text"):
+        prepare(dataset, layout, bpe, tmp_path)
+
+
+def test_wide_vocabulary_is_stored_in_32_bits(tmp_path: Path, bpe: Path) -> None:
+    tokenizer = load_tokenizer(bpe)
+    tokenizer.add_tokens([f"<extra-{number}>" for number in range(2**16)])
+    tokenizer.save_pretrained(tmp_path / "wide")
+    (tmp_path / "a.txt").write_text("a <extra-65535> b\n", "utf-8")
+    made = prepare(section(source="text", files=str(tmp_path / "a.txt")), PACKED, tmp_path / "wide", tmp_path)
+    assert Meta.open(made).token_dtype == "uint32"
+    assert 400 + 65535 in ids_of(made)[0]
+
+
+@given(lengths=st.lists(st.integers(1, 300), min_size=1, max_size=30), longest=st.integers(1, 60))
+def test_segments_cover_documents_without_crossing_them(lengths: list[int], longest: int) -> None:
+    documents = np.concatenate([[0], np.cumsum(lengths)])
+    segments, pairs = cut_segments(documents, longest)
+    sizes = np.diff(segments)
+    assert set(documents) <= set(segments)
+    assert sizes.min() >= 1
+    assert sizes.max() <= longest
+    ends = set(documents.tolist())
+    assert pairs.tolist() == [number for number in range(len(sizes)) if segments[number + 1] not in ends]
+    assert {document for document, length in enumerate(lengths) if length > 1} == {
+        int(np.searchsorted(documents, segments[pair], side="right")) - 1 for pair in pairs
+    }
+
+
+def test_pairs_need_two_documents_and_a_pair(tmp_path: Path, wordpiece: Path) -> None:
+    layout = RowLayout("pairs", 32, framed=True, labelled=False)
+    for number, text in enumerate(("one document that is alone\n", "a\nb\n")):
+        path = tmp_path / f"{number}.txt"
+        path.write_text(text, "utf-8")
+        with pytest.raises(DataError, match="next-sentence prediction needs 2 documents and a pair"):
+            prepare(section(source="text", files=str(path)), layout, wordpiece, tmp_path)
+
+
+def test_progress_is_reported_up_to_the_total(tmp_path: Path, bpe: Path) -> None:
+    seen: list[tuple[int, int]] = []
+    dataset = text_corpus(tmp_path, 2300)
+    prepare(dataset, PACKED, bpe, tmp_path, on_progress=lambda done, total: seen.append((done, total)))
+    assert seen == [(1000, 2300), (2000, 2300), (2300, 2300)]
+
+
+def test_cached_rows_are_used_until_something_they_depend_on_changes(tmp_path: Path, bpe: Path) -> None:
+    dataset = text_corpus(tmp_path, 50)
+    made = prepare(dataset, PACKED, bpe, tmp_path)
+    inode = (made / "tokens.bin").stat().st_ino
+    assert prepare(dataset, PACKED, bpe, tmp_path) == made
+    assert (made / "tokens.bin").stat().st_ino == inode
+    others = {
+        prepare(dataset, replace(PACKED, seq_len=33), bpe, tmp_path),
+        prepare(dataset.model_copy(update={"max_rows": 40}), PACKED, bpe, tmp_path),
+        prepare(dataset, PACKED, train_small(tmp_path, vocab_size=390), tmp_path),
+    }
+    assert len({made, *others}) == 4
+    # The corpus file was rewritten in place by train_small, with other content.
+    assert prepare(dataset, PACKED, bpe, tmp_path) != made
+
+
+@pytest.mark.parametrize("file", ["tokens.bin", "documents.npy", "meta.json"])
+def test_flipped_byte_is_found_named_and_repaired(
+    tmp_path: Path, bpe: Path, file: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    dataset = text_corpus(tmp_path, 50)
+    made = prepare(dataset, PACKED, bpe, tmp_path)
+    expected = (made / file).read_bytes()
+    assert verify(made) is None
+    damaged = bytearray(expected)
+    damaged[len(damaged) // 2] ^= 1
+    (made / file).write_bytes(damaged)
+    assert f"file {file} does not have the digest" in str(verify(made))
+    with caplog.at_level(logging.WARNING):
+        assert prepare(dataset, PACKED, bpe, tmp_path) == made
+    assert f"{made}: file {file} does not have the digest" in caplog.text
+    assert (made / file).read_bytes() == expected
+
+
+@pytest.mark.parametrize("file", ["tokens.bin", "documents.npy", "meta.json", COMPLETE])
+def test_missing_or_cut_file_is_refused_at_open_and_repaired(tmp_path: Path, bpe: Path, file: str) -> None:
+    dataset = text_corpus(tmp_path, 50)
+    made = prepare(dataset, PACKED, bpe, tmp_path)
+    before = ids_of(made)
+    for spoil in (lambda path: path.write_bytes(path.read_bytes()[:-5]), Path.unlink):
+        spoil(made / file)
+        assert file in str(verify(made))
+        with pytest.raises(DataError) as raised:
+            RowReader.open(made, seed=1, source_name="corpus")
+        assert str(made) in str(raised.value)
+        assert file in str(raised.value)
+        assert ids_of(prepare(dataset, PACKED, bpe, tmp_path)) == before
+
+
+def test_folder_of_another_format_version_is_refused(tmp_path: Path, bpe: Path) -> None:
+    meta = Meta.open(prepare(text_corpus(tmp_path, 50), PACKED, bpe, tmp_path))
+    other = make_folder(tmp_path / "other", replace(meta, format_version=999).save)
+    with pytest.raises(DataError, match="has format version 999, this code reads 1"):
+        Meta.open(other)
+
+
+PREPARE_PROGRAM = """
+import sys, time
+from pathlib import Path
+from orchestrator.contracts import RowLayout
+from orchestrator.data.prepare import prepare_rows
+from tests.unit.data.corpus import section
+folder, tokenizer, pause = Path(sys.argv[1]), Path(sys.argv[2]), float(sys.argv[3])
+dataset = section(source="json", files=str(folder / "corpus.jsonl"))
+def progress(done, total):
+    print("working", flush=True)
+    time.sleep(pause)
+layout = RowLayout("packed", 32, framed=False, labelled=False)
+print(prepare_rows("corpus", dataset, "train", layout, tokenizer, folder, on_progress=progress))
+"""
+
+
+def start_preparing(folder: Path, tokenizer: Path, pause: float) -> subprocess.Popen[str]:
+    command = [sys.executable, "-c", PREPARE_PROGRAM, str(folder), str(tokenizer), str(pause)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+
+
+def test_two_preparers_at_once_do_the_work_once(tmp_path: Path, bpe: Path) -> None:
+    text_corpus(tmp_path, 50)
+    processes = [start_preparing(tmp_path, bpe, 1.0) for _ in range(2)]
+    outputs = [process.communicate(timeout=60)[0].splitlines() for process in processes]
+    assert sorted(len(lines) for lines in outputs) == [1, 2]
+    assert outputs[0][-1] == outputs[1][-1]
+    assert verify(Path(outputs[0][-1])) is None
+
+
+def test_killed_preparer_leaves_nothing_that_counts(tmp_path: Path, bpe: Path) -> None:
+    dataset = text_corpus(tmp_path, 50)
+    process = start_preparing(tmp_path, bpe, 60.0)
+    assert process.stdout is not None
+    assert process.stdout.readline() == "working\n"
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    assert len(list((tmp_path / "rows").glob(".*.making"))) == 1
+    started = time.monotonic()
+    made = prepare(dataset, PACKED, bpe, tmp_path)
+    assert time.monotonic() - started < 30
+    assert verify(made) is None
+    assert not list((tmp_path / "rows").glob(".*.making"))
+
+
+def test_full_disk_is_told_and_leaves_nothing_half_written(tmp_path: Path) -> None:
+    def build(folder: Path) -> None:
+        (folder / "tokens.bin").write_bytes(b"half")
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with pytest.raises(DataError, match=r"No space left on device: \d+ bytes are free"):
+        make_folder(tmp_path / "rows" / "key", build)
+    assert [path.name for path in (tmp_path / "rows").iterdir()] == ["locks"]
+
+
+def test_meta_is_readable_json(tmp_path: Path, bpe: Path) -> None:
+    made = prepare(text_corpus(tmp_path, 50), PACKED, bpe, tmp_path)
+    meta = json.loads((made / "meta.json").read_text("utf-8"))
+    assert meta["layout"] == {"kind": "packed", "seq_len": 32, "framed": False, "labelled": False}
+    listed = json.loads((made / COMPLETE).read_text("utf-8"))
+    assert set(listed) == {"tokens.bin", "documents.npy", "meta.json"}

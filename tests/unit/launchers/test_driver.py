@@ -1,0 +1,115 @@
+"""The driver's rules about what a run directory may become."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from launchers.driver import _only_driver, _refuse_changed, _write_run, input_stages, set_aside
+from orchestrator.checkpoint.layout import RunLayout
+from orchestrator.errors import LaunchError, PlanError
+from orchestrator.spec.job import Job
+
+
+def make_job(**changes: Any) -> Job:
+    stage: dict[str, Any] = {
+        "name": "pretrain",
+        "objective": {"name": "causal_lm"},
+        "model": {"config": {"model_type": "gpt2"}},
+        "data": {"mixture": {"a": 1.0}, "seq_len": 16},
+        "global_batch_size": 8,
+        "micro_batch_size": 2,
+        "strategy": {"name": "ddp"},
+        "optimizer": {"name": "adamw", "lr": 0.001},
+        "schedule": {"name": "constant"},
+        "limits": {"max_steps": 10},
+    }
+    return Job.model_validate(
+        {
+            "name": "job",
+            "seed": changes.pop("seed", 1),
+            "resources": changes.pop("resources", {}),
+            "tokenizer": {"train": {"algorithm": "bpe", "vocab_size": 300, "datasets": ["a"]}},
+            "datasets": {"a": {"source": "text", "files": "/data/a.txt"}},
+            "stages": [{**stage, **changes}],
+        }
+    )
+
+
+def started_run(folder: Path) -> RunLayout:
+    """A run of ``make_job()`` whose stage has a result."""
+    layout = RunLayout(folder / "job")
+    layout.stage("pretrain").root.mkdir(parents=True)
+    _write_run(make_job(), layout)
+    layout.stage("pretrain").result.write_text("{}")
+    return layout
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"resources": {"num_workers": 4, "max_failures": 9}},
+        {"strategy": {"name": "zero", "stage": 3}},
+        {"checkpoint": {"every_steps": 7}},
+        {"limits": {"max_steps": 11}},
+        {"logging": {"every_steps": 1}},
+    ],
+)
+def test_what_does_not_bend_the_trajectory_may_change(changes: dict[str, Any], tmp_path: Path) -> None:
+    _refuse_changed(make_job(**changes), started_run(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("changes", "line"),
+    [
+        ({"seed": 2}, "seed: 1 -> 2"),
+        ({"optimizer": {"name": "adamw", "lr": 0.002}}, "stages.pretrain.optimizer.lr: 0.001 -> 0.002"),
+        ({"global_batch_size": 16}, "stages.pretrain.global_batch_size: 8 -> 16"),
+        ({"micro_batch_size": 4}, "stages.pretrain.micro_batch_size: 2 -> 4"),
+        ({"limits": {"max_steps": 9}}, "stages.pretrain.limits.max_steps"),
+        ({"strategy": {"name": "fsdp2", "param_dtype": "bfloat16"}}, "param_dtype"),
+    ],
+)
+def test_what_bends_the_trajectory_is_refused_with_the_difference(
+    changes: dict[str, Any], line: str, tmp_path: Path
+) -> None:
+    with pytest.raises(PlanError) as raised:
+        _refuse_changed(make_job(**changes), started_run(tmp_path))
+    assert line in str(raised.value)
+    assert "--fresh" in str(raised.value)
+
+
+def test_a_stage_that_has_not_begun_may_change_in_every_way(tmp_path: Path) -> None:
+    layout = started_run(tmp_path)
+    layout.stage("pretrain").result.unlink()
+    _refuse_changed(make_job(seed=5), layout)
+
+
+def test_setting_aside_keeps_every_earlier_folder(tmp_path: Path) -> None:
+    for number in (1, 2):
+        (tmp_path / "run").mkdir()
+        (tmp_path / "run" / "content").write_text(str(number))
+        set_aside(tmp_path / "run")
+    assert [(tmp_path / f"run.before-{n}" / "content").read_text() for n in (1, 2)] == ["1", "2"]
+    assert set_aside(tmp_path / "run") is None
+
+
+def test_a_second_driver_is_refused_and_told_who_runs(tmp_path: Path) -> None:
+    layout = RunLayout(tmp_path)
+    refused = pytest.raises(LaunchError, match=r"already being run by process \d+")
+    with _only_driver(layout), refused, _only_driver(layout):
+        pass
+    with _only_driver(layout):
+        pass
+
+
+def test_the_run_id_is_made_once(tmp_path: Path) -> None:
+    layout = RunLayout(tmp_path)
+    assert _write_run(make_job(), layout) == _write_run(make_job(), layout)
+
+
+def test_stages_name_the_stages_they_read() -> None:
+    job = make_job(model=None, init={"stage": "other"})
+    assert input_stages(job.stages[0]) == ["other"]

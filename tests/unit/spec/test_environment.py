@@ -1,0 +1,139 @@
+"""Variables in job files, and secrets kept out of them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from orchestrator.errors import SpecError
+from tests.unit.spec.jobs import VALID, changed, complaints, first_stage, load
+
+REFUSED = (
+    "looks like a secret's value, and a job file is copied into the run directory. Remove it here"
+    " (and revoke it if the file was shared); export it as an environment variable instead, such"
+    " as HF_TOKEN or WANDB_API_KEY"
+)
+
+
+def test_a_variable_is_typed_after_it_is_put_in(tmp_path: Path) -> None:
+    text = VALID.replace("seed: 17", 'seed: "${SEED:-4}"').replace("lr: 1e-3", "lr: ${LR}")
+    job = load(tmp_path, text.replace("name: tiny", "name: run-${N}"), LR="5e-4", N="7")
+    assert (job.name, job.seed, first_stage(job).optimizer.lr) == ("run-7", 4, 5e-4)
+    assert load(tmp_path, text, SEED="9", LR="1", N="0").seed == 9
+
+
+def test_a_doubled_dollar_is_a_plain_one(tmp_path: Path) -> None:
+    job = load(tmp_path, changed("{model_type: gpt2}", "{model_type: gpt2, x: '$${A} $B'}"))
+    model = first_stage(job).model
+    assert model is not None and model.config["x"] == "${A} $B"
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        (
+            "${SEED}",
+            "environment variable 'SEED' is not set. Set it, or give a default: '${SEED:-...}'",
+        ),
+        (
+            "${SE ED}",
+            "expected '${NAME}' or '${NAME:-default}' after a '${'; write '$${' for a plain '${'",
+        ),
+        (
+            "${OPEN",
+            "expected '${NAME}' or '${NAME:-default}' after a '${'; write '$${' for a plain '${'",
+        ),
+        ("${WORD}", "expected a whole number, found 'seven'"),
+        (
+            "${WANDB_API_KEY:-x}",
+            "environment variable 'WANDB_API_KEY' looks like a secret, and a job file is copied"
+            " into the run directory. Take it out of the file: what needs 'WANDB_API_KEY' reads it"
+            " from the environment",
+        ),
+    ],
+)
+def test_a_variable_that_cannot_be_put_in_is_refused(value: str, expected: str, tmp_path: Path) -> None:
+    text = changed("seed: 17", f"seed: {value}")
+    env = {"WORD": "seven", "WANDB_API_KEY": "s3cret"}
+    assert complaints(tmp_path, text, env=env) == [f"job.yaml:2: seed: {expected}"]
+
+
+@pytest.mark.parametrize("name", ["HF_TOKEN", "AWS_SECRET_ACCESS_KEY", "DB_PASSWORD", "API_KEY"])
+def test_a_secret_variable_never_enters_the_job(name: str, tmp_path: Path) -> None:
+    (message,) = complaints(tmp_path, changed("seed: 17", f"seed: ${{{name}}}"), env={name: "1"})
+    assert f"'{name}' looks like a secret" in message
+
+
+@pytest.mark.parametrize("name", ["TOKENIZER", "MAX_TOKENS", "MONKEY", "KEYBOARD"])
+def test_a_name_that_only_resembles_a_secret_is_fine(name: str, tmp_path: Path) -> None:
+    job = load(tmp_path, changed("seed: 17", f"seed: ${{{name}}}"), **{name: "3"})
+    assert job.seed == 3
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "api_key: 0123456789abcdef",
+        "wandb-api-key: 0123456789abcdef0123456789abcdef01234567",
+        "token: abc",
+        "hf_token: abc",
+        "password: hunter2",
+        "note: hf_abcdefghijklmnopqrstuvwx",
+        "note: sk-abcdefghijklmnopqrstuvwx",
+        "note: AKIAABCDEFGHIJKLMNOP",
+        "note: ghp_abcdefghijklmnopqrstuvwx0123456789",
+        "note: '-----BEGIN RSA PRIVATE KEY-----'",
+        "note: https://me:hunter2@example.org/data",
+    ],
+)
+def test_what_looks_like_a_secret_is_refused_without_its_value(line: str, tmp_path: Path) -> None:
+    key, _, value = line.partition(": ")
+    found = complaints(tmp_path, changed("seed: 17", line))
+    assert found == [f"job.yaml:2: {key}: {REFUSED}"]
+    assert value.strip("'") not in found[0]
+
+
+def test_a_secret_given_on_the_command_line_is_refused_too(tmp_path: Path) -> None:
+    value = "hf_abcdefghijklmnopqrstuvwx"
+    found = complaints(tmp_path, VALID, overrides=(f"stages.pretrain.optimizer.name={value}",))
+    assert found == [f"--set: stages[0].optimizer.name: {REFUSED}"]
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        "{model_type: gpt2, pad_token_id: 0, eos_token: '<|endoftext|>', bos_token: '<s>'}",
+        "{model_type: gpt2, key: value, note: 'a token of thanks'}",
+    ],
+)
+def test_model_settings_about_tokens_are_no_secrets(config: str, tmp_path: Path) -> None:
+    first_stage(load(tmp_path, changed("{model_type: gpt2}", config)))
+
+
+def test_a_pinned_commit_is_no_secret(tmp_path: Path) -> None:
+    commit = "0123456789abcdef0123456789abcdef01234567"
+    text = changed(
+        "  train: {algorithm: bpe, vocab_size: 512, datasets: [rfc]}", f"  from: gpt2\n  revision: '{commit}'"
+    )
+    job = load(tmp_path, text)
+    assert job.tokenizer is not None and job.tokenizer.revision == commit
+
+
+def test_secrets_do_not_hide_other_problems(tmp_path: Path) -> None:
+    text = changed("seed: 17", "api_key: abc").replace("lr: 1e-3", "lr: fast")
+    assert complaints(tmp_path, text) == [
+        f"job.yaml:2: api_key: {REFUSED}",
+        "job.yaml:21: stages[0].optimizer.lr: expected a number, found 'fast'",
+    ]
+
+
+def test_errors_carry_their_problems(tmp_path: Path) -> None:
+    with pytest.raises(SpecError) as caught:
+        load(tmp_path, changed("seed: 17", "seed: x"))
+    assert caught.value.problems[0].as_dict() == {
+        "file": str(tmp_path / "job.yaml"),
+        "line": 2,
+        "key": "seed",
+        "message": "expected a whole number, found 'x'",
+    }

@@ -1,0 +1,103 @@
+"""``--set``: which key it changes, and what it refuses."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from orchestrator.spec.optimization import Limits
+from orchestrator.spec.training import DDPStrategy, Init, ZeROStrategy
+from tests.unit.spec.jobs import VALID, complaints, first_stage, load
+
+
+@pytest.mark.parametrize(
+    "key", ["stages.pretrain.optimizer.lr", "stages[0].optimizer.lr", "stages.0.optimizer.lr"]
+)
+def test_list_items_are_named_or_counted(key: str, tmp_path: Path) -> None:
+    assert first_stage(load(tmp_path, VALID, f"{key}=3e-4")).optimizer.lr == 3e-4
+
+
+def test_values_are_yaml(tmp_path: Path) -> None:
+    job = load(
+        tmp_path,
+        VALID,
+        "stages.pretrain.strategy={name: zero, stage: 3}",
+        "stages.pretrain.optimizer.no_decay=[bias]",
+        "tracking.wandb.project=a=b",
+        "stages.pretrain.optimizer.max_grad_norm=null",
+        "seed=${SEED:-8}",
+    )
+    stage = first_stage(job)
+    assert stage.strategy == ZeROStrategy(name="zero", stage=3)
+    assert stage.optimizer.no_decay == ("bias",)
+    assert stage.optimizer.max_grad_norm is None
+    assert job.tracking.wandb is not None and job.tracking.wandb.project == "a=b"
+    assert job.seed == 8
+
+
+def test_the_last_of_two_wins_and_sections_on_the_way_are_made(tmp_path: Path) -> None:
+    job = load(tmp_path, VALID, "resources.num_workers=2", "resources.num_workers=4")
+    assert job.resources.num_workers == 4
+
+
+def test_one_of_several_exclusive_keys_replaces_the_other(tmp_path: Path) -> None:
+    stage = first_stage(load(tmp_path, VALID, "stages.pretrain.limits.max_tokens=2048"))
+    assert stage.limits == Limits(max_tokens=2048)
+
+
+def test_an_item_of_a_list_can_be_set(tmp_path: Path) -> None:
+    job = load(tmp_path, VALID, "tokenizer.train.datasets[0]=rfc")
+    assert job.tokenizer is not None and job.tokenizer.train is not None
+    assert job.tokenizer.train.datasets == ("rfc",)
+
+
+def test_a_key_under_defaults_can_be_set(tmp_path: Path) -> None:
+    text = VALID.replace("    strategy: {name: ddp}\n", "") + "defaults: {strategy: {name: ddp}}\n"
+    stage = first_stage(load(tmp_path, text, "defaults.strategy.compile=true"))
+    assert stage.strategy == DDPStrategy(name="ddp", compile=True)
+
+
+@pytest.mark.parametrize(
+    ("override", "expected"),
+    [
+        (
+            "stages.pretain.optimizer.lr=1",
+            "stages.pretain.optimizer.lr: 'stages' has no item 'pretain'. Did you mean 'pretrain'?",
+        ),
+        ("stages[3].name=x", "stages[3].name: 'stages' has no item '3'. Names: pretrain."),
+        (
+            "stages.pretrain.optimizer.learning=1",
+            "stages[0].optimizer.learning: unknown key. Valid keys: lr, weight_decay, no_decay,"
+            " max_grad_norm, name, betas, eps, fused.",
+        ),
+        (
+            "stages.pretrain.optimzer.lr=1",
+            "stages[0].optimzer: unknown key. Did you mean 'optimizer'?",
+        ),
+        ("seed.x=1", "seed.x: 'seed' is 17, which has no keys"),
+        ("seed.x.y=1", "seed.x.y: 'seed' is 17, which has no keys"),
+        ("seed=fast", "seed: expected a whole number, found 'fast'"),
+        ("seed", "expected KEY=VALUE, found 'seed'"),
+        ("=3", "expected KEY=VALUE, found ''"),
+        (
+            "seed=[1",
+            "seed: not valid YAML: while parsing a flow sequence, did not find expected ',' or ']'",
+        ),
+        (
+            "seed=${NOWHERE}",
+            "seed: environment variable 'NOWHERE' is not set. Set it, or give a default: '${NOWHERE:-...}'",
+        ),
+    ],
+)
+def test_an_override_that_cannot_be_is_refused(override: str, expected: str, tmp_path: Path) -> None:
+    assert complaints(tmp_path, VALID, overrides=(override,)) == [f"--set: {expected}"]
+
+
+def test_a_path_on_the_command_line_starts_where_the_command_does(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    stage = first_stage(load(tmp_path, VALID, "stages.pretrain.init.checkpoint=ckpt"))
+    assert stage.init == Init(checkpoint=f"{tmp_path}/here/ckpt")

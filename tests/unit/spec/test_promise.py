@@ -1,0 +1,60 @@
+"""What ``plan`` promises for each choice that bears on exactness."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from orchestrator.spec.job import Resources
+from orchestrator.spec.promise import promise
+from tests.unit.spec.jobs import VALID, first_stage, load
+
+ORDER = "otherwise equal up to the order of summation (about 1e-6)"
+BITWISE = "bit-identical on ddp, fsdp2, zero 0-3 at 1 and 2 workers"
+SET = "stages.pretrain."
+
+
+@pytest.mark.parametrize(
+    ("num_workers", "overrides", "expected"),
+    [
+        (2, ["global_batch_size=8"], BITWISE),
+        (1, ["global_batch_size=4"], BITWISE),
+        (2, ["global_batch_size=8", "strategy={name: zero, stage: 3}"], BITWISE),
+        (
+            2,
+            [],
+            "bit-identical among ddp, fsdp2, zero 0 and zero 1 at 2 workers, and between zero 2"
+            f" and zero 3; {ORDER}",
+        ),
+        (
+            2,
+            ["global_batch_size=8", "optimizer.fused=true"],
+            "fused AdamW: strategies agree within about 5e-7",
+        ),
+        (2, ["global_batch_size=8", "strategy.compile=true"], "compile: strategies agree within about 2e-7"),
+        (
+            2,
+            ["global_batch_size=8", "strategy.param_dtype=bfloat16"],
+            "bfloat16: bit-identical among fsdp2, zero 2 and zero 3; ddp within about 1e-4",
+        ),
+        (
+            2,
+            ["optimizer.fused=true", "strategy.compile=true"],
+            "fused AdamW: strategies agree within about 5e-7; compile: strategies agree within"
+            f" about 2e-7; {ORDER}",
+        ),
+        (
+            2,
+            ["strategy={name: fsdp2, reduce_dtype: bfloat16}"],
+            "not promised: gradients are summed in bfloat16",
+        ),
+        (2, ["strategy={name: zero, config: ds.json}"], "not promised: the DeepSpeed settings are your own"),
+        (2, ["strategy={name: 'mine.engine:Engine'}"], "not promised: the strategy is your own"),
+    ],
+)
+def test_each_choice_is_promised_what_was_measured(
+    num_workers: int, overrides: list[str], expected: str, tmp_path: Path
+) -> None:
+    job = load(tmp_path, VALID, *(SET + override for override in overrides))
+    assert promise(first_stage(job), Resources(num_workers=num_workers)) == expected

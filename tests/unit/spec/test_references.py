@@ -1,0 +1,128 @@
+"""Sections of a job against each other."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.unit.spec.jobs import VALID, changed, complaints, load
+
+TUNE = """\
+  - name: tune
+    objective: {name: sequence_classification}
+    init: {stage: pretrain}
+    data: {mixture: {rfc: 1.0}, seq_len: 64}
+    global_batch_size: 16
+    micro_batch_size: 4
+    strategy: {name: ddp}
+    optimizer: {name: adamw, lr: 1e-3}
+    schedule: {name: constant}
+    limits: {max_steps: 10}
+"""
+EVALUATE = "  - {name: test, kind: evaluate, from: pretrain, datasets: [rfc], split: validation}\n"
+
+MISTAKES = {
+    changed("datasets: [rfc]", "datasets: [rcf]"): (
+        "4: tokenizer.train.datasets[0]: no dataset is called 'rcf'. Did you mean 'rfc'?"
+    ),
+    changed("{rfc: 1.0}", "{rfc: 1.0, other: 1.0}"): (
+        "15: stages[0].data.mixture.other: no dataset is called 'other'. Datasets: rfc."
+    ),
+    VALID + "    evaluation: {datasets: [rfx]}\n": (
+        "24: stages[0].evaluation.datasets[0]: no dataset is called 'rfx'. Did you mean 'rfc'?"
+    ),
+    changed("    validation_fraction: 0.1\n", "") + "    evaluation: {datasets: [rfc]}\n": (
+        "23: stages[0].evaluation.datasets[0]: dataset 'rfc' has no validation rows: its"
+        " validation_fraction is 0. Give it one, such as 'datasets.rfc.validation_fraction: 0.1'"
+    ),
+    VALID + EVALUATE.replace(", split: validation", ""): (
+        "24: stages[1].datasets[0]: dataset 'rfc' has no test rows: its test_fraction is 0."
+        " Give it one, such as 'datasets.rfc.test_fraction: 0.1'"
+    ),
+    VALID + EVALUATE.replace("[rfc]", "[rfd]"): (
+        "24: stages[1].datasets[0]: no dataset is called 'rfd'. Did you mean 'rfc'?"
+    ),
+    VALID + EVALUATE.replace("from: pretrain", "from: pertrain"): (
+        "24: stages[1].from: no stage is called 'pertrain'. Did you mean 'pretrain'?"
+    ),
+    VALID + EVALUATE + "  - {name: export, kind: export, from: test}\n": (
+        "25: stages[2].from: 'test' is of kind 'evaluate', which makes no weights"
+    ),
+    VALID + EVALUATE.replace("name: test", "name: pretrain"): (
+        "24: stages[1].name: 'pretrain' is also the name of stages[0]"
+    ),
+    VALID + EVALUATE.replace("name: test", "name: job.yaml"): (
+        "24: stages[1].name: 'job.yaml' is a file of the run directory; give the stage another name"
+    ),
+    VALID + TUNE.replace("stage: pretrain", "stage: tune"): (
+        "26: stages[1].init.stage: stages wait for each other: tune -> tune"
+    ),
+    changed("    label_column: label\n", "") + TUNE: (
+        "25: stages[1].data.mixture.rfc: dataset 'rfc' has no label_column, which"
+        " sequence_classification reads. Give it one, such as 'datasets.rfc.label_column: label'"
+    ),
+    changed("label_column: label\n", "label_column: label\n    label_names: [a, b, c]\n") + TUNE: (
+        "27: stages[1].data.mixture.rfc: dataset 'rfc' has 3 label_names, and the objective of"
+        " stage 'tune' has num_labels 2; they must be equal"
+    ),
+    changed("tokenizer:\n  train: {algorithm: bpe, vocab_size: 512, datasets: [rfc]}\n", ""): (
+        "12: stages[0].model: a model from scratch needs a tokenizer: add a 'tokenizer' section,"
+        " such as 'tokenizer: {from: gpt2}'"
+    ),
+    changed("{model_type: gpt2}", "{model_type: gpt2, n_positions: 32}"): (
+        "15: stages[0].data.seq_len: seq_len 64 is longer than the model's n_positions 32"
+    ),
+    changed("{model_type: gpt2}", "{model_type: gpt2, vocab_size: 100}"): (
+        "14: stages[0].model.config.vocab_size: vocab_size 100 is smaller than the tokenizer's"
+        " 512; leave it out to use the tokenizer's"
+    ),
+    changed("{name: ddp}", "{name: fsdp2, replicate_degree: 2}"): (
+        "18: stages[0].strategy.replicate_degree: replicate_degree 2 does not divide num_workers 1"
+    ),
+    changed("name: adamw", "name: adafactor").replace("{name: ddp}", "{name: zero}"): (
+        "20: stages[0].optimizer.name: adafactor factors matrices, which zero 1 to 3 flatten; use"
+        " strategy zero with stage 0, ddp or fsdp2, or the optimizer adamw"
+    ),
+    changed("warmup_steps: 2", "warmup_steps: 11"): (
+        "22: stages[0].schedule: warmup_steps = 11 is longer than the stage, which has 10 steps"
+    ),
+    changed("{name: cosine, warmup_steps: 2}", "{name: wsd, warmup_steps: 6, decay_steps: 5}"): (
+        "22: stages[0].schedule: warmup_steps + decay_steps = 11 is longer than the stage, which has 10 steps"
+    ),
+}
+
+
+@pytest.mark.parametrize(("text", "expected"), MISTAKES.items(), ids=MISTAKES.values())
+def test_a_contradiction_between_sections_is_named(text: str, expected: str, tmp_path: Path) -> None:
+    assert complaints(tmp_path, text) == [f"job.yaml:{expected}"]
+
+
+def test_stages_that_wait_for_each_other_are_all_named(tmp_path: Path) -> None:
+    first = TUNE.replace("stage: pretrain", "stage: more")
+    second = TUNE.replace("name: tune", "name: more").replace("stage: pretrain", "stage: tune")
+    assert complaints(tmp_path, VALID + first + second) == [
+        "job.yaml:26: stages[1].init.stage: stages wait for each other: tune -> more -> tune",
+        "job.yaml:36: stages[2].init.stage: stages wait for each other: more -> tune -> more",
+    ]
+
+
+def test_a_stage_behind_a_circle_is_not_blamed(tmp_path: Path) -> None:
+    circle = TUNE.replace("stage: pretrain", "stage: tune")
+    behind = TUNE.replace("name: tune", "name: more").replace("stage: pretrain", "stage: tune")
+    assert complaints(tmp_path, VALID + circle + behind) == [
+        "job.yaml:26: stages[1].init.stage: stages wait for each other: tune -> tune"
+    ]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        VALID + TUNE + EVALUATE,
+        changed("name: adamw", "name: adafactor").replace("{name: ddp}", "{name: zero, stage: 0}"),
+        changed("warmup_steps: 2", "warmup_steps: 10"),
+        VALID + "    evaluation: {datasets: [rfc]}\n",
+    ],
+)
+def test_what_fits_is_accepted(text: str, tmp_path: Path) -> None:
+    load(tmp_path, text)
