@@ -10,9 +10,9 @@ from launchers.cli_print import number_text, print_json, print_table
 
 def validate(options: Namespace) -> int:
     """Check a job file, alone and against itself."""
-    from launchers.planning import batch_complaints
     from orchestrator.errors import SpecError
     from orchestrator.spec.load import load_located
+    from orchestrator.spec.plan import batch_complaints
 
     loaded = load_located(options.job, overrides=options.overrides)
     problems = [

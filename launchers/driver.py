@@ -21,7 +21,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 from launchers.ray_session import available_cpus, check_room, ray_session
 from launchers.ray_stage import run_stage_on_ray
@@ -368,7 +368,7 @@ def _run_stage(job: Job, stage: Stage, layout: RunLayout, display: Display) -> S
     return "finished"
 
 
-def _failures(layout: RunLayout, num_events: int, stage: str) -> list[dict[str, object]]:
+def _failures(layout: RunLayout, num_events: int, stage: str) -> list[dict[str, Any]]:
     """Failures that ranks recorded since this driver started the stage; the telling ones last."""
     from orchestrator.train.agreement import OTHER_RANK
 
@@ -386,7 +386,7 @@ def _first_failure(layout: RunLayout, num_events: int, stage: str) -> str | None
     if not failures:
         return None
     failure = failures[-1]
-    rank = int(str(failure["rank"]))
+    rank = int(failure["rank"])
     return (
         f"stage '{stage}' failed: rank {rank}: {failure['error']}: {failure['message']}\n"
         f"Its log is {layout.stage(stage).log(rank)}."

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,22 +13,13 @@ from orchestrator.errors import PlanError
 from orchestrator.spec.fingerprint import digest, spec_fingerprint
 from orchestrator.spec.job import Job, Stage, TrainStage
 from orchestrator.spec.plan import (
-    batch_complaint,
+    batch_complaints,
     count_steps,
     input_stage,
     plan_batch,
     stage_order,
 )
 from orchestrator.spec.promise import promise
-
-
-def batch_complaints(job: Job) -> Iterator[tuple[int, str]]:
-    """Index of each stage whose batch cannot be split over the workers, and why."""
-    for index, stage in enumerate(job.stages):
-        if isinstance(stage, TrainStage):
-            complaint = batch_complaint(stage, job.resources)
-            if complaint:
-                yield index, complaint
 
 
 def plan_job(job: Job, *, runs_dir: Path, with_model: bool) -> dict[str, Any]:

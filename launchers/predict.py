@@ -10,6 +10,7 @@ import torch
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from orchestrator.checkpoint.layout import RunLayout
+from orchestrator.contracts import Head
 from orchestrator.errors import LaunchError
 from orchestrator.models import AUTO_CLASSES
 from orchestrator.registry import resolve
@@ -32,7 +33,7 @@ def predict(
     job = load_resolved(RunLayout(run_dir).job)
     chosen = _choose_stage(job, run_dir, stage)
     folder = RunLayout(run_dir).stage(chosen.name).weights
-    head = resolve("objective", chosen.objective.name).head if _is_plain(chosen) else "masked_lm"
+    head = _head(chosen)
     tokenizer = AutoTokenizer.from_pretrained(folder)
     model = AUTO_CLASSES[head].from_pretrained(folder, dtype=torch.float32).eval()
     answer = ANSWERS[head]
@@ -40,9 +41,12 @@ def predict(
         return [answer(model, tokenizer, text, chosen, max_new_tokens) for text in texts]
 
 
-def _is_plain(stage: TrainStage) -> bool:
-    """Whether the objective's class names its head (masked_lm's depends on its section)."""
-    return stage.objective.name != "masked_lm"
+def _head(stage: TrainStage) -> Head:
+    """The head to answer with; next-sentence models fill masks as any masked LM does."""
+    if stage.objective.name == "masked_lm":
+        return "masked_lm"
+    head: Head = resolve("objective", stage.objective.name).head
+    return head
 
 
 def _choose_stage(job: Job, run_dir: Path, name: str | None) -> TrainStage:
@@ -135,7 +139,7 @@ def _model_inputs(encoded: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in encoded.items() if key == "input_ids"}
 
 
-ANSWERS: dict[str, Callable[..., dict[str, Any]]] = {
+ANSWERS: dict[Head, Callable[..., dict[str, Any]]] = {
     "sequence_classification": _classify,
     "masked_lm": _fill,
     "causal_lm": _generate,

@@ -62,9 +62,10 @@ def _run_stoppable(job: Job, layout: RunLayout, display: Display, *, fresh: bool
 
     thread = threading.Thread(target=work, name="driver", daemon=True)
     thread.start()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, on_signal)
     while thread.is_alive():
+        # Again and again: Ray puts handlers of its own, which end the process, in their place when it starts.
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, on_signal)
         thread.join(timeout=0.2)
     if errors:
         raise errors[0]

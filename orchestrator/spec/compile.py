@@ -13,7 +13,6 @@ from types import NoneType, UnionType
 from typing import (
     Annotated,
     Any,
-    ClassVar,
     Literal,
     NamedTuple,
     TypeVar,
@@ -21,7 +20,6 @@ from typing import (
     cast,
     get_args,
     get_origin,
-    get_type_hints,
 )
 
 from pydantic_core import CoreSchema, SchemaValidator
@@ -94,13 +92,14 @@ class Known(NamedTuple):
 def fields_of(section: type[Any]) -> dict[str, Known]:
     """The keys of ``section`` as a job file writes them, in order of declaration."""
     fields = {}
-    for name, annotation in get_type_hints(section, include_extras=True).items():
-        if get_origin(annotation) is ClassVar:
-            continue
-        declared = getattr(section, name, ABSENT)
-        if not isinstance(declared, Declared):
-            declared = Declared(declared)
-        fields[declared.alias or name] = Known(name, annotation, declared)
+    for owner in reversed(section.__mro__[:-1]):
+        # Modules of sections do without ``from __future__ import annotations``: evaluating two
+        # hundred strings would take a tenth of the time of ``orchestrator validate``.
+        for name, annotation in owner.__annotations__.items():
+            declared = getattr(section, name, ABSENT)
+            if not isinstance(declared, Declared):
+                declared = Declared(declared)
+            fields[declared.alias or name] = Known(name, annotation, declared)
     return fields
 
 
@@ -184,7 +183,10 @@ def words(annotation: Any) -> str:
 
 def _field_schema(known: Known) -> cs.DataclassField:
     schema, declared = _schema(known.type), known.declared
-    if declared.factory is not None:
+    if is_section(declared.factory):
+        # Its own checker would cost more to compile than the keys cost to check here.
+        schema = cs.with_default_schema(schema, default_factory=dict, validate_default=True)
+    elif declared.factory is not None:
         schema = cs.with_default_schema(schema, default_factory=declared.factory)
     elif declared.default is not ABSENT:
         schema = cs.with_default_schema(schema, default=declared.default)

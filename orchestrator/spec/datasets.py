@@ -1,7 +1,5 @@
 """The ``datasets`` and ``tokenizer`` sections: where text comes from and how it becomes tokens."""
 
-from __future__ import annotations
-
 from typing import Annotated, Literal
 
 from orchestrator.spec.section import ChosenBy, Must, Section, field

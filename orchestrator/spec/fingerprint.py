@@ -100,7 +100,11 @@ def _stage_keys(job: Job, stage: Stage) -> dict[str, Any]:
         return {
             **trajectory_keys(stage, job),
             "limits": stage.limits.model_dump(mode="json"),
-            "evaluation": {**_inputs(job, evaluated), "max_rows": max_rows},
+            "evaluation": {
+                **_inputs(job, evaluated),
+                "evaluated": evaluated,
+                "max_rows": max_rows,
+            },
         }
     if isinstance(stage, EvaluateStage):
         keys = stage.model_dump(mode="json", by_alias=True, exclude=("micro_batch_size",))

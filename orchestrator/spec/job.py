@@ -5,8 +5,6 @@ error positions are ``load.py``; checks between sections are ``references.py``; 
 ``plan.py``.
 """
 
-from __future__ import annotations
-
 from typing import Annotated, Any, Literal
 
 from orchestrator.spec.datasets import Dataset, Tokenizer

@@ -1,7 +1,5 @@
 """The ``optimizer``, ``schedule`` and ``limits`` of a training stage."""
 
-from __future__ import annotations
-
 from typing import Annotated, Literal
 
 from orchestrator.spec.section import ChosenBy, Must, Section, require_one

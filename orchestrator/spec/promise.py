@@ -36,8 +36,9 @@ def promise(stage: TrainStage, resources: Resources) -> str:
         return "; ".join(inexact) or BITWISE
     if inexact:
         return "; ".join([*inexact, ORDER_OF_SUMMATION])
+    workers = "1 worker" if batch.world_size == 1 else f"{batch.world_size} workers"
     return (
-        f"bit-identical among ddp, fsdp2, zero 0 and zero 1 at {batch.world_size} workers,"
+        f"bit-identical among ddp, fsdp2, zero 0 and zero 1 at {workers},"
         f" and between zero 2 and zero 3; {ORDER_OF_SUMMATION}"
     )
 

@@ -55,8 +55,9 @@ def _check_names(job: Job) -> Iterator[Complaint]:
 
 def _check_order(job: Job) -> Iterator[Complaint]:
     """Stages that others read exist, train, and do not wait for each other."""
-    stages = {stage.name: stage for stage in job.stages}
-    trained = [name for name, stage in stages.items() if isinstance(stage, TrainStage)]
+    # Reversed, so that of two stages of one name the first is meant.
+    stages = {stage.name: stage for stage in reversed(job.stages)}
+    trained = [stage.name for stage in job.stages if isinstance(stage, TrainStage)]
     for index, stage in enumerate(job.stages):
         name = input_stage(stage)
         key: KeyPath = ("init", "stage") if isinstance(stage, TrainStage) else ("from",)
@@ -69,7 +70,7 @@ def _check_order(job: Job) -> Iterator[Complaint]:
             yield path, f"no stage is called '{name}'.{hint}"
         elif name not in trained:
             yield path, f"'{name}' is of kind '{stages[name].kind}', which makes no weights"
-        elif chain := _cycle(stages, stage):
+        elif isinstance(stage, TrainStage) and (chain := _cycle(stages, stage)):
             yield path, f"stages wait for each other: {' -> '.join(chain)}"
 
 

@@ -1,7 +1,5 @@
 """The parts of a training stage: objective, model, first weights, data and strategy."""
 
-from __future__ import annotations
-
 from typing import Annotated, Any, Literal
 
 from orchestrator.spec.section import ChosenBy, Must, Section, field, require_one

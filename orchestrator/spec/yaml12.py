@@ -166,7 +166,8 @@ def _check_depth(text: str, file: str) -> None:
         if isinstance(event, yaml.CollectionStartEvent):
             depth += 1
             if depth > MAX_DEPTH:
-                raise SpecError([Problem(file, event.start_mark.line + 1, "", TOO_DEEP)])
+                line = event.start_mark.line + 1 if event.start_mark else None
+                raise SpecError([Problem(file, line, "", TOO_DEEP)])
         elif isinstance(event, yaml.CollectionEndEvent):
             depth -= 1
 

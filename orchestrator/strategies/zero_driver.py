@@ -42,8 +42,7 @@ class DeepSpeedDriver:
         num_trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
         facts = JobFacts(optimizer=type(optimizer).__name__, num_trained=num_trained)
         config = build_config(section, setup, facts)
-        if any(block.get("device") == "nvme" for block in _offload_blocks(config)):
-            require_async_io()
+        check_offload(config["zero_optimization"])
         if section.stage == 3 and setup.blocks:
             # Gathered as a whole: hooks inside a block change the order in which gradients are added.
             kinds = list(dict.fromkeys(type(block) for block in setup.blocks))
@@ -91,10 +90,20 @@ def check_optimizer(optimizer: torch.optim.Optimizer, stage: int) -> None:
         )
 
 
-def _offload_blocks(config: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-    """The offload blocks of a configuration, ours or the user's."""
-    zero = config["zero_optimization"]
-    return [zero[key] for key in ("offload_optimizer", "offload_param") if key in zero]
+def check_offload(zero: Mapping[str, Any]) -> None:
+    """Refuse an offload to NVMe that cannot work, the section's or that of the user's configuration.
+
+    Raises:
+        PlanError: The optimizer is to live there, or DeepSpeed cannot read and write a disk here.
+    """
+    if zero.get("offload_optimizer", {}).get("device") == "nvme":
+        # Swapped out, gradients cannot be clipped and optimizer state cannot be saved in place.
+        raise PlanError(
+            "strategy.offload_optimizer.device: found 'nvme', expected 'cpu': on NVMe neither the clip nor"
+            " a checkpoint can reach gradients and optimizer state. offload_param may be on nvme"
+        )
+    if zero.get("offload_param", {}).get("device") == "nvme":
+        require_async_io()
 
 
 def _initialize(

@@ -183,7 +183,8 @@ class ParameterPartitions(Partitions):
 
     def _slice(self, parameter: Any) -> tuple[int, int]:
         """First element and number of elements of this rank's slice."""
-        size = parameter.ds_tensor.numel()
+        # Not the tensor's own size: on NVMe it is empty between uses.
+        size = parameter.partition_numel()
         rank = self._zero._get_param_partition_rank(parameter)
         start = min(rank * size, parameter.ds_numel)
         return start, min(size, parameter.ds_numel - start)

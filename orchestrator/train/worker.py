@@ -17,6 +17,7 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
+from torch._C._distributed_c10d import HashStore
 
 from orchestrator.checkpoint.layout import RunLayout, StageLayout
 from orchestrator.errors import LaunchError, OrchestratorError
@@ -107,7 +108,7 @@ def _join_process_group(rank: Rank, device: torch.device) -> None:
     if dist.is_initialized():
         return
     if rank.world_size == 1 and "MASTER_ADDR" not in os.environ:
-        dist.init_process_group(_backend(device), store=torch.distributed.HashStore(), rank=0, world_size=1)
+        dist.init_process_group(_backend(device), store=HashStore(), rank=0, world_size=1)
         return
     dist.init_process_group(_backend(device))
 

@@ -87,6 +87,8 @@ def run_variants(folder: str) -> dict[str, Trajectory]:
     """Options of strategies, each under a name."""
     config = Path(folder, f"ds-{dist.get_rank()}.json")
     config.write_text(json.dumps(USER_CONFIG))
+    round_robin = Path(folder, f"ds-round-robin-{dist.get_rank()}.json")
+    round_robin.write_text(json.dumps({"zero_optimization": {"stage": 2, "round_robin_gradients": True}}))
     cpu = {"device": "cpu"}
     options: dict[str, dict[str, Any]] = {
         "ddp": {"name": "ddp"},
@@ -100,6 +102,7 @@ def run_variants(folder: str) -> dict[str, Trajectory]:
         "zero 2 offload": {"name": "zero", "stage": 2, "offload_optimizer": cpu},
         "zero 3 offload": {"name": "zero", "stage": 3, "offload_optimizer": cpu, "offload_param": cpu},
         "zero 3 user config": {"name": "zero", "stage": 3, "config": str(config)},
+        "zero 2 user config": {"name": "zero", "stage": 2, "config": str(round_robin)},
         "fsdp2 bf16": {"name": "fsdp2", **BF16},
         "zero 2 bf16": {"name": "zero", "stage": 2, **BF16},
         "zero 3 bf16": {"name": "zero", "stage": 3, **BF16},
@@ -153,6 +156,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "zero 2 offload",
         "zero 3 offload",
         "zero 3 user config",
+        "zero 2 user config",
     ],
 )
 def test_options_that_save_memory_do_not_change_a_bit(folder: Path, name: str) -> None:

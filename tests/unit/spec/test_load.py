@@ -6,7 +6,7 @@ import pickle
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import TypeAdapter, ValidationError
 
@@ -189,6 +189,7 @@ def test_the_resolved_job_is_plain_and_means_the_same(tmp_path: Path) -> None:
 TEXT = st.text(min_size=1, max_size=12).filter(lambda text: "$" not in text)
 
 
+@settings(deadline=None)
 @given(
     files=st.lists(TEXT, min_size=1, max_size=3),
     filters=st.dictionaries(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from orchestrator.errors import PlanError
@@ -62,6 +62,7 @@ def test_a_batch_that_cannot_be_split_names_the_nearest(
     assert str(caught.value) == expected
 
 
+@settings(deadline=None)
 @given(st.integers(1, 5), st.integers(1, 4), st.integers(1, 4), st.integers(0, 1000))
 def test_micro_batches_of_a_step_are_its_rows_once(
     world_size: int, micro: int, accum: int, step: int
@@ -77,6 +78,7 @@ def test_micro_batches_of_a_step_are_its_rows_once(
     assert rows == list(range(step * size, (step + 1) * size))
 
 
+@settings(deadline=None)
 @given(st.integers(1, 4), st.sampled_from([1, 2, 3, 4, 6, 12]), st.integers(0, 100))
 def test_a_micro_batch_holds_the_same_rows_at_any_number_of_workers(
     micro: int, world_size: int, step: int

@@ -59,11 +59,11 @@ MISTAKES = {
         "26: stages[1].init.stage: stages wait for each other: tune -> tune"
     ),
     changed("    label_column: label\n", "") + TUNE: (
-        "25: stages[1].data.mixture.rfc: dataset 'rfc' has no label_column, which"
+        "26: stages[1].data.mixture.rfc: dataset 'rfc' has no label_column, which"
         " sequence_classification reads. Give it one, such as 'datasets.rfc.label_column: label'"
     ),
     changed("label_column: label\n", "label_column: label\n    label_names: [a, b, c]\n") + TUNE: (
-        "27: stages[1].data.mixture.rfc: dataset 'rfc' has 3 label_names, and the objective of"
+        "28: stages[1].data.mixture.rfc: dataset 'rfc' has 3 label_names, and the objective of"
         " stage 'tune' has num_labels 2; they must be equal"
     ),
     changed("tokenizer:\n  train: {algorithm: bpe, vocab_size: 512, datasets: [rfc]}\n", ""): (

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from orchestrator.errors import SpecError
@@ -172,6 +172,7 @@ def without_merge_keys(node: Any) -> Any:
     return [without_merge_keys(item) for item in node] if isinstance(node, list) else node
 
 
+@settings(deadline=None)
 @given(st.dictionaries(st.text(min_size=1, max_size=5), VALUES, max_size=4).map(without_merge_keys))
 def test_what_is_dumped_is_read_back_the_same(values: dict[str, Any]) -> None:
     back = read(dump(values))

@@ -1,0 +1,120 @@
+"""Imports go down only, and looking at jobs and runs loads nothing heavy."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+# What a look at a job or a run must not load: the first four are promised to users, the others
+# would cost as much as everything the command does.
+HEAVY = (
+    "torch",
+    "ray",
+    "transformers",
+    "datasets",
+    "deepspeed",
+    "accelerate",
+    "tokenizers",
+    "wandb",
+    "numpy",
+    "rich",
+    "typer",
+)
+
+
+def loaded_by(*arguments: str, cwd: Path) -> list[str]:
+    """Modules in the process of a command that must succeed, as it ends."""
+    # --help ends by SystemExit, which atexit outlives.
+    program = (
+        "import atexit, sys\n"
+        "atexit.register(lambda: print(*sys.modules, file=sys.stderr))\n"
+        "from launchers.cli import main\n"
+        "sys.exit(main())\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program, *arguments],
+        cwd=cwd,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout
+    return done.stderr.split()
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with one run that has a log."""
+    folder = tmp_path_factory.mktemp("imports")
+    log = folder / "runs" / "smoke" / "pretrain" / "logs" / "rank-00000.log"
+    log.parent.mkdir(parents=True)
+    log.write_text("a line\n")
+    run = folder / "runs" / "smoke"
+    (run / "job.yaml").write_text("stages: [{name: pretrain}]\n")
+    (run / "events.jsonl").write_text('{"event": "stage_started", "stage": "pretrain"}\n')
+    return folder
+
+
+JOB = str(ROOT / "jobs" / "smoke_bert.yaml")
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("--help",),
+        ("run", "--help"),
+        ("validate", JOB),
+        ("validate", JOB, "--json"),
+        ("plan", JOB, "--no-model"),
+        ("plan", JOB, "--no-model", "--json"),
+        ("status",),
+        ("status", "smoke", "--json"),
+        ("logs", "smoke"),
+        ("schema",),
+    ],
+    ids=lambda arguments: " ".join(arguments).replace(f"{ROOT}/", ""),
+)
+def test_looking_loads_nothing_heavy(arguments: tuple[str, ...], folder: Path) -> None:
+    loaded = loaded_by(*arguments, cwd=folder)
+    assert "launchers.cli" in loaded
+    assert [name for name in HEAVY if name in loaded] == []
+
+
+def test_status_needs_no_checker_of_jobs(folder: Path) -> None:
+    assert "pydantic_core" not in loaded_by("status", cwd=folder)
+
+
+def test_the_layers_hold() -> None:
+    linter = "from importlinter.cli import lint_imports_command; lint_imports_command()"
+    done = subprocess.run(
+        [sys.executable, "-c", linter, "--no-cache"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_the_command_line_also_runs_as_a_module(folder: Path) -> None:
+    command = [sys.executable, "-m", "launchers.cli", "validate", JOB]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.startswith(f"{JOB}: valid: 5 stages (")
+
+
+def test_a_reader_that_leaves_early_is_no_error(folder: Path) -> None:
+    command = f"{sys.executable} -m launchers.cli schema | head -n 1"
+    done = subprocess.run(
+        ["bash", "-o", "pipefail", "-c", command],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "{\n", "")

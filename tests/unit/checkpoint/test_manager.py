@@ -1,0 +1,310 @@
+"""Commit order, retention, verification and quarantine, in one process without a process group."""
+
+from __future__ import annotations
+
+import json
+import logging
+import multiprocessing
+import os
+import pickle
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from orchestrator.checkpoint import seal
+from orchestrator.checkpoint.manager import CheckpointManager
+from orchestrator.checkpoint.steps import list_steps, step_name
+from orchestrator.checkpoint.storage import read_tensors
+from orchestrator.errors import CheckpointError
+
+FILES = ("shard-00000.bin", "metadata.json", "state.json", "manifest.json", "COMPLETE")
+
+
+def make_tensors(seed: int = 0) -> dict[str, Tensor]:
+    """Shapes and dtypes that a neutral state has, and an empty one."""
+    generator = torch.Generator().manual_seed(seed)
+    return {
+        "model.weight": torch.randn(7, 5, generator=generator),
+        "model.bias": torch.randn(3, generator=generator),
+        "optim.exp_avg.weight": torch.randn(7, 5, generator=generator).t(),
+        "optim.step.weight": torch.tensor(float(seed)),
+        "model.empty": torch.empty(0, 4),
+        "model.half": torch.randn(9, generator=generator).bfloat16(),
+        "model.negative_zero": torch.tensor([-0.0, 0.0]),
+    }
+
+
+def save(folder: Path, *steps: int, keep_last: int = 10) -> CheckpointManager:
+    manager = CheckpointManager(folder, keep_last=keep_last)
+    for step in steps:
+        manager.save(step, make_tensors(step), {"step": step, "name": "a"})
+    return manager
+
+
+def load(manager: CheckpointManager, path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    tensors = {name: torch.full_like(value, 9) for name, value in make_tensors().items()}
+    state = manager.load(path, tensors)
+    return tensors, state
+
+
+def assert_equal(found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
+    assert found.keys() == expected.keys()
+    for name, value in expected.items():
+        assert found[name].dtype == value.dtype
+        assert torch.equal(found[name], value), name
+        assert torch.equal(torch.signbit(found[name]), torch.signbit(value)), name
+
+
+def test_load_gives_back_every_bit_and_the_state(tmp_path: Path) -> None:
+    manager = save(tmp_path, 3)
+    path = manager.newest()
+    assert path == tmp_path / "step-00000003"
+    tensors, state = load(manager, path)
+    assert_equal(tensors, make_tensors(3))
+    assert state == {"step": 3, "name": "a"}
+    assert sorted(item.name for item in path.iterdir()) == sorted(FILES)
+
+
+def test_read_weights_gives_the_parameters_alone(tmp_path: Path) -> None:
+    save(tmp_path, 3)
+    expected = {
+        name.removeprefix("model."): value
+        for name, value in make_tensors(3).items()
+        if name.startswith("model.")
+    }
+    assert_equal(CheckpointManager.read_weights(tmp_path / step_name(3)), expected)
+
+
+def test_retention_keeps_the_newest_and_removes_what_was_interrupted_before(tmp_path: Path) -> None:
+    (tmp_path / "step-00000002").mkdir()
+    (tmp_path / "step-00000009").mkdir()
+    (tmp_path / "quarantine-step-00000001").mkdir()
+    save(tmp_path, 1, 3, 4, 5, keep_last=2)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "quarantine-step-00000001",
+        "step-00000004",
+        "step-00000005",
+        "step-00000009",
+    ]
+
+
+def test_step_that_was_interrupted_is_written_anew(tmp_path: Path) -> None:
+    leftover = tmp_path / step_name(4)
+    leftover.mkdir()
+    (leftover / "shard-00000.bin").write_bytes(b"half")
+    (leftover / "shard-00007.bin").write_bytes(b"of a larger world")
+    manager = save(tmp_path, 4)
+    assert seal.verify(leftover) is None
+    assert not (leftover / "shard-00007.bin").exists()
+    assert_equal(load(manager, leftover)[0], make_tensors(4))
+
+
+def test_step_that_is_complete_is_not_written_again(tmp_path: Path) -> None:
+    manager = save(tmp_path, 4)
+    before = (tmp_path / step_name(4) / "COMPLETE").stat()
+    manager.save(4, make_tensors(5), {"step": 4})
+    assert (tmp_path / step_name(4) / "COMPLETE").stat() == before
+
+
+def test_folder_that_does_not_exist_has_no_checkpoint(tmp_path: Path) -> None:
+    assert CheckpointManager(tmp_path / "none", keep_last=1).newest() is None
+    assert list_steps(tmp_path / "none") == []
+
+
+def flip(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+def truncate(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-1])
+
+
+def clear(path: Path) -> None:
+    path.write_bytes(b"")
+
+
+def zero(path: Path) -> None:
+    path.write_bytes(bytes(path.stat().st_size))
+
+
+DAMAGE: dict[str, Callable[[Path], None]] = {
+    "flip": flip,
+    "truncate": truncate,
+    "clear": clear,
+    "zero": zero,
+    "delete": Path.unlink,
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+@pytest.mark.parametrize("name", FILES)
+def test_damage_to_any_file_falls_back_to_the_step_before_and_keeps_the_evidence(
+    tmp_path: Path, name: str, damage: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    manager = save(tmp_path, 1, 2)
+    DAMAGE[damage](tmp_path / step_name(2) / name)
+    problem = CheckpointManager.verify(tmp_path / step_name(2))
+    assert problem is not None and name in problem
+    with caplog.at_level(logging.WARNING):
+        assert manager.newest() == tmp_path / step_name(1)
+    # Without COMPLETE it is a save that was interrupted, and its folder is written anew.
+    is_interrupted = (name, damage) == ("COMPLETE", "delete")
+    assert (tmp_path / step_name(2)).exists() == is_interrupted
+    assert (tmp_path / "quarantine-step-00000002").exists() != is_interrupted
+    assert ("step-00000002 is damaged" in caplog.text) != is_interrupted
+
+
+def test_second_quarantine_of_a_step_gets_a_name_of_its_own(tmp_path: Path) -> None:
+    for _ in range(2):
+        manager = save(tmp_path, 2)
+        flip(tmp_path / step_name(2) / "shard-00000.bin")
+        assert manager.newest() is None
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "quarantine-step-00000002",
+        "quarantine-step-00000002-2",
+    ]
+
+
+def test_load_of_a_damaged_checkpoint_is_refused_before_anything_is_parsed(tmp_path: Path) -> None:
+    manager = save(tmp_path, 1)
+    (tmp_path / step_name(1) / "metadata.json").write_text("{")
+    with pytest.raises(CheckpointError, match=r"metadata\.json: 1 bytes with digest"):
+        load(manager, tmp_path / step_name(1))
+    with pytest.raises(CheckpointError, match=r"metadata\.json: 1 bytes with digest"):
+        CheckpointManager.read_weights(tmp_path / step_name(1))
+
+
+def test_misfit_names_the_first_tensors_and_both_shapes(tmp_path: Path) -> None:
+    manager = save(tmp_path, 1)
+    tensors = make_tensors()
+    tensors["model.new"] = tensors.pop("model.bias")
+    tensors["model.weight"] = torch.zeros(5, 7)
+    with pytest.raises(CheckpointError) as caught:
+        manager.load(tmp_path / step_name(1), tensors)
+    message = str(caught.value)
+    assert "3 tensors differ" in message
+    assert "'model.new' is not in it" in message
+    assert "'model.bias' is only in it" in message
+    assert "'model.weight' is torch.float32 [7, 5] in it, expected torch.float32 [5, 7]" in message
+
+
+def test_state_that_is_not_json_fails_the_save_and_leaves_nothing(tmp_path: Path) -> None:
+    manager = save(tmp_path, 1)
+    with pytest.raises(CheckpointError, match="could not be saved: rank 0: Object of type set"):
+        manager.save(2, make_tensors(2), {"rows": {1}})
+    assert [found.step for found in list_steps(tmp_path)] == [1]
+    assert manager.newest() == tmp_path / step_name(1)
+
+
+class Bomb:
+    """Creates a file when it is unpickled."""
+
+    def __init__(self, marker: Path) -> None:
+        self._marker = marker
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (Path.touch, (self._marker,))
+
+
+def reseal(path: Path) -> None:
+    """Make whatever is in ``path`` verify."""
+    names = [item.name for item in path.iterdir() if item.name not in ("manifest.json", "COMPLETE")]
+    seal.seal(path, {name: seal.digest_file(path / name) for name in names})
+
+
+@pytest.mark.parametrize("is_resealed", [False, True])
+@pytest.mark.parametrize("name", [*FILES, ".metadata"])
+def test_pickle_in_place_of_any_file_never_runs(tmp_path: Path, name: str, is_resealed: bool) -> None:
+    manager = save(tmp_path / "checkpoints", 1)
+    path = tmp_path / "checkpoints" / step_name(1)
+    marker = tmp_path / "ran"
+    (path / name).write_bytes(pickle.dumps(Bomb(marker)))
+    if is_resealed:
+        reseal(path)
+    manager.newest()
+    for read in (load, lambda m, p: m.read_weights(p)):
+        try:
+            read(manager, path)
+        except (CheckpointError, ValueError, RuntimeError, OSError):
+            assert name != ".metadata"
+    assert not marker.exists()
+    pickle.loads(pickle.dumps(Bomb(marker)))
+    assert marker.exists(), "the bomb itself does not work"
+
+
+def save_and_die(folder: str, fatal_call: int) -> None:
+    """Save step 2 over a complete step 1; die at the n-th call that reaches the disk."""
+    manager = CheckpointManager(Path(folder), keep_last=1)
+    manager.save(1, make_tensors(1), {"step": 1})
+    calls = 0
+
+    def dying(function: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*arguments: Any, **options: Any) -> Any:
+            nonlocal calls
+            calls += 1
+            if calls == fatal_call:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return function(*arguments, **options)
+
+        return call
+
+    for name in ("fsync", "replace", "unlink", "rmdir", "mkdir"):
+        setattr(os, name, dying(getattr(os, name)))
+    manager.save(2, make_tensors(2), {"step": 2})
+    Path(folder, "survived").touch()
+
+
+def test_dying_at_any_moment_of_a_save_leaves_a_whole_step_to_resume_from(tmp_path: Path) -> None:
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([__name__])
+    resumed = []
+    for fatal_call in range(1, 100):
+        folder = tmp_path / str(fatal_call)
+        child = context.Process(target=save_and_die, args=(str(folder), fatal_call))
+        child.start()
+        child.join(60)
+        manager = CheckpointManager(folder, keep_last=1)
+        path = manager.newest()
+        assert path is not None
+        tensors, state = load(manager, path)
+        assert_equal(tensors, make_tensors(state["step"]))
+        assert not list(folder.glob("quarantine*"))
+        if (folder / "survived").exists():
+            assert child.exitcode == 0
+            break
+        assert child.exitcode == -signal.SIGKILL
+        resumed.append(state["step"])
+        manager.save(3, make_tensors(3), {"step": 3})
+        assert [found.step for found in list_steps(folder)] == [3]
+    # Up to the rename of COMPLETE the step before is the newest, from then on the new one.
+    assert resumed == sorted(resumed)
+    assert resumed.count(1) >= 6 and resumed.count(2) >= 3
+
+
+def test_metadata_is_json_that_says_where_each_chunk_is(tmp_path: Path) -> None:
+    save(tmp_path, 1)
+    index = json.loads((tmp_path / step_name(1) / "metadata.json").read_text())
+    entry = index["tensors"]["model.weight"]
+    assert (entry["dtype"], entry["shape"]) == ("float32", [7, 5])
+    (chunk,) = entry["chunks"]
+    assert (chunk["offsets"], chunk["sizes"], chunk["length"]) == ([0, 0], [7, 5], 140)
+    content = (tmp_path / step_name(1) / chunk["file"]).read_bytes()
+    raw = content[chunk["position"] : chunk["position"] + chunk["length"]]
+    expected = make_tensors(1)["model.weight"]
+    assert torch.equal(torch.frombuffer(bytearray(raw), dtype=torch.float32).view(7, 5), expected)
+    assert chunk["position"] % 64 == 0
+
+
+def test_format_of_another_version_is_refused_by_name(tmp_path: Path) -> None:
+    save(tmp_path, 1)
+    path = tmp_path / step_name(1)
+    (path / "metadata.json").write_text('{"format": "later-2", "tensors": {}}')
+    with pytest.raises(CheckpointError, match="format 'later-2', expected 'orchestrator-tensors-1'"):
+        read_tensors(path)

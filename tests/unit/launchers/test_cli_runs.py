@@ -1,0 +1,208 @@
+"""status, logs and cancel, read from run directories."""
+
+from __future__ import annotations
+
+import fcntl
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from tests.unit.launchers.commands import Console, FakeRun
+
+
+@contextmanager
+def driving(run: FakeRun) -> Iterator[None]:
+    """Hold the run's lock as its driver does."""
+    with run.layout.driver_lock.open("a+") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def states(console: Console, run: FakeRun) -> list[str]:
+    """States of the run and of its stages."""
+    status = console("status", run.layout.root, "--json").json()
+    return [status["state"], *(stage["state"] for stage in status["stages"])]
+
+
+def test_states_follow_the_events(console: Console, tmp_path: Path) -> None:
+    run = FakeRun(tmp_path)
+    assert states(console, run) == ["waiting", "waiting", "waiting"]
+    run.event("run_started")
+    run.event("stage_started", stage="pretrain")
+    with driving(run):
+        assert states(console, run) == ["running", "running", "waiting"]
+    assert states(console, run) == ["interrupted", "interrupted", "waiting"]
+    run.event("stage_stopped", stage="pretrain")
+    run.event("run_stopped")
+    assert states(console, run) == ["stopped", "stopped", "waiting"]
+    run.event("run_started")
+    run.event("stage_started", stage="pretrain")
+    run.finish("pretrain")
+    run.event("stage_finished", stage="pretrain")
+    run.event("stage_started", stage="test")
+    run.event("stage_failed", stage="test")
+    run.event("run_failed")
+    assert states(console, run) == ["failed", "finished", "failed"]
+    run.finish("test")
+    run.event("run_finished")
+    assert states(console, run) == ["finished", "finished", "finished"]
+
+
+def test_looking_never_makes_a_lock(console: Console, tmp_path: Path) -> None:
+    run = FakeRun(tmp_path)
+    run.event("run_started")
+    assert states(console, run)[0] == "interrupted"
+    assert not run.layout.driver_lock.exists()
+
+
+def test_progress_comes_from_the_last_whole_line_or_the_result(console: Console, tmp_path: Path) -> None:
+    run = FakeRun(tmp_path)
+    run.metrics(
+        "pretrain",
+        '{"step": 1, "train/loss": 3.5}\n{"step": 2, "eval/loss": 3.25}\n'
+        '{"step": 2, "train/loss": 3.0}\n{"step": 3, "train/lo',
+    )
+    run.finish("test", **{"eval/accuracy": 0.75})
+    stages = console("status", "tiny", "--runs-dir", tmp_path, "--json").json()["stages"]
+    assert stages == [
+        {
+            "name": "pretrain",
+            "state": "waiting",
+            "step": 2,
+            "metrics": {"train/loss": 3.0, "eval/loss": 3.25},
+        },
+        {"name": "test", "state": "finished", "step": 10, "metrics": {"eval/accuracy": 0.75}},
+    ]
+    assert console("status", "tiny", "--runs-dir", tmp_path).output.splitlines() == [
+        "tiny: waiting",
+        "  stage     state     step  metrics",
+        "  pretrain  waiting   2     train/loss 3  eval/loss 3.25",
+        "  test      finished  10    eval/accuracy 0.75",
+    ]
+
+
+def test_all_runs_are_listed(console: Console, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ORCHESTRATOR_RUNS_DIR", str(tmp_path / "runs"))
+    assert console("status").output == f"no runs in {tmp_path}/runs\n"
+    assert console("status", "--json").json() == {"runs": []}
+    FakeRun(tmp_path / "runs", "b").event("run_finished")
+    FakeRun(tmp_path / "runs", "a").finish("pretrain")
+    (tmp_path / "runs" / ".cache").mkdir()
+    (tmp_path / "runs" / "not-a-run").mkdir()
+    found = console("status", "--json").json()["runs"]
+    assert [(run["name"], run["state"]) for run in found] == [("a", "waiting"), ("b", "finished")]
+    assert console("status").output.splitlines() == [
+        f"Runs in {tmp_path}/runs",
+        "  run  state     stage",
+        "  a    waiting   pretrain (step 10)",
+        "  b    finished  -",
+    ]
+
+
+def test_a_run_whose_job_cannot_be_read_still_has_a_status(console: Console, tmp_path: Path) -> None:
+    run = FakeRun(tmp_path)
+    run.event("stage_started", stage="pretrain")
+    run.layout.job.write_text("stages: [")
+    assert states(console, run) == ["waiting", "waiting"]
+
+
+@pytest.mark.parametrize(
+    ("name", "hint"),
+    [
+        ("tyny", "no run is called 'tyny' under '{runs}'. Did you mean 'tiny'?"),
+        ("zebra", "no run is called 'zebra' under '{runs}'. It has other, tiny."),
+        ("../secret", "'../secret' is not a run directory: it has no job.yaml or events.jsonl"),
+        ("..", "'..' is not a run directory: it has no job.yaml or events.jsonl"),
+        ("", "'' is not a run directory: it has no job.yaml or events.jsonl"),
+    ],
+)
+@pytest.mark.parametrize("command", ["status", "logs", "cancel"])
+def test_an_unknown_run_is_refused_with_the_nearest_names(
+    command: str, name: str, hint: str, console: Console, tmp_path: Path
+) -> None:
+    runs = tmp_path / "runs"
+    FakeRun(runs, "tiny")
+    FakeRun(runs, "other")
+    FakeRun(tmp_path, "secret")
+    message = hint.format(runs=runs) + "\n"
+    assert console(command, name, "--runs-dir", runs) == (2, "", message)
+
+
+def test_no_runs_at_all(console: Console, tmp_path: Path) -> None:
+    message = f"no run is called 'x' under '{tmp_path}'. It has no runs yet.\n"
+    assert console("logs", "x", "--runs-dir", tmp_path) == (2, "", message)
+
+
+def test_logs_are_those_of_the_latest_stage_or_the_one_asked_for(console: Console, tmp_path: Path) -> None:
+    run = FakeRun(tmp_path)
+    for stage in ("pretrain", "test"):
+        run.event("stage_started", stage=stage)
+        run.log(stage, f"{stage} 0\n")
+        run.log(stage, f"{stage} 1\n", rank=1)
+    logs = ("logs", "tiny", "--runs-dir", tmp_path)
+    assert console(*logs).output == "test 0\n"
+    assert console(*logs, "--rank", "1").output == "test 1\n"
+    assert console(*logs, "--stage", "pretrain").output == "pretrain 0\n"
+    assert console(*logs, "--stage", "pretrain", "--json").json() == {
+        "name": "tiny",
+        "stage": "pretrain",
+        "rank": 0,
+        "lines": ["pretrain 0"],
+    }
+
+
+def test_a_log_that_is_not_there_is_refused(console: Console, tmp_path: Path) -> None:
+    run = FakeRun(tmp_path)
+    logs = ("logs", "tiny", "--runs-dir", tmp_path)
+    root = run.layout.root
+    assert console(*logs).errors == f"{root} has no log yet: no stage of it has started\n"
+    run.event("stage_started", stage="pretrain")
+    run.log("pretrain", "x")
+    assert console(*logs, "--rank", "3").errors == "stage 'pretrain' has no log of rank 3; it has 0\n"
+    message = f"{root} has no log of stage 'tune'; stages with a log: pretrain\n"
+    assert console(*logs, "--stage", "tune") == (2, "", message)
+    message = "--json prints one document and --follow has no end; give one of them"
+    assert console(*logs, "--json", "-f").json()["errors"][0]["message"] == message
+
+
+def test_following_goes_on_through_stages_until_the_run_ends(console: Console, tmp_path: Path) -> None:
+    run = FakeRun(tmp_path)
+    run.event("run_started")
+    run.event("stage_started", stage="pretrain")
+    run.log("pretrain", "one\n")
+
+    def drive() -> None:
+        with driving(run):
+            started.set()
+            time.sleep(0.3)
+            run.log("pretrain", "two\n")
+            run.event("stage_started", stage="test")
+            time.sleep(0.3)
+            run.log("test", "three\n")
+            time.sleep(0.3)
+            run.event("run_finished")
+
+    started = threading.Event()
+    driver = threading.Thread(target=drive)
+    driver.start()
+    started.wait()
+    ended = console("logs", "tiny", "-f", "--runs-dir", tmp_path)
+    driver.join()
+    assert ended == (0, "one\ntwo\n==> test <==\nthree\n", "")
+
+
+def test_cancel_asks_a_running_driver_and_refuses_otherwise(console: Console, tmp_path: Path) -> None:
+    run = FakeRun(tmp_path)
+    run.event("run_finished")
+    cancel = ("cancel", "tiny", "--runs-dir", tmp_path)
+    message = f"{run.layout.root} is not running: its state is 'finished'\n"
+    assert console(*cancel) == (2, "", message)
+    assert not run.layout.stop_request.exists()
+    with driving(run):
+        assert console(*cancel).output == "tiny stops after this step, with its work saved\n"
+        assert console(*cancel, "--json").json() == {"name": "tiny", "state": "stopping"}
+    assert run.layout.stop_request.exists()
