@@ -10,7 +10,9 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from launchers.driver import Display, State, prepare_stages, run_stages
+from launchers.display import Display
+from launchers.driver import State, run_stages
+from launchers.preparation import prepare_stages
 from launchers.progress import ProgressDisplay, format_metrics
 from launchers.runs import run_status
 from orchestrator.checkpoint.layout import RunLayout

@@ -69,14 +69,7 @@ def prepare_rows(
     Raises:
         DataError: The source, a label or the tokenizer is unfit for these rows.
     """
-    if layout.labelled and dataset.label_column is None:
-        raise DataError(
-            f"datasets.{name}: label_column is not set, and a classifier needs labels. Set it to"
-            " the column that holds them."
-        )
-    if not layout.labelled:
-        # Labels that nobody reads must not be able to spoil a run, nor to divide the cache.
-        dataset = dataset.model_copy(update={"label_column": None, "label_names": None})
+    dataset = _needed_columns(name, dataset, layout)
     key = {
         "format_version": FORMAT_VERSION,
         "source": source_digest(name, dataset, cache_dir),
@@ -98,6 +91,19 @@ def prepare_rows(
         _write(name, folder, rows, encoder, ids, names, on_progress or _no_progress)
 
     return make_folder(cache_dir.absolute() / "rows" / digest_values(key), build)
+
+
+def _needed_columns(name: str, dataset: Dataset, layout: RowLayout) -> Dataset:
+    """The section without its labels, where rows carry none."""
+    if layout.labelled and dataset.label_column is None:
+        raise DataError(
+            f"datasets.{name}: label_column is not set, and a classifier needs labels. Set it to"
+            " the column that holds them."
+        )
+    if layout.labelled:
+        return dataset
+    # Labels that nobody reads must not be able to spoil a run, nor to divide the cache.
+    return dataset.model_copy(update={"label_column": None, "label_names": None})
 
 
 def verify(folder: Path) -> str | None:

@@ -78,14 +78,17 @@ def _prepare_trained(
                 f"tokenizer.train.datasets: there is no dataset '{name}', the job has"
                 f" {sorted(datasets)}.{nearest(name, datasets)}"
             )
+    # Labels are not read, so a missing one must not spoil the training.
+    unlabelled = {"label_column": None, "label_names": None}
+    texts = {name: datasets[name].model_copy(update=unlabelled) for name in training.datasets}
     key = {
         "version": TRAINING_VERSION,
         "training": training.model_dump(mode="json", exclude={"datasets"}),
-        "sources": [source_digest(name, datasets[name], cache_dir) for name in training.datasets],
+        "sources": [source_digest(name, texts[name], cache_dir) for name in texts],
     }
 
     def build(target: Path) -> None:
-        rows = [load_rows(name, datasets[name], "train", cache_dir) for name in training.datasets]
+        rows = [load_rows(name, texts[name], "train", cache_dir) for name in texts]
 
         def batches() -> Iterator[list[str]]:
             for source in rows:

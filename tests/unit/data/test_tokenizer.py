@@ -127,6 +127,13 @@ def test_vocab_too_small_or_dataset_unknown_is_refused(tmp_path: Path) -> None:
         prepare_tokenizer(section, {"corpus": text_corpus(tmp_path)}, tmp_path / "cache")
 
 
+def test_training_does_not_look_at_labels(tmp_path: Path, bpe: Path) -> None:
+    labelled = text_corpus(tmp_path, label_column="none")
+    training = {"algorithm": "bpe", "vocab_size": 400, "datasets": ["corpus"]}
+    section = Tokenizer.model_validate({"train": training})
+    assert prepare_tokenizer(section, {"corpus": labelled}, tmp_path).name == bpe.name
+
+
 def test_text_that_cannot_fill_the_vocabulary_is_told(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -229,6 +229,8 @@ def test_help_names_every_command(capfd: pytest.CaptureFixture[str]) -> None:
         "validate",
         "plan",
         "run",
+        "prepare",
+        "submit",
         "schema",
         "status",
         "logs",

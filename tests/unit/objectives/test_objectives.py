@@ -147,14 +147,11 @@ def test_statistics_add_up_over_any_split_of_the_rows() -> None:
     section = SequenceClassificationObjective(name="sequence_classification", num_labels=3)
     objective = SequenceClassification(section, token_info(), ("a", "b", "c"))
     model = TinyClassifier(3)
-    rows = [
-        Row(row.input_ids, label=index % 3) for index, row in enumerate(rows_of([9, 4, 6, 3, 5]))
-    ]
+    rows = [Row(row.input_ids, label=index % 3) for index, row in enumerate(rows_of([9, 4, 6, 3, 5]))]
     rng = np.random.default_rng(0)
     whole = objective.statistics(model, objective.collate(rows, rng), 5)
     parts = sum(
-        objective.statistics(model, objective.collate(part, rng), len(part))
-        for part in (rows[:2], rows[2:])
+        objective.statistics(model, objective.collate(part, rng), len(part)) for part in (rows[:2], rows[2:])
     )
     torch.testing.assert_close(whole, parts)
     padded = objective.statistics(model, objective.collate(rows, rng), 3)

@@ -13,6 +13,7 @@ from orchestrator.spec.job import Resources
 from orchestrator.spec.optimization import Limits
 from orchestrator.spec.plan import (
     BatchPlan,
+    batch_complaints,
     count_steps,
     global_micro_index,
     micro_batch_rows,
@@ -123,3 +124,12 @@ def test_stages_without_an_order_are_refused(tmp_path: Path) -> None:
     with pytest.raises(PlanError) as caught:
         stage_order(job)
     assert str(caught.value) == "stages wait for each other: 'x' needs 'pretrain'"
+
+
+def test_every_batch_that_cannot_be_split_is_found(tmp_path: Path) -> None:
+    job = load(tmp_path, VALID, "resources.num_workers=3")
+    message = (
+        "global_batch_size 16 is not a multiple of micro_batch_size 4 x dp_degree 3 = 12.\nNearest: 12 or 24."
+    )
+    assert list(batch_complaints(job)) == [(0, message)]
+    assert list(batch_complaints(load(tmp_path))) == []

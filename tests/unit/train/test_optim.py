@@ -15,9 +15,7 @@ def schedule(**keys: object) -> Schedule:
 
 
 def tiny_gpt() -> nn.Module:
-    config = AutoConfig.for_model(
-        "gpt2", n_layer=1, n_head=2, n_embd=8, vocab_size=16, n_positions=8
-    )
+    config = AutoConfig.for_model("gpt2", n_layer=1, n_head=2, n_embd=8, vocab_size=16, n_positions=8)
     return AutoModelForCausalLM.from_config(config)
 
 
@@ -40,9 +38,7 @@ def test_everything_decays_when_the_job_says_so() -> None:
 
 @pytest.mark.parametrize("name", ["adamw", "sgd", "adafactor"])
 def test_every_optimizer_lowers_a_quadratic(name: str) -> None:
-    section = TypeAdapter(Optimizer).validate_python(
-        {"name": name, "lr": 0.05, "weight_decay": 0.0}
-    )
+    section = TypeAdapter(Optimizer).validate_python({"name": name, "lr": 0.05, "weight_decay": 0.0})
     model = nn.Linear(4, 4)
     optimizer = make_optimizer(model, section)
     losses = []
@@ -57,9 +53,7 @@ def test_every_optimizer_lowers_a_quadratic(name: str) -> None:
 
 def test_adamw_is_foreach_unless_fused_is_asked_for() -> None:
     for fused in (False, True):
-        section = TypeAdapter(Optimizer).validate_python(
-            {"name": "adamw", "lr": 1.0, "fused": fused}
-        )
+        section = TypeAdapter(Optimizer).validate_python({"name": "adamw", "lr": 1.0, "fused": fused})
         optimizer = make_optimizer(nn.Linear(2, 2), section)
         assert isinstance(optimizer, torch.optim.AdamW)
         assert bool(optimizer.defaults["fused"]) == fused
@@ -68,9 +62,7 @@ def test_adamw_is_foreach_unless_fused_is_asked_for() -> None:
 
 @pytest.mark.parametrize("name", ["constant", "cosine", "linear"])
 def test_warmup_rises_in_a_line_to_the_peak(name: str) -> None:
-    rates = [
-        learning_rate(schedule(name=name, warmup_steps=4), 1.0, step, 100) for step in range(5)
-    ]
+    rates = [learning_rate(schedule(name=name, warmup_steps=4), 1.0, step, 100) for step in range(5)]
     assert rates == pytest.approx([0.25, 0.5, 0.75, 1.0, 1.0])
 
 

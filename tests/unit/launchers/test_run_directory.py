@@ -1,4 +1,4 @@
-"""The driver's rules about what a run directory may become."""
+"""Rules about what a run directory may become."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from launchers.driver import _only_driver, _refuse_changed, _write_run, input_stages, set_aside
+from launchers.preparation import input_stages
+from launchers.run_directory import only_driver, refuse_changed, set_aside, write_run
 from orchestrator.checkpoint.layout import RunLayout
 from orchestrator.errors import LaunchError, PlanError
 from orchestrator.spec.job import Job
@@ -42,7 +43,7 @@ def started_run(folder: Path) -> RunLayout:
     """A run of ``make_job()`` whose stage has a result."""
     layout = RunLayout(folder / "job")
     layout.stage("pretrain").root.mkdir(parents=True)
-    _write_run(make_job(), layout)
+    write_run(make_job(), layout)
     layout.stage("pretrain").result.write_text("{}")
     return layout
 
@@ -58,7 +59,7 @@ def started_run(folder: Path) -> RunLayout:
     ],
 )
 def test_what_does_not_bend_the_trajectory_may_change(changes: dict[str, Any], tmp_path: Path) -> None:
-    _refuse_changed(make_job(**changes), started_run(tmp_path))
+    refuse_changed(make_job(**changes), started_run(tmp_path))
 
 
 @pytest.mark.parametrize(
@@ -76,7 +77,7 @@ def test_what_bends_the_trajectory_is_refused_with_the_difference(
     changes: dict[str, Any], line: str, tmp_path: Path
 ) -> None:
     with pytest.raises(PlanError) as raised:
-        _refuse_changed(make_job(**changes), started_run(tmp_path))
+        refuse_changed(make_job(**changes), started_run(tmp_path))
     assert line in str(raised.value)
     assert "--fresh" in str(raised.value)
 
@@ -84,7 +85,7 @@ def test_what_bends_the_trajectory_is_refused_with_the_difference(
 def test_a_stage_that_has_not_begun_may_change_in_every_way(tmp_path: Path) -> None:
     layout = started_run(tmp_path)
     layout.stage("pretrain").result.unlink()
-    _refuse_changed(make_job(seed=5), layout)
+    refuse_changed(make_job(seed=5), layout)
 
 
 def test_setting_aside_keeps_every_earlier_folder(tmp_path: Path) -> None:
@@ -99,15 +100,15 @@ def test_setting_aside_keeps_every_earlier_folder(tmp_path: Path) -> None:
 def test_a_second_driver_is_refused_and_told_who_runs(tmp_path: Path) -> None:
     layout = RunLayout(tmp_path)
     refused = pytest.raises(LaunchError, match=r"already being run by process \d+")
-    with _only_driver(layout), refused, _only_driver(layout):
+    with only_driver(layout), refused, only_driver(layout):
         pass
-    with _only_driver(layout):
+    with only_driver(layout):
         pass
 
 
 def test_the_run_id_is_made_once(tmp_path: Path) -> None:
     layout = RunLayout(tmp_path)
-    assert _write_run(make_job(), layout) == _write_run(make_job(), layout)
+    assert write_run(make_job(), layout) == write_run(make_job(), layout)
 
 
 def test_stages_name_the_stages_they_read() -> None:

@@ -1,0 +1,139 @@
+"""A run directory as its driver holds it: locked, described, and never bent to another job.
+
+What a started run may not change is the trajectory of its stages (``spec/fingerprint.py``); starting over
+renames the old folder and deletes nothing.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import importlib.metadata
+import json
+import os
+import platform
+import secrets
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from launchers.ray_session import available_cpus
+from orchestrator.checkpoint.layout import RunLayout, StageLayout
+from orchestrator.checkpoint.steps import list_steps
+from orchestrator.errors import LaunchError, PlanError
+from orchestrator.spec.fingerprint import difference, limits_lowered, trajectory_keys
+from orchestrator.spec.job import Job, TrainStage
+from orchestrator.spec.load import dump_resolved, load_resolved
+
+PACKAGES = (
+    "orchestrator",
+    "torch",
+    "transformers",
+    "deepspeed",
+    "ray",
+    "datasets",
+    "tokenizers",
+    "numpy",
+)
+
+
+@contextmanager
+def opened_run(job: Job, layout: RunLayout) -> Iterator[str]:
+    """Hold the run directory, written for this job; gives the run's id."""
+    layout.root.mkdir(parents=True, exist_ok=True)
+    with only_driver(layout):
+        refuse_changed(job, layout)
+        yield write_run(job, layout)
+
+
+@contextmanager
+def only_driver(layout: RunLayout) -> Iterator[None]:
+    """Hold the run's lock.
+
+    Raises:
+        LaunchError: Another driver holds it.
+    """
+    with layout.driver_lock.open("a+") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            lock.seek(0)
+            raise LaunchError(
+                f"{layout.root}: already being run by {lock.read().strip() or 'another process'};"
+                f" follow it with 'orchestrator logs {layout.root.name} -f',"
+                f" or stop it with 'orchestrator cancel {layout.root.name}'"
+            ) from error
+        lock.truncate(0)
+        lock.write(f"process {os.getpid()} on {socket.gethostname()}")
+        lock.flush()
+        yield
+
+
+def write_run(job: Job, layout: RunLayout) -> str:
+    """Write the resolved job and the environment; the run's id, made at its first start."""
+    layout.job.write_text(dump_resolved(job), encoding="utf-8")
+    layout.environment.write_text(json.dumps(_environment(), indent=1), encoding="utf-8")
+    if not layout.run_id.exists():
+        layout.run_id.write_text(secrets.token_hex(4), encoding="utf-8")
+    return layout.run_id.read_text(encoding="utf-8").strip()
+
+
+def _environment() -> dict[str, object]:
+    """Versions and hardware of this machine."""
+    versions = {}
+    for package in PACKAGES:
+        try:
+            versions[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            versions[package] = "not installed"
+    return {
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "host": socket.gethostname(),
+        "cpus": available_cpus(),
+        "packages": versions,
+    }
+
+
+def set_aside(folder: Path) -> Path | None:
+    """Rename a folder to the first free ``<name>.before-<n>``; nothing is deleted."""
+    if not folder.exists():
+        return None
+    number = 1
+    while (target := folder.with_name(f"{folder.name}.before-{number}")).exists():
+        number += 1
+    folder.rename(target)
+    return target
+
+
+def has_started(layout: StageLayout) -> bool:
+    """Whether a training stage left anything that a changed job file would contradict."""
+    return layout.result.exists() or bool(list_steps(layout.checkpoints))
+
+
+def refuse_changed(job: Job, layout: RunLayout) -> None:
+    """Refuse a job whose training-relevant keys changed since a stage began.
+
+    Raises:
+        PlanError: With every difference.
+    """
+    if not layout.job.exists():
+        return
+    before = load_resolved(layout.job)
+    known = {stage.name: stage for stage in before.stages if isinstance(stage, TrainStage)}
+    changes: list[str] = []
+    for stage in job.stages:
+        old = known.get(stage.name)
+        if old is None or not isinstance(stage, TrainStage):
+            continue
+        if has_started(layout.stage(stage.name)):
+            keys = trajectory_keys(old, before), trajectory_keys(stage, job)
+            changes += [line for line in difference(*keys) if line not in changes]
+            changes += limits_lowered(old, stage)
+    if changes:
+        listed = "\n".join(f"  {line}" for line in changes)
+        raise PlanError(
+            f"{layout.root}: the job file changed since this run began:\n{listed}\n"
+            "Set these back to go on, give the job another name,"
+            " or start over with --fresh (the old run directory is kept, renamed)."
+        )

@@ -1,0 +1,110 @@
+"""Models from configurations, their fit to rows, and what is written for from_pretrained."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoModelForSequenceClassification
+
+from orchestrator.contracts import TokenInfo
+from orchestrator.errors import ModelError
+from orchestrator.models import (
+    build_auto_model,
+    check_fit,
+    count_parameters,
+    find_blocks,
+    load_model,
+    make_config,
+    save_weights,
+)
+
+TOKENS = TokenInfo(40, 0, 1, 2, (0, 1, 2), np.zeros(40, dtype=bool))
+GPT = {"model_type": "gpt2", "n_layer": 2, "n_head": 2, "n_embd": 8, "n_positions": 16}
+BERT = {
+    "model_type": "bert",
+    "num_hidden_layers": 3,
+    "num_attention_heads": 2,
+    "hidden_size": 8,
+    "intermediate_size": 16,
+    "max_position_embeddings": 16,
+}
+
+
+class NoTokenizer:
+    """Stands where a tokenizer is saved beside the weights."""
+
+    def save_pretrained(self, folder: Path) -> None:
+        (folder / "tokenizer.json").write_text("{}")
+
+
+def test_vocabulary_and_special_tokens_come_from_the_tokenizer() -> None:
+    config = make_config(GPT, TOKENS)
+    assert (config.vocab_size, config.pad_token_id, config.eos_token_id) == (40, 0, 1)
+    assert make_config({**GPT, "vocab_size": 64}, TOKENS).vocab_size == 64
+
+
+def test_unknown_architecture_and_unknown_key_are_refused() -> None:
+    with pytest.raises(ModelError, match="'gpt9' is not a Hugging Face architecture"):
+        make_config({"model_type": "gpt9"})
+    with pytest.raises(ModelError, match=r"'gpt2' has no keys \['num_layer'\]"):
+        make_config({**GPT, "num_layer": 2})
+
+
+def test_counting_parameters_builds_nothing_and_counts_tied_ones_once() -> None:
+    model = build_auto_model(GPT, "causal_lm", TOKENS, ())
+    counted = count_parameters({**GPT, "vocab_size": 40})
+    assert counted == sum(parameter.numel() for parameter in model.parameters())
+
+
+def test_blocks_are_the_repeated_layers() -> None:
+    assert len(find_blocks(build_auto_model(BERT, "masked_lm", TOKENS, ()))) == 3
+    with pytest.raises(ModelError, match="no list of repeated blocks"):
+        find_blocks(torch.nn.Linear(2, 2))
+
+
+def test_next_sentence_needs_a_model_with_that_head() -> None:
+    build_auto_model(BERT, "pretraining", TOKENS, ())
+    with pytest.raises(ModelError, match="'gpt2' has none; use 'bert'"):
+        build_auto_model(GPT, "pretraining", TOKENS, ())
+
+
+def test_rows_longer_than_the_positions_and_larger_vocabularies_are_refused() -> None:
+    config = make_config(GPT, TOKENS)
+    check_fit(config, TOKENS, 16, "stage 'a'")
+    with pytest.raises(ModelError, match=r"stage 'a': data.seq_len 17 .* 16 positions"):
+        check_fit(config, TOKENS, 17, "stage 'a'")
+    with pytest.raises(ModelError, match="tokenizer has 40 entries, the model's vocab_size is 39"):
+        check_fit(make_config({**GPT, "vocab_size": 39}, TOKENS), TOKENS, 16, "stage 'a'")
+
+
+def test_written_weights_load_with_equal_logits_and_labels(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = build_auto_model(BERT, "sequence_classification", TOKENS, ("bad", "good")).eval()
+    weights = {name: value.detach().clone() for name, value in model.named_parameters()}
+    folder = tmp_path / "weights"
+    save_weights(model, weights, NoTokenizer(), folder)
+    loaded = AutoModelForSequenceClassification.from_pretrained(folder).eval()
+    ids = torch.tensor([[5, 6, 7, 8]])
+    torch.testing.assert_close(loaded(input_ids=ids).logits, model(input_ids=ids).logits)
+    assert loaded.config.id2label == {0: "bad", 1: "good"}
+
+
+def test_a_new_head_depends_on_the_seed_alone(tmp_path: Path) -> None:
+    base = build_auto_model(GPT, "causal_lm", TOKENS, ())
+    save_weights(base, dict(base.named_parameters()), NoTokenizer(), tmp_path / "base")
+    heads = []
+    for seed in (1, 1, 2):
+        torch.manual_seed(seed)
+        model = load_model(str(tmp_path / "base"), "sequence_classification", TOKENS, ("a", "b"))
+        assert torch.equal(model.transformer.wte.weight, base.transformer.wte.weight)
+        heads.append(model.score.weight)
+    assert torch.equal(heads[0], heads[1])
+    assert not torch.equal(heads[0], heads[2])
+
+
+def test_a_folder_without_a_model_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match="could not be loaded"):
+        load_model(str(tmp_path), "causal_lm", TOKENS, ())
