@@ -71,6 +71,10 @@ def _embedded() -> Iterator[None]:
     descriptor = os.open(token, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     os.write(descriptor, secrets.token_hex(32).encode())
     os.close(descriptor)
+    # Nothing preempts a Ray inside one machine, and nobody scrapes its metrics; each of the two
+    # would be one more process that imports Ray Train before a stage's first step.
+    os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
+    os.environ.setdefault("RAY_TRAIN_METRICS_ENABLED", "0")
     os.environ["RAY_AUTH_MODE"] = "token"
     os.environ["RAY_AUTH_TOKEN_PATH"] = str(token)
     try:

@@ -30,7 +30,7 @@ def step_whole_matrices(optimizer: torch.optim.Adafactor, device: torch.device) 
             single = torch.optim.Adafactor([{"params": [whole], **options}])
             state = materialized_state(optimizer, group, parameter)
             single.state[whole] = state
-            single.step()
+            single.step()  # type: ignore[no-untyped-call]
             # Every rank has computed the same, so each takes its shard without communicating.
             shard = distribute_tensor(
                 whole.detach(), parameter.device_mesh, parameter.placements, src_data_rank=None

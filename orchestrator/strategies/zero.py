@@ -14,7 +14,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from orchestrator.contracts import Engine, EngineSetup
-from orchestrator.errors import CheckpointError
+from orchestrator.errors import CheckpointError, PlanError
 from orchestrator.spec.training import ZeROStrategy
 from orchestrator.strategies.clip import clip, finite_norm, sum_of_squares, sum_over_ranks
 from orchestrator.strategies.flat_ranges import FlatRanges
@@ -109,8 +109,43 @@ class PartitionedZeRO(ZeROEngine):
             for name, parameter in module.named_parameters()
             if not parameter.requires_grad
         }
+        self._check_fragments(section)
         if section.param_dtype == "bfloat16":
             self._restore_masters(originals)
+
+    def _check_fragments(self, section: ZeROStrategy) -> None:
+        """Compare master weights, where they are thought to be, with working weights; collective.
+
+        Some of DeepSpeed's settings and versions lay out flat tensors otherwise, and say nothing: training is
+        right then, and checkpoints are wrong.
+
+        Raises:
+            PlanError: On every rank: a master weight is not where it should be.
+        """
+        misplaced = [
+            name
+            for name, parameter in self._module.named_parameters()
+            if parameter.requires_grad and not self._is_in_place(parameter)
+        ]
+        count = torch.tensor(float(len(misplaced)), device=self._setup.device)
+        if sum_over_ranks(count).item() > 0:
+            raise PlanError(
+                f"strategy zero, stage {section.stage}: DeepSpeed keeps {int(count.item())} parameters"
+                f" elsewhere than expected, here {misplaced[:3]}, so checkpoints would be wrong; remove"
+                f" settings of the layout, such as round_robin_gradients, from strategy.config ({section.config})"
+            )
+
+    def _is_in_place(self, parameter: nn.Parameter) -> bool:
+        """Whether the master weights of a parameter are its working weights, up to rounding."""
+        fragment = self._partitions.fragment(parameter)
+        if fragment is None:
+            return True
+        working = self._partitions.working(parameter, fragment)
+        flat = self._partitions.flats[fragment.flat].detach()
+        master = flat.narrow(0, fragment.offset, fragment.numel)
+        rounded = master.to(working)
+        # As bytes, so that NaN equals itself.
+        return not working.numel() or torch.equal(rounded.view(torch.uint8), working.view(torch.uint8))
 
     def _restore_masters(self, originals: dict[str, Tensor]) -> None:
         """Set this rank's master weights; the working weights are these values rounded already."""

@@ -67,6 +67,10 @@ class Partitions(ABC):
         """The parameter's natural shape."""
 
     @abstractmethod
+    def working(self, parameter: nn.Parameter, fragment: Fragment) -> Tensor:
+        """The working weights of a fragment."""
+
+    @abstractmethod
     def hold_frozen(self, parameter: nn.Parameter, whole: Tensor) -> Tensor:
         """What this rank keeps of ``whole``, the float32 value of a parameter that is not trained."""
 
@@ -118,6 +122,10 @@ class GroupPartitions(Partitions):
         """The parameter is whole on every rank."""
         return parameter.shape
 
+    def working(self, parameter: nn.Parameter, fragment: Fragment) -> Tensor:
+        """A part of the parameter."""
+        return parameter.detach().view(-1).narrow(0, fragment.start, fragment.numel)
+
     def hold_frozen(self, parameter: nn.Parameter, whole: Tensor) -> Tensor:
         """All of it: DeepSpeed replicates it."""
         return whole
@@ -167,6 +175,11 @@ class ParameterPartitions(Partitions):
         """The shape before DeepSpeed emptied the parameter."""
         shape: torch.Size = parameter.ds_shape  # type: ignore[attr-defined]
         return shape
+
+    def working(self, parameter: nn.Parameter, fragment: Fragment) -> Tensor:
+        """This rank's slice, empty while it is on NVMe."""
+        partition: Tensor = parameter.ds_tensor  # type: ignore[attr-defined]
+        return partition.detach().view(-1)[: fragment.numel]
 
     def hold_frozen(self, parameter: nn.Parameter, whole: Tensor) -> Tensor:
         """This rank's slice."""

@@ -11,15 +11,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 import torch.distributed as dist
-from torch import Tensor, nn
 
 from orchestrator.checkpoint.manager import CheckpointManager
 from orchestrator.checkpoint.steps import list_steps, step_name
 from orchestrator.checkpoint.storage import read_tensors
 from orchestrator.contracts import Engine
 from orchestrator.errors import CheckpointError
+from tests.distributed.odd_model import OPTIMIZERS, build_odd, spoil, step_odd
 from tests.distributed.training import build_engine, build_model, different, train
 from tests.support import run_ranks
 
@@ -39,14 +38,6 @@ NUM_STEPS = STEPS_PER_LEG * len(LEGS)
 Losses = dict[tuple[int, int], float]
 
 
-def spoil(model: nn.Module) -> nn.Module:
-    """``model`` with weights from which nothing right can come."""
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.fill_(float("nan"))
-    return model
-
-
 def save(engine: Engine, folder: Path, step: int) -> None:
     CheckpointManager(folder, keep_last=99).save(step, engine.neutral_state(), {"step": step})
 
@@ -59,9 +50,19 @@ def load(engine: Engine, folder: Path, step: int) -> None:
 
 
 def wait_for(folder: Path, step: int) -> None:
-    """Until the other group of ranks has committed ``step``; it ends by the limit of ``run_ranks``."""
+    """Until the other group of ranks has committed ``step``, or has failed."""
     while not any(found.step == step and found.is_complete for found in list_steps(folder)):
+        assert not (folder.parent / "failed").exists(), "the other group of ranks failed"
         time.sleep(0.02)
+
+
+def run_group(root: str) -> dict[str, Losses]:
+    """``run_legs``, telling the other group of a failure."""
+    try:
+        return run_legs(root)
+    except BaseException:
+        Path(root, "failed").touch()
+        raise
 
 
 def run_legs(root: str) -> dict[str, Losses]:
@@ -92,9 +93,9 @@ def run_legs(root: str) -> dict[str, Losses]:
 def chains(root: Path) -> dict[str, Losses]:
     """Losses of all ranks, from two starts that hand checkpoints to each other."""
     with ThreadPoolExecutor() as pool:
-        groups = list(pool.map(lambda size: run_ranks(run_legs, size, str(root)), (2, 1)))
+        groups = [pool.submit(run_ranks, run_group, size, str(root)) for size in (1, 2)]
     losses: dict[str, Losses] = {}
-    for rank in [*groups[0], *groups[1]]:
+    for rank in [rank for group in groups for rank in group.result()]:
         for name, found in rank.items():
             losses.setdefault(name, {}).update(found)
     return losses
@@ -117,61 +118,6 @@ def test_chain_of_strategies_and_ranks_is_bitwise_the_uninterrupted_run(root: Pa
     assert len(expected) == 4 * num_parameters
 
 
-class Block(nn.Module):
-    """A block with a frozen parameter."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.mix = nn.Linear(6, 6)
-        self.frozen = nn.Parameter(torch.linspace(0.1, 0.3, 18).view(3, 6), requires_grad=False)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return torch.tanh(self.mix(x)) * self.frozen.mean(dim=0)
-
-
-class Odd(nn.Module):
-    """Tied and frozen parameters, one of a single element, and one that takes no part in the loss."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.embedding = nn.Embedding(11, 6)
-        self.block = Block()
-        self.scale = nn.Parameter(torch.ones(1))
-        self.outside = nn.Parameter(torch.linspace(0.0, 1.0, 3), requires_grad=False)
-        self.head = nn.Linear(6, 11, bias=False)
-        self.head.weight = self.embedding.weight
-
-    def forward(self, ids: Tensor) -> Tensor:
-        hidden = self.block(self.embedding(ids)) * self.scale + self.outside.sum()
-        logits = self.head(hidden)
-        return nn.functional.cross_entropy(logits.flatten(0, 1), ids.flatten(), reduction="sum")
-
-
-def make_adamw(model: nn.Module) -> torch.optim.Optimizer:
-    trained = [p for p in model.parameters() if p.requires_grad]
-    return torch.optim.AdamW(trained, lr=1e-2, weight_decay=0.1, foreach=True)
-
-
-def make_sgd(model: nn.Module) -> torch.optim.Optimizer:
-    trained = [p for p in model.parameters() if p.requires_grad]
-    return torch.optim.SGD(trained, lr=1e-2, momentum=0.9, foreach=True)
-
-
-def make_plain_sgd(model: nn.Module) -> torch.optim.Optimizer:
-    return torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=1e-2, foreach=True)
-
-
-def make_adafactor(model: nn.Module) -> torch.optim.Optimizer:
-    trained = [p for p in model.parameters() if p.requires_grad]
-    return torch.optim.Adafactor(trained, lr=1e-2, foreach=False)
-
-
-OPTIMIZERS = {
-    "adamw": make_adamw,
-    "sgd": make_sgd,
-    "plain sgd": make_plain_sgd,
-    "adafactor": make_adafactor,
-}
 SLOTS = {
     "adamw": {"step", "exp_avg", "exp_avg_sq"},
     "sgd": {"momentum_buffer"},
@@ -186,24 +132,6 @@ PARTITIONED = [
     {"name": "zero", "stage": 2},
     {"name": "zero", "stage": 3, "offload_optimizer": {"device": "cpu"}},
 ]
-
-
-def build_odd(strategy: dict[str, Any], optimizer: str, *, spoiled: bool = False) -> Engine:
-    torch.manual_seed(5)
-    model = Odd()
-    return build_engine(
-        spoil(model) if spoiled else model,
-        strategy,
-        make_optimizer=OPTIMIZERS[optimizer],
-        blocks=[model.block],
-    )
-
-
-def step_odd(engine: Engine, step: int) -> None:
-    generator = torch.Generator().manual_seed(step * 2 + dist.get_rank())
-    with engine.micro_step(last=True):
-        engine.backward(engine.model(torch.randint(0, 11, (2, 5), generator=generator)) / 20)
-    engine.step(1e-2)
 
 
 @dataclass

@@ -42,7 +42,7 @@ AUTO_CONFIG: dict[str, Any] = {
         "overlap_comm": False,
         "contiguous_gradients": True,
         "reduce_bucket_size": "auto",
-        "round_robin_gradients": True,
+        "ignore_unused_parameters": True,
     },
 }
 
@@ -85,7 +85,7 @@ def test_auto_values_are_filled_in_and_other_values_kept(tmp_path: Path) -> None
         "stage": 2,
         "overlap_comm": False,
         "contiguous_gradients": True,
-        "round_robin_gradients": True,
+        "ignore_unused_parameters": True,
         "memory_efficient_linear": False,
         "reduce_bucket_size": 1000,
     }
