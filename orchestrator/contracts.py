@@ -126,7 +126,8 @@ class Engine(ABC):
     """How gradients and shards move.
 
     One optimizer step is, for each micro-batch, ``with engine.micro_step(last=...)`` around the forward
-    pass and ``backward``, then one ``step``. The loss given to ``backward`` is already divided by the global number of
+    pass and ``backward``, then one ``step``. The loss given to ``backward`` is already divided by the
+    global number of
     targets; gradients are summed over ranks.
     """
 
@@ -158,7 +159,8 @@ class Engine(ABC):
         """Views of this rank's part of the state, by strategy-neutral name.
 
         ``model.<name>`` (float32), ``optim.<slot>.<name>`` and ``optim.step.<name>`` for every parameter
-        name; plain tensors where replicated, DTensors or ``FlatRanges`` where sharded. Filling them in place and then
+        name; plain tensors where replicated, DTensors or ``FlatRanges`` where sharded. Filling them in
+        place and then
         calling ``neutral_state_loaded`` restores the engine.
         """
 

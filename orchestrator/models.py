@@ -141,9 +141,7 @@ def load_model(
         config.use_cache = False
         if config.pad_token_id is None:
             config.pad_token_id = tokens.pad_id
-        model = AUTO_CLASSES[head].from_pretrained(
-            source, config=config, dtype=torch.float32, **remote
-        )
+        model = AUTO_CLASSES[head].from_pretrained(source, config=config, dtype=torch.float32, **remote)
     except (OSError, ValueError, KeyError) as error:
         raise _unreachable(source, error) from error
     return _checked_head(model, head)
@@ -208,9 +206,7 @@ def find_blocks(model: nn.Module) -> list[nn.Module]:
     )
 
 
-def save_weights(
-    model: PreTrainedModel, weights: Mapping[str, Tensor], tokenizer: Any, folder: Path
-) -> None:
+def save_weights(model: PreTrainedModel, weights: Mapping[str, Tensor], tokenizer: Any, folder: Path) -> None:
     """Write what ``from_pretrained`` loads: configuration, safetensors and tokenizer files.
 
     Args:

@@ -1,12 +1,12 @@
 """Every path under a run directory, and nothing else; importable without torch.
 
-    runs/<name>/
-      job.yaml  environment.json  events.jsonl  driver.lock  run_id  stop
-      <stage>/
-        inputs.json  metrics.jsonl  ledger.jsonl  result.json  worker.lock
-        logs/rank-00000.log
-        checkpoints/step-00000200/
-        weights/
+runs/<name>/
+  job.yaml  environment.json  events.jsonl  driver.lock  run_id  stop
+  <stage>/
+    inputs.json  metrics.jsonl  ledger.jsonl  result.json  worker.lock
+    logs/rank-00000.log
+    checkpoints/step-00000200/
+    weights/
 """
 
 from __future__ import annotations

@@ -109,7 +109,8 @@ def merge(base: Any, over: Any, path: KeyPath = ()) -> Any:
     """``over`` on top of ``base``, both found at ``path``.
 
     Mappings merge, lists of named items merge by name, everything else replaces. A section of
-    another kind (``optimizer.name``, a dataset's ``source``, a stage's ``kind``) replaces too.
+    another kind (``optimizer.name``, ``model.config.model_type``, a dataset's ``source``, a stage's
+    ``kind``) replaces too.
     """
     if isinstance(base, Items) and isinstance(over, Items) and _named(base) and _named(over):
         return _merge_items(base, over, path)
@@ -133,6 +134,8 @@ def _chooser(path: KeyPath) -> str | None:
         return "source"
     if len(path) == 2 and path[0] == "stages":
         return "kind"
+    if path[-2:] == ("model", "config"):
+        return "model_type"
     return "name" if path and path[-1] in NAMED else None
 
 

@@ -131,8 +131,8 @@ class PartitionedZeRO(ZeROEngine):
         if sum_over_ranks(count).item() > 0:
             raise PlanError(
                 f"strategy zero, stage {section.stage}: DeepSpeed keeps {int(count.item())} parameters"
-                f" elsewhere than expected, here {misplaced[:3]}, so checkpoints would be wrong; remove"
-                f" settings of the layout, such as round_robin_gradients, from strategy.config ({section.config})"
+                f" elsewhere than expected, here {misplaced[:3]}; checkpoints would be wrong. Drop settings"
+                f" of the layout, such as round_robin_gradients, from strategy.config {section.config}"
             )
 
     def _is_in_place(self, parameter: nn.Parameter) -> bool:

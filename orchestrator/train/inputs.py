@@ -112,9 +112,7 @@ def prepare_data(
     tokenizer = prepare_tokenizer(tokenizer_section(job, trained), job.datasets, layout.cache)
 
     tokens = token_info(load_tokenizer(tokenizer))
-    check_fit(
-        _model_config(job, trained, tokens), tokens, trained.data.seq_len, f"stage '{trained.name}'"
-    )
+    check_fit(_model_config(job, trained, tokens), tokens, trained.data.seq_len, f"stage '{trained.name}'")
 
     def prepare(name: str, split: Split, label_names: tuple[str, ...] | None) -> Path:
         return prepare_rows(

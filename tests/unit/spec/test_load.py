@@ -256,3 +256,17 @@ def test_sections_never_change_and_survive_pickling(tmp_path: Path) -> None:
 def test_pydantic_takes_sections_as_types(tmp_path: Path) -> None:
     job = load(tmp_path)
     assert TypeAdapter(Job).validate_python(job.model_dump(mode="json", by_alias=True)) == job
+
+
+def test_a_model_of_another_architecture_replaces_the_base_model(tmp_path: Path) -> None:
+    (tmp_path / "bases").mkdir()
+    write_job(tmp_path / "bases", SHARED, "shared.yaml")
+    job = load(
+        tmp_path,
+        "extends: bases/shared.yaml\n"
+        "stages:\n"
+        "  - {name: pretrain, model: {config: {model_type: bert, hidden_size: 8}}}\n",
+    )
+    model = first_stage(job).model
+    assert model is not None
+    assert model.config == {"model_type": "bert", "hidden_size": 8}
