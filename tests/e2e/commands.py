@@ -64,6 +64,10 @@ def _process(arguments: tuple[str | Path, ...], home: Path, cwd: Path) -> Iterat
         yield process
     finally:
         kill_tree(process.pid)
+        process.wait()
+        for stream in (process.stdout, process.stderr):
+            assert stream is not None
+            stream.close()
 
 
 def kill_tree(pid: int) -> list[psutil.Process]:
