@@ -17,17 +17,20 @@ import time
 from typing import Any, Literal
 
 from launchers.display import Display
+from launchers.planning import plan_job
 from launchers.preparation import input_stages, prepare_stage
-from launchers.ray_session import check_room, ray_session
+from launchers.ray_session import check_room, check_this_machine, ray_session
 from launchers.ray_stage import run_stage_on_ray
-from launchers.run_directory import opened_run, set_aside
+from launchers.run_directory import opened_run
 from orchestrator.checkpoint.layout import RunLayout, StageLayout
 from orchestrator.errors import LaunchError, OrchestratorError
 from orchestrator.spec.job import ExportStage, Job, Stage
 from orchestrator.spec.plan import stage_order
-from orchestrator.tracking.events import append_event, read_json_lines
+from orchestrator.tracking.events import append_event, read_json_lines, replace_text
 
 State = Literal["finished", "stopped"]
+# What gloo and NCCL say on the ranks that were waiting for the one that failed.
+LOST_PARTNER = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "NCCL", "gloo")
 
 
 class RefusedError(OrchestratorError):
@@ -45,10 +48,7 @@ def run_stages(job: Job, layout: RunLayout, display: Display, *, fresh: bool) ->
     Raises:
         OrchestratorError: The run cannot start, or a stage failed; ``events.jsonl`` says which.
     """
-    if fresh:
-        set_aside(layout.root)
-    with opened_run(job, layout) as run_id:
-        layout.stop_request.unlink(missing_ok=True)
+    with opened_run(job, layout, fresh=fresh) as run_id:
         append_event(layout.events, "run_started", pid=os.getpid(), host=socket.gethostname())
         try:
             state = _walk(job, layout, display, run_id)
@@ -61,6 +61,7 @@ def run_stages(job: Job, layout: RunLayout, display: Display, *, fresh: bool) ->
 
 def _walk(job: Job, layout: RunLayout, display: Display, run_id: str) -> State:
     """The stages in order; Ray starts when the first one needs it."""
+    check_this_machine(job.resources)
     waiting = []
     fingerprints: dict[str, str] = {}
     for stage in stage_order(job):
@@ -70,6 +71,8 @@ def _walk(job: Job, layout: RunLayout, display: Display, run_id: str) -> State:
             display.skip(stage.name)
         else:
             waiting.append(stage.name)
+    plan = plan_job(job, runs_dir=layout.root.parent, with_model=False)
+    replace_text(layout.plan, json.dumps(plan, indent=1))
     if not waiting:
         return "finished"
     with ray_session():
@@ -128,7 +131,8 @@ def _failures(layout: RunLayout, num_events: int, stage: str) -> list[dict[str, 
         for index, record in enumerate(read_json_lines(layout.events))
         if index >= num_events and record["event"] == "rank_failed" and record["stage"] == stage
     ]
-    return sorted(failures, key=lambda record: OTHER_RANK not in str(record["message"]))
+    echoes = (OTHER_RANK, *LOST_PARTNER)
+    return sorted(failures, key=lambda record: not any(echo in record["message"] for echo in echoes))
 
 
 def _first_failure(layout: RunLayout, num_events: int, stage: str) -> str | None:

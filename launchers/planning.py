@@ -41,7 +41,7 @@ def plan_job(job: Job, *, runs_dir: Path, with_model: bool) -> dict[str, Any]:
     run = RunLayout(runs_dir / job.name)
     parameters = ParameterCounts(run.cache / "parameters.json", with_model=with_model)
     done = _finished(job, run)
-    stages = [_plan_stage(job, stage, parameters, done) for stage in stage_order(job)]
+    stages = [_plan_stage(job, stage, run, parameters, done) for stage in stage_order(job)]
     return {
         "name": job.name,
         "run_dir": str(run.root),
@@ -50,7 +50,9 @@ def plan_job(job: Job, *, runs_dir: Path, with_model: bool) -> dict[str, Any]:
     }
 
 
-def _plan_stage(job: Job, stage: Stage, parameters: ParameterCounts, done: set[str]) -> dict[str, Any]:
+def _plan_stage(
+    job: Job, stage: Stage, run: RunLayout, parameters: ParameterCounts, done: set[str]
+) -> dict[str, Any]:
     plan: dict[str, Any] = {
         "name": stage.name,
         "kind": stage.kind,
@@ -60,7 +62,7 @@ def _plan_stage(job: Job, stage: Stage, parameters: ParameterCounts, done: set[s
     if not isinstance(stage, TrainStage):
         return plan
     batch = plan_batch(stage, job.resources)
-    steps = count_steps(stage.limits, batch, None)
+    steps = count_steps(stage.limits, batch, _prepared_rows(run, stage))
     return plan | {
         "objective": stage.objective.name,
         "strategy": stage.strategy.name,
@@ -77,6 +79,16 @@ def _plan_stage(job: Job, stage: Stage, parameters: ParameterCounts, done: set[s
         "parameters": parameters.count(_model_config(job, stage)),
         "promise": promise(stage, job.resources),
     }
+
+
+def _prepared_rows(run: RunLayout, stage: TrainStage) -> int | None:
+    """Rows of one epoch, as the data was last prepared; ``None`` before that."""
+    try:
+        inputs = json.loads(run.stage(stage.name).inputs.read_text(encoding="utf-8"))
+        metas = [Path(folder) / "meta.json" for folder in inputs["train"].values()]
+        return sum(int(json.loads(meta.read_text(encoding="utf-8"))["num_rows"]) for meta in metas)
+    except (OSError, ValueError, KeyError):
+        return None
 
 
 def _model_config(job: Job, stage: TrainStage) -> dict[str, Any] | None:

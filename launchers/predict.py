@@ -11,7 +11,7 @@ from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from orchestrator.checkpoint.layout import RunLayout
 from orchestrator.contracts import Head
-from orchestrator.errors import LaunchError
+from orchestrator.errors import PlanError
 from orchestrator.models import AUTO_CLASSES
 from orchestrator.registry import resolve
 from orchestrator.spec.job import Job, TrainStage
@@ -28,7 +28,7 @@ def predict(
     """One answer per text: label with probabilities, filled mask, or generated text.
 
     Raises:
-        LaunchError: The run has no such stage, or it has no weights yet.
+        PlanError: The run has no such stage, or it has no weights yet.
     """
     job = load_resolved(RunLayout(run_dir).job)
     chosen = _choose_stage(job, run_dir, stage)
@@ -61,7 +61,7 @@ def _choose_stage(job: Job, run_dir: Path, name: str | None) -> TrainStage:
     if not wanted:
         found = [stage.name for stage in trained] or "none yet"
         asked = f"stage '{name}'" if name else "a training stage"
-        raise LaunchError(f"{run_dir}: {asked} has no weights; stages with weights: {found}")
+        raise PlanError(f"{run_dir}: {asked} has no weights; stages with weights: {found}")
     return wanted[-1]
 
 
@@ -95,7 +95,7 @@ def _fill(
     encoded = tokenizer(text, truncation=True, max_length=stage.data.seq_len, return_tensors="pt")
     places = (encoded["input_ids"][0] == tokenizer.mask_token_id).nonzero()
     if not len(places):
-        raise LaunchError(f"text {text!r} has no mask; write {tokenizer.mask_token} where a token is missing")
+        raise PlanError(f"text {text!r} has no mask; write {tokenizer.mask_token} where a token is missing")
     probabilities = model(**_model_inputs(encoded)).logits[0, places[0, 0]].softmax(-1)
     best = probabilities.topk(CANDIDATES)
     tokens = [tokenizer.decode([index]).strip() for index in best.indices.tolist()]
@@ -120,7 +120,7 @@ def _generate(
     positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     room = max_new_tokens if positions is None else positions - inputs["input_ids"].shape[1]
     if room < 1:
-        raise LaunchError(
+        raise PlanError(
             f"text of {inputs['input_ids'].shape[1]} tokens fills the model's {positions} positions;"
             " shorten it"
         )

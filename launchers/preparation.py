@@ -60,7 +60,7 @@ def prepare_stage(
         digests = data.digests()
     inputs = {name: fingerprints[name] for name in input_stages(stage)}
     fingerprint = stage_fingerprint(job, stage, input_fingerprints=inputs, data_digests=digests)
-    fingerprints[stage.name] = fingerprint
+    fingerprints[stage.name] = _weights_fingerprint(job, stage, inputs, digests)
     _settle_changed_inputs(stage, stage_layout, layout, inputs, digests, display)
     weights = None
     if isinstance(stage, TrainStage) and stage.init is not None and stage.init.checkpoint is None:
@@ -78,6 +78,14 @@ def prepare_stage(
         input_fingerprints=inputs,
     ).write(stage_layout.inputs)
     return fingerprint
+
+
+def _weights_fingerprint(job: Job, stage: Stage, inputs: dict[str, str], digests: dict[str, str]) -> str:
+    """What the stage's weights depend on: all of its fingerprint but evaluation."""
+    if isinstance(stage, TrainStage):
+        stage = stage.model_copy(update={"evaluation": None})
+        digests = {name: digest for name, digest in digests.items() if not name.startswith("evaluation.")}
+    return stage_fingerprint(job, stage, input_fingerprints=inputs, data_digests=digests)
 
 
 def _settle_changed_inputs(

@@ -128,5 +128,10 @@ def _new_lines(path: Path, offset: int) -> tuple[list[dict[str, float]], int]:
             offset = 0
         file.seek(offset)
         complete, _, _ = file.read().rpartition(b"\n")
-    lines = [json.loads(line) for line in complete.splitlines() if line]
+    lines = []
+    for line in complete.splitlines():
+        try:
+            lines.append(json.loads(line))
+        except json.JSONDecodeError:
+            continue  # The file was made anew between two looks, and this one began inside a line.
     return lines, offset + len(complete) + (1 if complete else 0)

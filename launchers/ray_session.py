@@ -103,6 +103,18 @@ def available_cpus() -> int:
     return len(os.sched_getaffinity(0))
 
 
+def check_this_machine(resources: Resources) -> None:
+    """Refuse, before any data is prepared, a job that a Ray inside this machine could not place.
+
+    Raises:
+        PlanError: Too few CPUs.
+    """
+    if not os.environ.get("RAY_ADDRESS"):
+        # Ray counts the GPUs itself when it starts.
+        gpus = resources.num_workers * resources.gpus_per_worker
+        _check_nodes(resources, [{"CPU": available_cpus(), "GPU": gpus}])
+
+
 def check_room(resources: Resources) -> None:
     """Refuse a job that the connected cluster can never place; Ray would wait for ever.
 
@@ -111,14 +123,18 @@ def check_room(resources: Resources) -> None:
     """
     import ray
 
-    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    _check_nodes(resources, [node["Resources"] for node in ray.nodes() if node["Alive"]])
+
+
+def _check_nodes(resources: Resources, nodes: list[dict[str, Any]]) -> None:
+    """Refuse more workers than ``nodes`` hold."""
     wanted = {"CPU": resources.cpus_per_worker, "GPU": resources.gpus_per_worker}
     room = sum(_workers_that_fit(node, wanted) for node in nodes)
     if room < resources.num_workers:
         found = {kind: sum(node.get(kind, 0) for node in nodes) for kind in wanted}
         raise PlanError(
             f"resources: {resources.num_workers} workers x {wanted['CPU']} CPU"
-            f" and {wanted['GPU']} GPU each do not fit: the cluster has {len(nodes)} node(s) with"
+            f" and {wanted['GPU']} GPU each do not fit: there are {len(nodes)} node(s) with"
             f" {found['CPU']:g} CPU and {found['GPU']:g} GPU, room for {room}."
             f" Set resources.num_workers to {max(room, 1)} or less, or join a larger cluster through"
             " RAY_ADDRESS."

@@ -59,6 +59,7 @@ def _run_stoppable(job: Job, layout: RunLayout, display: Display, *, fresh: bool
     def on_signal(number: int, frame: FrameType | None) -> None:
         if layout.stop_request.exists():
             raise KeyboardInterrupt
+        layout.root.mkdir(parents=True, exist_ok=True)
         layout.stop_request.write_text(signal.Signals(number).name, encoding="utf-8")
         print("Stopping after this step; once more to stop at once.", file=sys.stderr)
 

@@ -24,6 +24,7 @@ from orchestrator.errors import LaunchError, PlanError
 from orchestrator.spec.fingerprint import difference, limits_lowered, trajectory_keys
 from orchestrator.spec.job import Job, TrainStage
 from orchestrator.spec.load import dump_resolved, load_resolved
+from orchestrator.tracking.events import replace_text
 
 PACKAGES = (
     "orchestrator",
@@ -38,11 +39,20 @@ PACKAGES = (
 
 
 @contextmanager
-def opened_run(job: Job, layout: RunLayout) -> Iterator[str]:
-    """Hold the run directory, written for this job; gives the run's id."""
+def opened_run(job: Job, layout: RunLayout, *, fresh: bool = False) -> Iterator[str]:
+    """Hold the run directory, written for this job; gives the run's id.
+
+    Args:
+        fresh: Rename what is there and start in an empty directory.
+    """
+    if fresh and layout.root.exists():
+        with only_driver(layout):
+            set_aside(layout.root)
     layout.root.mkdir(parents=True, exist_ok=True)
     with only_driver(layout):
         refuse_changed(job, layout)
+        # A request of an earlier start is not meant for this one.
+        layout.stop_request.unlink(missing_ok=True)
         yield write_run(job, layout)
 
 
@@ -71,10 +81,12 @@ def only_driver(layout: RunLayout) -> Iterator[None]:
 
 def write_run(job: Job, layout: RunLayout) -> str:
     """Write the resolved job and the environment; the run's id, made at its first start."""
-    layout.job.write_text(dump_resolved(job), encoding="utf-8")
-    layout.environment.write_text(json.dumps(_environment(), indent=1), encoding="utf-8")
+    replace_text(layout.job, dump_resolved(job))
+    for stage in job.stages:
+        replace_text(layout.stage(stage.name).job, dump_resolved(job))
+    replace_text(layout.environment, json.dumps(_environment(), indent=1))
     if not layout.run_id.exists():
-        layout.run_id.write_text(secrets.token_hex(4), encoding="utf-8")
+        replace_text(layout.run_id, secrets.token_hex(4))
     return layout.run_id.read_text(encoding="utf-8").strip()
 
 
@@ -117,19 +129,17 @@ def refuse_changed(job: Job, layout: RunLayout) -> None:
     Raises:
         PlanError: With every difference.
     """
-    if not layout.job.exists():
-        return
-    before = load_resolved(layout.job)
-    known = {stage.name: stage for stage in before.stages if isinstance(stage, TrainStage)}
     changes: list[str] = []
     for stage in job.stages:
-        old = known.get(stage.name)
-        if old is None or not isinstance(stage, TrainStage):
+        stage_layout = layout.stage(stage.name)
+        if not isinstance(stage, TrainStage) or not has_started(stage_layout):
             continue
-        if has_started(layout.stage(stage.name)):
-            keys = trajectory_keys(old, before), trajectory_keys(stage, job)
-            changes += [line for line in difference(*keys) if line not in changes]
-            changes += limits_lowered(old, stage)
+        before = load_resolved(stage_layout.job)
+        old = before.stage(stage.name)
+        assert isinstance(old, TrainStage)
+        keys = trajectory_keys(old, before), trajectory_keys(stage, job)
+        changes += [line for line in difference(*keys) if line not in changes]
+        changes += limits_lowered(old, stage)
     if changes:
         listed = "\n".join(f"  {line}" for line in changes)
         raise PlanError(

@@ -32,6 +32,7 @@ def submit_job(job: Job, *, launcher_name: str, runs_dir: Path, dry_run: bool) -
             f" or stop it with 'orchestrator cancel {job.name}'"
         )
     layout.root.mkdir(parents=True, exist_ok=True)
-    layout.submitted_job.write_text(dump_resolved(job), encoding="utf-8")
+    # It is read as a job file again: what looks like an environment variable there is text by now.
+    layout.submitted_job.write_text(dump_resolved(job).replace("${", "$${"), encoding="utf-8")
     job_id = launcher.submit(layout.submitted_job, layout.root)
     return {"name": job.name, "launcher": launcher_name, "job_id": job_id}

@@ -97,10 +97,12 @@ def count_parameters(config: Mapping[str, Any]) -> int:
     """Parameters of the model with its language-modelling head, tied ones counted once; allocates nothing."""
     made = make_config(config)
     with torch.device("meta"):
+        known = type(made) in AutoModelForPreTraining._model_mapping
+        auto = AutoModelForPreTraining if known else AutoModelForCausalLM
         try:
-            model = AutoModelForPreTraining.from_config(made)
-        except ValueError:
-            model = AutoModelForCausalLM.from_config(made)
+            model = auto.from_config(made)
+        except (ValueError, KeyError, TypeError, ZeroDivisionError) as error:
+            raise ModelError(f"model.config for '{made.model_type}': {error}") from error
     return sum(parameter.numel() for parameter in model.parameters())
 
 
@@ -142,7 +144,7 @@ def load_model(
         if config.pad_token_id is None:
             config.pad_token_id = tokens.pad_id
         model = AUTO_CLASSES[head].from_pretrained(source, config=config, dtype=torch.float32, **remote)
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
         raise _unreachable(source, error) from error
     return _checked_head(model, head)
 

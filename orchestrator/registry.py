@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any, Literal
 
-from orchestrator.errors import LaunchError
+from orchestrator.errors import PlanError
 
 Kind = Literal["objective", "strategy", "model", "tracker", "launcher"]
 
@@ -52,13 +52,13 @@ def resolve(kind: Kind, name: str) -> Any:
     """Import and return what ``name`` stands for.
 
     Raises:
-        LaunchError: No such name, or the user's module cannot be imported.
+        PlanError: No such name, or the user's module cannot be imported.
     """
     known = REGISTRY[kind]
     if name not in known and not is_plugin(name):
         near = difflib.get_close_matches(name, known, n=1)
         hint = f" Did you mean '{near[0]}'?" if near else ""
-        raise LaunchError(
+        raise PlanError(
             f"{kind} '{name}' is not one of {sorted(known)}.{hint} Your own is 'package.module:Name'."
         )
     module, _, attribute = known.get(name, name).partition(":")
@@ -68,8 +68,8 @@ def resolve(kind: Kind, name: str) -> Any:
     try:
         return getattr(importlib.import_module(module), attribute)
     except ModuleNotFoundError as error:
-        raise LaunchError(
+        raise PlanError(
             f"{kind} '{name}': {error}. Install it in this environment, or correct the name."
         ) from error
     except AttributeError as error:
-        raise LaunchError(f"{kind} '{name}': module '{module}' has no '{attribute}'.") from error
+        raise PlanError(f"{kind} '{name}': module '{module}' has no '{attribute}'.") from error

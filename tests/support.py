@@ -81,7 +81,7 @@ def _collect(processes: list[BaseProcess], folder: Path, timeout_seconds: float)
         if not outcome or not outcome[0]
     ]
     if problems:
-        raise AssertionError(f"of a limit of {timeout_seconds:.0f} s:\n" + "\n".join(problems))
+        raise AssertionError(f"ranks failed (limit {timeout_seconds:.0f} s):\n" + "\n".join(problems))
     return [outcome[1] for outcome in outcomes]
 
 

@@ -22,6 +22,11 @@ class StageLayout:
     root: Path
 
     @property
+    def job(self) -> Path:
+        """The resolved job that this stage was last started with; what a later start is compared to."""
+        return self.root / "job.yaml"
+
+    @property
     def inputs(self) -> Path:
         """What the stage reads: tokenizer, prepared rows, first weights."""
         return self.root / "inputs.json"

@@ -98,8 +98,9 @@ def check_rows(name: str, dataset: DatasetSection, rows: Any, numbers: np.ndarra
                 f" '{dataset.text_column}' holds"
                 f" {texts[bad]!r}, expected a string. Correct or filter the row."
             )
-        if None in batch.get("label", ()):
-            row = numbers[first + batch["label"].index(None)]
+        unlabelled = next((i for i, label in enumerate(batch.get("label", ())) if label in (None, "")), None)
+        if unlabelled is not None:
+            row = numbers[first + unlabelled]
             raise DataError(
                 f"datasets.{name}: row {row} (counted from 0): column '{dataset.label_column}'"
                 " holds no label. Correct or filter the row."

@@ -13,6 +13,7 @@ The only module that imports ``datasets``. ``load_rows`` goes through these step
 from __future__ import annotations
 
 import glob
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -136,6 +137,8 @@ def _reader(dataset: FileDataset) -> tuple[str, dict[str, Any]]:
     if kind == "csv":
         # pandas would read the texts "NA", "null" and "None" as missing.
         options["keep_default_na"] = False
+        # A first row with one field too many would else shift every column by one.
+        options["index_col"] = False
     if isinstance(dataset, CSVDataset):
         options["delimiter"] = dataset.delimiter
     if isinstance(dataset, TextDataset):
@@ -149,7 +152,10 @@ def _load_files(kind: str, files: list[Path], cache: str, options: dict[str, Any
     import datasets
 
     escaped = [glob.escape(str(path)) for path in files]
-    return datasets.load_dataset(kind, data_files=escaped, split="train", cache_dir=cache, **options)
+    with warnings.catch_warnings():
+        # pandas warns, and goes on, when a row has more fields than the header.
+        warnings.filterwarnings("error", message="Length of header or names")
+        return datasets.load_dataset(kind, data_files=escaped, split="train", cache_dir=cache, **options)
 
 
 def _open_hub(name: str, dataset: HubDataset, cache_dir: Path) -> Any:

@@ -12,20 +12,13 @@ from torch.nn import functional
 
 from orchestrator.contracts import IGNORE_INDEX, Row
 
-# Lengths are rounded up to a multiple of 8: matrix units work on tiles of 8 (NVIDIA, "Matrix Multiplication
-# Background User's Guide"), and compiled kernels see fewer shapes.
-LENGTH_MULTIPLE = 8
 # Perplexity of a diverged model would overflow a float; exp(700) is still finite.
 LARGEST_EXPONENT = 700.0
 
 
-def pad_rows(rows: Sequence[np.ndarray], fill: int, *, seq_len: int | None = None) -> Tensor:
-    """Rows padded at their end, int64 ``(B, S)``; S is the longest row rounded up, at most ``seq_len``."""
-    longest = max(len(row) for row in rows)
-    width = -(-longest // LENGTH_MULTIPLE) * LENGTH_MULTIPLE
-    if seq_len is not None:
-        width = max(longest, min(width, seq_len))
-    padded = np.full((len(rows), width), fill, dtype=np.int64)
+def pad_rows(rows: Sequence[np.ndarray], fill: int) -> Tensor:
+    """Rows padded at their end, int64 ``(B, S)`` with S the longest row."""
+    padded = np.full((len(rows), max(len(row) for row in rows)), fill, dtype=np.int64)
     for index, row in enumerate(rows):
         padded[index, : len(row)] = row
     return torch.from_numpy(padded)

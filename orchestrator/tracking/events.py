@@ -1,4 +1,4 @@
-"""events.jsonl: the append-only record of a run's starts, checkpoints, faults and ends."""
+"""events.jsonl, the append-only record of a run; JSON lines read back; and files that are replaced whole."""
 
 from __future__ import annotations
 
@@ -21,6 +21,17 @@ def append_event(path: Path, event: str, **fields: Any) -> None:
         os.write(descriptor, (line + "\n").encode())
     finally:
         os.close(descriptor)
+
+
+def replace_text(path: Path, text: str) -> None:
+    """Write a file so that a reader sees the old text or the new, and a crash loses neither."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(path.name + ".tmp")
+    with temporary.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
 
 
 def read_json_lines(path: Path) -> Iterator[dict[str, Any]]:

@@ -20,7 +20,8 @@ from orchestrator.train.building import build_objective, open_readers, open_toke
 from orchestrator.train.evaluate import evaluate_datasets
 from orchestrator.train.inputs import StageInputs
 from orchestrator.train.loop import Outcome
-from orchestrator.train.results import write_result
+from orchestrator.train.results import result_step, write_result
+from orchestrator.train.trackers import start_trackers
 
 
 def run_evaluation_stage(
@@ -50,6 +51,11 @@ def run_evaluation_stage(
         device=device,
         forward_context=nullcontext,
     )
+    step = result_step(layout.stage(stage.from_))
+    trackers = start_trackers(job, stage, stage_layout, inputs, start_step=step - 1, rank=dist.get_rank())
+    for tracker in trackers:
+        tracker.log(step, metrics)
+        tracker.finish("finished")
     if dist.get_rank() == 0:
         write_result(stage_layout, inputs, step=None, metrics=metrics)
     return "finished"

@@ -7,7 +7,6 @@ Written to ``inputs.json``; workers read that file and the folders it names, and
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -30,6 +29,7 @@ from orchestrator.models import check_fit, load_config, make_config
 from orchestrator.registry import resolve
 from orchestrator.spec.datasets import Tokenizer
 from orchestrator.spec.job import EvaluateStage, Job, TrainStage
+from orchestrator.tracking.events import replace_text
 
 Progress = Callable[[str, int, int], None]
 """What is prepared, rows done, rows in all."""
@@ -58,10 +58,7 @@ class StageInputs:
 
     def write(self, path: Path) -> None:
         """Write atomically."""
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_suffix(".tmp")
-        temporary.write_text(json.dumps(asdict(self), indent=1), encoding="utf-8")
-        os.replace(temporary, path)
+        replace_text(path, json.dumps(asdict(self), indent=1))
 
     @classmethod
     def read(cls, layout: StageLayout) -> StageInputs:

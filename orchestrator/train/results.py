@@ -10,7 +10,7 @@ from pathlib import Path
 
 from orchestrator.checkpoint.layout import StageLayout
 from orchestrator.spec.plan import BatchPlan
-from orchestrator.tracking.events import read_json_lines
+from orchestrator.tracking.events import read_json_lines, replace_text
 from orchestrator.train.inputs import StageInputs
 
 
@@ -18,12 +18,17 @@ class Ledger:
     """ledger.jsonl: which global rows each committed range of steps consumed."""
 
     def __init__(self, path: Path, batch_plan: BatchPlan, start_step: int) -> None:
-        """Continue after ``start_step``; records of later steps belong to no checkpoint and go."""
+        """Continue after ``start_step``; records of later steps belong to no checkpoint and go.
+
+        A process may die between a checkpoint and its record, so a record that is missing is made up for.
+        """
         self._path = path
         self._batch_plan = batch_plan
-        self._committed = start_step
         kept = [record for record in read_json_lines(path) if record["steps"][1] <= start_step]
+        self._committed = kept[-1]["steps"][1] if kept else 0
         replace_text(path, "".join(json.dumps(record) + "\n" for record in kept))
+        if self._committed < start_step:
+            self.commit(start_step)
 
     def commit(self, step: int) -> None:
         """Record the steps since the last commit."""
@@ -36,17 +41,6 @@ class Ledger:
         with self._path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(record) + "\n")
         self._committed = step
-
-
-def replace_text(path: Path, text: str) -> None:
-    """Write a file so that a reader sees the old text or the new, and a crash loses neither."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".tmp")
-    with temporary.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
 
 
 def replace_folder(folder: Path, write: Callable[[Path], None]) -> None:
@@ -74,6 +68,11 @@ def write_result(
         "metrics": dict(metrics),
     }
     replace_text(layout.result, json.dumps(record, indent=1))
+
+
+def result_step(layout: StageLayout) -> int:
+    """Steps that a finished training stage has completed."""
+    return int(json.loads(layout.result.read_text(encoding="utf-8"))["step"])
 
 
 def last_training_metrics(layout: StageLayout) -> dict[str, float]:

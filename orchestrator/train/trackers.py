@@ -1,11 +1,11 @@
-"""The trackers of a training stage, started on rank 0."""
+"""The trackers of a stage, started on rank 0."""
 
 from __future__ import annotations
 
 from orchestrator.checkpoint.layout import StageLayout
 from orchestrator.contracts import Tracker
 from orchestrator.registry import resolve
-from orchestrator.spec.job import Job, TrainStage
+from orchestrator.spec.job import Job, Stage
 from orchestrator.tracking.jsonl import JSONLTracker
 from orchestrator.train.agreement import together
 from orchestrator.train.inputs import StageInputs
@@ -13,7 +13,7 @@ from orchestrator.train.inputs import StageInputs
 
 def start_trackers(
     job: Job,
-    stage: TrainStage,
+    stage: Stage,
     layout: StageLayout,
     inputs: StageInputs,
     *,

@@ -22,7 +22,7 @@ import torch
 from orchestrator.checkpoint.layout import RunLayout, StageLayout
 from orchestrator.checkpoint.manager import CheckpointManager
 from orchestrator.contracts import Engine, EngineSetup, Tracker
-from orchestrator.errors import CheckpointError, LaunchError
+from orchestrator.errors import CheckpointError, LaunchError, OrchestratorError
 from orchestrator.models import find_blocks, save_weights
 from orchestrator.registry import resolve
 from orchestrator.spec.job import Job, TrainStage
@@ -48,9 +48,13 @@ def run_training_stage(
     stage_layout = layout.stage(stage.name)
     with _only_writer(stage_layout, rank):
         parts = together("building the stage", partial(build_parts, job, stage, layout))
-        engine = _build_engine(stage, parts, rank=rank, device=device)
         manager = CheckpointManager(stage_layout.checkpoints, keep_last=stage.checkpoint.keep_last)
-        start_step = _restore(engine, manager, job, stage)
+        try:
+            engine = _build_engine(stage, parts, rank=rank, device=device)
+            start_step = _restore(engine, manager, job, stage)
+        except OrchestratorError as error:
+            # Strategies and checkpoints refuse on all ranks alike, and a restart would meet the same.
+            raise AgreedError(error) from error
         run = _Run(job, stage, layout, parts, engine, manager, rank, device)
         return run.train(start_step)
 
@@ -238,13 +242,14 @@ class _Run:
         def write() -> None:
             if weights is None:
                 return
-            for tracker in trackers:
-                if metrics:
-                    tracker.log(self.parts.max_steps, metrics)
             write_weights = partial(save_weights, self.parts.model, weights, self.parts.tokenizer)
             replace_folder(self.stage_layout.weights, write_weights)
             all_metrics = {**last_training_metrics(self.stage_layout), **metrics}
             step = self.parts.max_steps
+            # The log line comes after: a death between costs it, a repetition would double it.
             write_result(self.stage_layout, self.parts.inputs, step=step, metrics=all_metrics)
+            for tracker in trackers:
+                if metrics:
+                    tracker.log(step, metrics)
 
         together("writing the weights", write)

@@ -20,8 +20,8 @@ import torch.distributed as dist
 from torch._C._distributed_c10d import HashStore
 
 from orchestrator.checkpoint.layout import RunLayout, StageLayout
-from orchestrator.errors import LaunchError, OrchestratorError
-from orchestrator.spec.job import EvaluateStage, Job, TrainStage
+from orchestrator.errors import LaunchError, OrchestratorError, PlanError
+from orchestrator.spec.job import EvaluateStage, Job, Stage, TrainStage
 from orchestrator.spec.load import load_resolved
 from orchestrator.tracking.events import append_event
 from orchestrator.train.evaluation_stage import run_evaluation_stage
@@ -59,8 +59,9 @@ def run_stage(run_dir: Path, stage_name: str) -> Outcome:
     """
     layout = RunLayout(run_dir)
     job = load_resolved(layout.job)
-    stage = job.stage(stage_name)
     rank = Rank.from_environment()
+    stage = _find_stage(job, stage_name)
+    _check_world_size(job, stage, rank)
     stage_layout = layout.stage(stage_name)
     _log_to_file(stage_layout, rank.rank)
     device = _select_device(job, rank)
@@ -83,6 +84,32 @@ def run_stage(run_dir: Path, stage_name: str) -> Outcome:
             exit_code=error.exit_code if isinstance(error, OrchestratorError) else 1,
         )
         raise
+
+
+def _find_stage(job: Job, name: str) -> Stage:
+    """The stage called ``name``.
+
+    Raises:
+        PlanError: There is none.
+    """
+    names = [stage.name for stage in job.stages]
+    if name not in names:
+        raise PlanError(f"job '{job.name}' has no stage '{name}'; it has {names}")
+    return job.stage(name)
+
+
+def _check_world_size(job: Job, stage: Stage, rank: Rank) -> None:
+    """Refuse another number of processes than the job's batch arithmetic counts on.
+
+    Raises:
+        PlanError: Naming both numbers.
+    """
+    if isinstance(stage, TrainStage) and rank.world_size != job.resources.num_workers:
+        raise PlanError(
+            f"stage '{stage.name}' was started on {rank.world_size} processes, resources.num_workers is"
+            f" {job.resources.num_workers}: start it with --nproc-per-node {job.resources.num_workers}, or"
+            f" prepare it again with --set resources.num_workers={rank.world_size}"
+        )
 
 
 def _select_device(job: Job, rank: Rank) -> torch.device:

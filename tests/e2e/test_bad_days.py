@@ -76,7 +76,7 @@ REFUSED: dict[str, tuple[dict[str, Any], list[str]]] = {
     "missing file": ({"dataset": {"files": "nowhere.csv"}}, ["nowhere.csv", "datasets.rows"]),
     "empty corpus": (
         {"dataset": {"source": "text", "files": "empty.txt"}, "objective": {"name": "causal_lm"}},
-        ["datasets.rows", "empty"],
+        ["datasets.rows", "none of 2 rows holds a token"],
     ),
     "text column that is not there": ({"dataset": {"text_column": "review"}}, ["'review'", "text"]),
     "more labels than num_labels": (
@@ -89,11 +89,11 @@ REFUSED: dict[str, tuple[dict[str, Any], list[str]]] = {
     ),
     "sequence longer than the positions": (
         {"data": {"mixture": {"rows": 1.0}, "seq_len": 64}},
-        ["seq_len 64", "32 positions"],
+        ["seq_len 64", "n_positions 32"],
     ),
     "tokenizer larger than the vocabulary": (
         {"model": {"config": {"model_type": "gpt2", "vocab_size": 100, "n_positions": 32}}},
-        ["the tokenizer has", "vocab_size is 100"],
+        ["vocab_size 100", "the tokenizer's 300"],
     ),
     "unknown architecture key": (
         {"model": {"config": {"model_type": "gpt2", "hidden": 16}}},

@@ -105,7 +105,7 @@ def test_the_command_line_also_runs_as_a_module(folder: Path) -> None:
     command = [sys.executable, "-m", "launchers.cli", "validate", JOB]
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")
-    assert done.stdout.startswith(f"{JOB}: valid: 5 stages (")
+    assert done.stdout.startswith(f"{JOB}: valid: 3 stages (")
 
 
 def test_a_reader_that_leaves_early_is_no_error(folder: Path) -> None:

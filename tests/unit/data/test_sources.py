@@ -383,3 +383,23 @@ def test_real_reviews_split_into_unique_texts(tmp_path: Path) -> None:
     assert len(train) + len(test) == 24_904
     assert not set(train["text"]) & set(test["text"])
     assert set(train["label"]) == {0, 1}
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        (
+            "text,label\nGreat film, really,1\nBad film, no,0\n",
+            "cannot be read as csv: ParserWarning: Length of header",
+        ),
+        ("text,label\ngood,1\nfoo,\n", "row 1 (counted from 0): column 'label' holds no label"),
+    ],
+)
+def test_a_csv_row_with_a_field_too_many_or_without_a_label_is_refused(
+    content: str, expected: str, tmp_path: Path
+) -> None:
+    (tmp_path / "rows.csv").write_text(content)
+    dataset = section(source="csv", files=str(tmp_path / "rows.csv"), label_column="label")
+    with pytest.raises(DataError) as raised:
+        load_rows("rows", dataset, "train", tmp_path / "cache")
+    assert expected in str(raised.value)

@@ -62,7 +62,7 @@ def test_causal_lm_labels_are_the_next_tokens_and_padding_is_no_target() -> None
     objective = CausalLM(CausalLMObjective(name="causal_lm"), token_info(), ())
     rows = rows_of([6, 3])
     batch = objective.collate(rows, np.random.default_rng(0))
-    assert batch["input_ids"].shape == (2, 8)
+    assert batch["input_ids"].shape == (2, 6)
     assert batch["labels"][0, :5].tolist() == rows[0].input_ids[1:].tolist()
     assert (batch["labels"][0, 5:] == IGNORE_INDEX).all()
     assert objective.num_targets(batch).tolist() == [5 + 2]
@@ -126,7 +126,7 @@ def test_pairs_carry_segments_and_the_next_sentence_label() -> None:
     objective = masked_lm(next_sentence=True)
     batch = objective.collate(rows, np.random.default_rng(0))
     assert batch["next_sentence_label"].tolist() == [0, 1]
-    assert batch["token_type_ids"][0].tolist() == [0, 0, 0, 1, 1, 0, 0, 0]
+    assert batch["token_type_ids"][0].tolist() == [0, 0, 0, 1, 1]
     assert objective.terms == ("mlm_loss", "nsp_loss")
     assert objective.num_targets(batch).shape == (2,)
 

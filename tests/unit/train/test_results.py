@@ -28,6 +28,14 @@ def test_ledger_joins_without_gap_after_a_resume(tmp_path: Path) -> None:
     assert [record["rows"] for record in read_json_lines(path)] == [[0, 12], [12, 28]]
 
 
+def test_a_record_lost_between_checkpoint_and_ledger_is_made_up_for(tmp_path: Path) -> None:
+    path = tmp_path / "ledger.jsonl"
+    Ledger(path, PLAN, 0).commit(5)
+    # Killed after the checkpoint of step 10 and before its record.
+    Ledger(path, PLAN, 10).commit(15)
+    assert [record["steps"] for record in read_json_lines(path)] == [[0, 5], [5, 10], [10, 15]]
+
+
 def test_a_failed_write_leaves_the_old_folder(tmp_path: Path) -> None:
     folder = tmp_path / "weights"
     replace_folder(folder, lambda new: new.mkdir() or (new / "a").write_text("old"))
