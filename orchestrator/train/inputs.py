@@ -125,7 +125,7 @@ def prepare_data(
         )
 
     train = {name: prepare(name, "train", None) for name in trained.data.mixture}
-    label_names = _common_labels(train, _num_labels(trained))
+    label_names = _common_labels(train, _num_labels(trained)) if rows.labelled else None
     if isinstance(stage, EvaluateStage):
         held_out = {name: prepare(name, stage.split, label_names) for name in stage.datasets}
         return PreparedData(tokenizer, {}, held_out, label_names or ())
@@ -170,14 +170,15 @@ def _num_labels(stage: TrainStage) -> int | None:
     return getattr(stage.objective, "num_labels", None)
 
 
-def _common_labels(folders: Mapping[str, Path], num_labels: int | None) -> tuple[str, ...] | None:
+def _common_labels(folders: Mapping[str, Path], num_labels: int | None) -> tuple[str, ...]:
     """The label names that all prepared datasets share, one for each output of the classifier.
+
+    Args:
+        num_labels: Outputs of the classifier; absent: as many as there are names.
 
     Raises:
         DataError: Two datasets name their labels differently.
     """
-    if num_labels is None:
-        return None
     names = {name: Meta.open(folder).label_names for name, folder in folders.items()}
     if len(set(names.values())) > 1:
         raise DataError(
@@ -185,5 +186,5 @@ def _common_labels(folders: Mapping[str, Path], num_labels: int | None) -> tuple
             " give each of them the same label_names"
         )
     (common,) = set(names.values())
-    unused = (f"unused_{index}" for index in range(len(common), num_labels))
+    unused = (f"unused_{index}" for index in range(len(common), num_labels or 0))
     return (*common, *unused)

@@ -138,7 +138,7 @@ class Fragile(SequenceClassification):
 
     def loss_sums(self, model, batch):
         self.calls += 1
-        if {fail} and self.calls > 5:
+        if {fail} and self.calls > 2:
             raise RuntimeError("poisoned batch")
         return super().loss_sums(model, batch)
 """
@@ -158,11 +158,11 @@ def test_a_worker_that_raises_ends_in_its_message_and_the_mended_run_goes_on(tmp
     run = RunLayout(tmp_path / "runs" / "bad-day")
     starts = [event["step"] for event in events(run.root) if event["event"] == "training_started"]
     # One restart is allowed, and it goes on from the checkpoint before the failure.
-    assert starts == [0, 4]
+    assert starts == [0, 2]
     (tmp_path / "fragile.py").write_text(PLUGIN.format(fail=False))
     succeed(*command, home=tmp_path / "home", cwd=tmp_path)
     starts = [event["step"] for event in events(run.root) if event["event"] == "training_started"]
-    assert starts[-1] == 8 or starts[-1] >= 4
+    assert starts[-1] == 4
     assert json.loads(run.stage("classify").result.read_text())["step"] == 8
 
 
