@@ -69,7 +69,15 @@ def make_stage() -> TrainStage:
 def make_model() -> nn.Module:
     torch.manual_seed(0)
     config = AutoConfig.for_model(
-        "gpt2", n_layer=4, n_head=4, n_embd=256, vocab_size=VOCAB, n_positions=SEQ_LEN, use_cache=False
+        "gpt2",
+        n_layer=4,
+        n_head=4,
+        n_embd=256,
+        vocab_size=VOCAB,
+        n_positions=SEQ_LEN,
+        bos_token_id=0,
+        eos_token_id=0,
+        use_cache=False,
     )
     return AutoModelForCausalLM.from_config(config)
 
