@@ -6,10 +6,12 @@ is removed afterwards, and writes nothing in the user's home.
 
 from __future__ import annotations
 
+import fcntl
 import os
 import secrets
 import shutil
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,6 +22,9 @@ from orchestrator.spec.job import Resources
 
 # The store holds no training data: rows are memory-mapped files. Ray refuses less than 75 MB.
 OBJECT_STORE_BYTES = 100_000_000
+FOLDER_PREFIX = "orc-"
+# A driver holds its folder's lock within milliseconds of making it.
+ABANDONED_SECONDS = 60
 
 # Seconds between two looks of Ray Train's controller at its workers; its default of 2 delays every end.
 HEALTH_CHECK_SECONDS = "0.5"
@@ -66,7 +71,10 @@ def _existing(address: str) -> Iterator[None]:
 def _embedded() -> Iterator[None]:
     """Start a Ray of this run's own."""
     # Short: Unix socket paths below it must fit in 107 bytes.
-    folder = Path(tempfile.mkdtemp(prefix="orc-"))
+    _remove_abandoned(Path(tempfile.gettempdir()))
+    folder = Path(tempfile.mkdtemp(prefix=FOLDER_PREFIX))
+    lock = (folder / "lock").open("w")
+    fcntl.flock(lock, fcntl.LOCK_EX)
     token = folder / "auth_token"
     descriptor = os.open(token, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     os.write(descriptor, secrets.token_hex(32).encode())
@@ -96,6 +104,22 @@ def _embedded() -> Iterator[None]:
             ray.shutdown()
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+        lock.close()
+
+
+def _remove_abandoned(parent: Path) -> None:
+    """Remove what drivers left behind that were killed before they could remove it themselves."""
+    for lock_file in parent.glob(f"{FOLDER_PREFIX}*/lock"):
+        folder = lock_file.parent
+        try:
+            age = time.time() - folder.stat().st_mtime
+            if folder.stat().st_uid != os.getuid() or age < ABANDONED_SECONDS:
+                continue
+            with lock_file.open("r+") as lock:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                shutil.rmtree(folder, ignore_errors=True)
+        except OSError:
+            continue  # Its driver lives, or another one is removing it.
 
 
 def available_cpus() -> int:
