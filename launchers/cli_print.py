@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from orchestrator.tracking.events import json_text
+
 
 def print_json(document: Mapping[str, Any]) -> None:
     """Print ``document`` as the command's one JSON document."""
-    print(json.dumps(document, indent=2))
+    print(json_text(document, indent=2))
 
 
 def print_table(title: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:

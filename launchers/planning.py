@@ -8,7 +8,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from orchestrator.checkpoint.layout import RunLayout
+from launchers.runs import read_result
+from orchestrator.checkpoint.layout import RunLayout, StageLayout
 from orchestrator.errors import PlanError
 from orchestrator.spec.fingerprint import digest, spec_fingerprint
 from orchestrator.spec.job import Job, Stage, TrainStage
@@ -62,7 +63,7 @@ def _plan_stage(
     if not isinstance(stage, TrainStage):
         return plan
     batch = plan_batch(stage, job.resources)
-    steps = count_steps(stage.limits, batch, _prepared_rows(run, stage))
+    steps = count_steps(stage.limits, batch, prepared_rows(run.stage(stage.name)))
     return plan | {
         "objective": stage.objective.name,
         "strategy": stage.strategy.name,
@@ -81,10 +82,10 @@ def _plan_stage(
     }
 
 
-def _prepared_rows(run: RunLayout, stage: TrainStage) -> int | None:
+def prepared_rows(stage: StageLayout) -> int | None:
     """Rows of one epoch, as the data was last prepared; ``None`` before that."""
     try:
-        inputs = json.loads(run.stage(stage.name).inputs.read_text(encoding="utf-8"))
+        inputs = json.loads(stage.inputs.read_text(encoding="utf-8"))
         metas = [Path(folder) / "meta.json" for folder in inputs["train"].values()]
         return sum(int(json.loads(meta.read_text(encoding="utf-8"))["num_rows"]) for meta in metas)
     except (OSError, ValueError, KeyError):
@@ -112,10 +113,7 @@ def _finished(job: Job, run: RunLayout) -> set[str]:
     """Stages whose result is there and was made by the same keys, on inputs of which that holds."""
     done: set[str] = set()
     for stage in stage_order(job):
-        try:
-            result = json.loads(run.stage(stage.name).result.read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            continue
+        result = read_result(run.stage(stage.name))
         is_same = result.get("spec_fingerprint") == spec_fingerprint(job, stage)
         if is_same and input_stage(stage) in {None, *done}:
             done.add(stage.name)

@@ -211,13 +211,20 @@ def _stage_state(stage: StageLayout, events: list[dict[str, Any]], run_state: st
     return marks[-1].removeprefix("stage_")
 
 
-def _progress(stage: StageLayout) -> tuple[int | None, dict[str, float]]:
-    """The last step and the latest value of each metric."""
+def read_result(stage: StageLayout) -> dict[str, Any]:
+    """``result.json`` of a finished stage; empty where it is absent or damaged."""
     try:
         result = json.loads(stage.result.read_text(encoding="utf-8"))
-        return result.get("step"), dict(result.get("metrics", {}))
     except (OSError, ValueError):
-        pass
+        return {}
+    return result if isinstance(result, dict) else {}
+
+
+def _progress(stage: StageLayout) -> tuple[int | None, dict[str, float]]:
+    """The last step and the latest value of each metric."""
+    result = read_result(stage)
+    if result:
+        return result.get("step"), dict(result.get("metrics", {}))
     metrics: dict[str, float] = {}
     for record in _tail_records(stage.metrics):
         metrics.update(record)

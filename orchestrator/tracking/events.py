@@ -3,18 +3,34 @@
 from __future__ import annotations
 
 import json
+import math
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 
+def json_text(record: Mapping[str, Any], *, indent: int | None = None) -> str:
+    """JSON that every parser reads: a metric that is not finite becomes ``null``.
+
+    Source: RFC 8259, section 6: NaN and infinities are no numbers of JSON.
+    """
+    return json.dumps(_finite(record), indent=indent, allow_nan=False)
+
+
+def _finite(value: Any) -> Any:
+    """``value`` with ``None`` in place of each float that is not finite."""
+    if isinstance(value, Mapping):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
 def append_event(path: Path, event: str, **fields: Any) -> None:
     """Append one event with the current time; one write, so that lines of several processes do not mix."""
-    line = json.dumps(
-        {"time": datetime.now(UTC).isoformat(timespec="milliseconds"), "event": event, **fields}
-    )
+    line = json_text({"time": datetime.now(UTC).isoformat(timespec="milliseconds"), "event": event, **fields})
     path.parent.mkdir(parents=True, exist_ok=True)
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
     try:

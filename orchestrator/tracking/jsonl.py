@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from orchestrator.tracking.events import read_json_lines
+from orchestrator.tracking.events import json_text, read_json_lines
 
 
 class JSONLTracker:
@@ -19,13 +18,13 @@ class JSONLTracker:
         kept = [record for record in read_json_lines(path) if record.get("step", 0) <= resume_step]
         path.parent.mkdir(parents=True, exist_ok=True)
         replacement = path.with_suffix(".tmp")
-        replacement.write_text("".join(json.dumps(record) + "\n" for record in kept), encoding="utf-8")
+        replacement.write_text("".join(json_text(record) + "\n" for record in kept), encoding="utf-8")
         os.replace(replacement, path)
         self._file = path.open("a", encoding="utf-8", buffering=1)
 
     def log(self, step: int, metrics: Mapping[str, Any]) -> None:
         """Append one line."""
-        self._file.write(json.dumps({"step": step, **metrics}) + "\n")
+        self._file.write(json_text({"step": step, **metrics}) + "\n")
 
     def finish(self, outcome: Literal["finished", "stopped", "failed"]) -> None:
         """Close the file."""

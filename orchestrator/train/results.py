@@ -10,7 +10,7 @@ from pathlib import Path
 
 from orchestrator.checkpoint.layout import StageLayout
 from orchestrator.spec.plan import BatchPlan
-from orchestrator.tracking.events import read_json_lines, replace_text
+from orchestrator.tracking.events import json_text, read_json_lines, replace_text
 from orchestrator.train.inputs import StageInputs
 
 
@@ -67,7 +67,7 @@ def write_result(
         "step": step,
         "metrics": dict(metrics),
     }
-    replace_text(layout.result, json.dumps(record, indent=1))
+    replace_text(layout.result, json_text(record, indent=1))
 
 
 def result_step(layout: StageLayout) -> int:

@@ -1,0 +1,24 @@
+"""Records that every JSON parser reads, and that a crash does not tear."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+from orchestrator.tracking.events import append_event, json_text, read_json_lines
+
+
+def test_numbers_that_json_does_not_know_become_null() -> None:
+    record = {"a": math.nan, "b": [math.inf, 1.5, (-math.inf,)], "c": {"d": math.nan, "e": 2}}
+    expected = {"a": None, "b": [None, 1.5, [None]], "c": {"d": None, "e": 2}}
+    assert json.loads(json_text(record), parse_constant=lambda name: f"not JSON: {name}") == expected
+
+
+def test_a_torn_last_line_is_left_out(tmp_path: Path) -> None:
+    path = tmp_path / "events.jsonl"
+    append_event(path, "run_started", loss=math.nan)
+    with path.open("a") as file:
+        file.write('{"event": "run_fin')
+    (record,) = read_json_lines(path)
+    assert (record["event"], record["loss"]) == ("run_started", None)
