@@ -18,11 +18,12 @@ from typing import Any, Literal
 
 from launchers.display import Display
 from launchers.planning import plan_job
-from launchers.preparation import input_stages, prepare_stage
+from launchers.preparation import StoppedError, input_stages, prepare_stage, refuse_to_go_on
 from launchers.ray_session import check_room, check_this_machine, ray_session
 from launchers.ray_stage import run_stage_on_ray
-from launchers.run_directory import opened_run
-from orchestrator.checkpoint.layout import RunLayout, StageLayout
+from launchers.run_directory import StopWish, opened_run
+from launchers.runs import read_result
+from orchestrator.checkpoint.layout import RunLayout
 from orchestrator.errors import LaunchError, OrchestratorError
 from orchestrator.spec.job import ExportStage, Job, Stage
 from orchestrator.spec.plan import stage_order
@@ -42,16 +43,23 @@ class RefusedError(OrchestratorError):
         self.exit_code = exit_code
 
 
-def run_stages(job: Job, layout: RunLayout, display: Display, *, fresh: bool) -> State:
+def run_stages(job: Job, layout: RunLayout, display: Display, *, fresh: bool, stop: StopWish) -> State:
     """Run every stage that is not finished yet.
+
+    Args:
+        fresh: Start over; the old run directory is renamed.
+        stop: Ends the walk early, at the next step or batch of rows.
 
     Raises:
         OrchestratorError: The run cannot start, or a stage failed; ``events.jsonl`` says which.
     """
     with opened_run(job, layout, fresh=fresh) as run_id:
+        stop.open()
         append_event(layout.events, "run_started", pid=os.getpid(), host=socket.gethostname())
         try:
             state = _walk(job, layout, display, run_id)
+        except StoppedError:
+            state = "stopped"
         except BaseException as error:
             append_event(layout.events, "run_failed", error=type(error).__name__, message=str(error))
             raise
@@ -67,7 +75,7 @@ def _walk(job: Job, layout: RunLayout, display: Display, run_id: str) -> State:
     for stage in stage_order(job):
         inputs_done = all(name not in waiting for name in input_stages(stage))
         prepared = prepare_stage(job, stage, layout, display, run_id, fingerprints)
-        if inputs_done and _is_finished(layout.stage(stage.name), prepared):
+        if inputs_done and read_result(layout.stage(stage.name)).get("fingerprint") == prepared:
             display.skip(stage.name)
         else:
             waiting.append(stage.name)
@@ -75,6 +83,7 @@ def _walk(job: Job, layout: RunLayout, display: Display, run_id: str) -> State:
     replace_text(layout.plan, json.dumps(plan, indent=1))
     if not waiting:
         return "finished"
+    refuse_to_go_on(layout)
     with ray_session():
         check_room(job.resources)
         for name in waiting:
@@ -82,15 +91,6 @@ def _walk(job: Job, layout: RunLayout, display: Display, run_id: str) -> State:
             if outcome == "stopped":
                 return "stopped"
     return "finished"
-
-
-def _is_finished(layout: StageLayout, fingerprint: str) -> bool:
-    """Whether ``result.json`` holds this fingerprint."""
-    try:
-        record = json.loads(layout.result.read_text(encoding="utf-8"))
-    except (FileNotFoundError, json.JSONDecodeError):
-        return False
-    return bool(record.get("fingerprint") == fingerprint)
 
 
 def _run_stage(job: Job, stage: Stage, layout: RunLayout, display: Display) -> State:

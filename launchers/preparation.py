@@ -2,14 +2,25 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from launchers.display import Display
 from launchers.run_directory import has_started, opened_run, set_aside
 from orchestrator.checkpoint.layout import RunLayout, StageLayout
-from orchestrator.errors import PlanError
+from orchestrator.errors import OrchestratorError, PlanError
 from orchestrator.spec.fingerprint import spec_fingerprint, stage_fingerprint
-from orchestrator.spec.job import ExportStage, Job, Stage, TrainStage
+from orchestrator.spec.job import EvaluateStage, ExportStage, Job, Stage, TrainStage
 from orchestrator.spec.plan import stage_order
 from orchestrator.tracking.events import append_event
+
+if TYPE_CHECKING:
+    from orchestrator.train.inputs import PreparedData
+
+
+class StoppedError(OrchestratorError):
+    """Somebody wants the run to stop; the next start goes on."""
+
+    exit_code = 75
 
 
 def input_stages(stage: Stage) -> list[str]:
@@ -45,19 +56,11 @@ def prepare_stage(
         PlanError: A stage that began reads other data now.
     """
     # Here and not above: data preparation imports torch and transformers, which a refused job never needs.
-    from orchestrator.train.inputs import StageInputs, prepare_data
+    from orchestrator.train.inputs import StageInputs
 
     stage_layout = layout.stage(stage.name)
-    digests: dict[str, str] = {}
-    data = None
-    if not isinstance(stage, ExportStage):
-        data = prepare_data(
-            job,
-            stage,
-            layout,
-            lambda what, done, total: display.prepare(stage.name, what, done, total),
-        )
-        digests = data.digests()
+    data = None if isinstance(stage, ExportStage) else _prepare_data(job, stage, layout, display)
+    digests = data.digests() if data else {}
     inputs = {name: fingerprints[name] for name in input_stages(stage)}
     fingerprint = stage_fingerprint(job, stage, input_fingerprints=inputs, data_digests=digests)
     fingerprints[stage.name] = _weights_fingerprint(job, stage, inputs, digests)
@@ -73,11 +76,37 @@ def prepare_stage(
         evaluation={name: str(path) for name, path in data.evaluation.items()} if data else {},
         label_names=data.label_names if data else (),
         weights=weights,
-        run_id=run_id,
+        run_id=_tracker_run_id(stage_layout, run_id),
         data_digests=digests,
         input_fingerprints=inputs,
     ).write(stage_layout.inputs)
     return fingerprint
+
+
+def refuse_to_go_on(layout: RunLayout) -> None:
+    """Raise ``StoppedError`` where somebody wants the run to stop."""
+    if layout.stop_request.exists():
+        raise StoppedError(f"{layout.root.name} was stopped before its workers started")
+
+
+def _prepare_data(
+    job: Job, stage: TrainStage | EvaluateStage, layout: RunLayout, display: Display
+) -> PreparedData:
+    """Tokenizer and rows of a stage, until somebody wants the run to stop."""
+    from orchestrator.train.inputs import prepare_data
+
+    def on_progress(what: str, done: int, total: int) -> None:
+        refuse_to_go_on(layout)
+        display.prepare(stage.name, what, done, total)
+
+    refuse_to_go_on(layout)
+    return prepare_data(job, stage, layout, on_progress)
+
+
+def _tracker_run_id(stage_layout: StageLayout, run_id: str) -> str:
+    """What trackers call this stage: the same over restarts, another one for each time it began anew."""
+    earlier = sum(1 for _ in stage_layout.root.parent.glob(f"{stage_layout.root.name}.before-*"))
+    return f"{run_id}-{stage_layout.root.name}" + (f"-{earlier + 1}" if earlier else "")
 
 
 def _weights_fingerprint(job: Job, stage: Stage, inputs: dict[str, str], digests: dict[str, str]) -> str:

@@ -6,7 +6,9 @@ Follows the stage's ``metrics.jsonl``, so it shows the same on every launcher.
 from __future__ import annotations
 
 import json
+import math
 import threading
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TextIO
@@ -19,6 +21,8 @@ from orchestrator.checkpoint.layout import RunLayout, StageLayout
 from orchestrator.tracking.events import read_json_lines
 
 POLL_SECONDS = 0.5
+# Workers of one machine start within 15 to 30 s; after this long they wait for something.
+PATIENCE_SECONDS = 60
 SHOWN = {
     "train/loss": "loss {:.4f}",
     "train/lr": "lr {:.2e}",
@@ -34,9 +38,10 @@ SHOWN = {
 }
 
 
-def format_metrics(metrics: Mapping[str, float]) -> str:
-    """The metrics a person wants to see, in one line."""
-    return "  ".join(form.format(metrics[key]) for key, form in SHOWN.items() if key in metrics)
+def format_metrics(metrics: Mapping[str, float | None]) -> str:
+    """The metrics a person wants to see, in one line; those that are not finite are ``None``."""
+    shown = ((form, metrics[key]) for key, form in SHOWN.items() if key in metrics)
+    return "  ".join(form.format(math.nan if value is None else value) for form, value in shown)
 
 
 class ProgressDisplay:
@@ -93,7 +98,16 @@ class ProgressDisplay:
     def _follow(self, stage: str, layout: StageLayout) -> None:
         """Show new lines of metrics as they appear."""
         offset = layout.metrics.stat().st_size if layout.metrics.exists() else 0
+        began, is_told = time.time(), False
         while True:
+            if not is_told and time.time() > began + PATIENCE_SECONDS:
+                is_told = True
+                if not _has_started(layout, began):
+                    self._line(
+                        stage,
+                        f"no worker has started in {PATIENCE_SECONDS} s: the cluster has no free room, or"
+                        " its machines are slow; 'ray status' shows what it is busy with",
+                    )
             ended = self._ended.wait(POLL_SECONDS)
             lines, offset = _new_lines(layout.metrics, offset)
             for metrics in lines:
@@ -117,6 +131,12 @@ class ProgressDisplay:
             if record["event"] == "training_started" and record["stage"] == stage
         ]
         return f" of {started[-1]}" if started else ""
+
+
+def _has_started(layout: StageLayout, began: float) -> bool:
+    """Whether rank 0 has opened its log since ``began``, seconds since the epoch."""
+    log = layout.log(0)
+    return log.exists() and log.stat().st_mtime >= began
 
 
 def _new_lines(path: Path, offset: int) -> tuple[list[dict[str, float]], int]:

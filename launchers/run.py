@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import signal
 import sys
 import threading
@@ -10,11 +9,13 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from launchers.cli_print import print_json
 from launchers.display import Display
 from launchers.driver import State, run_stages
 from launchers.preparation import prepare_stages
 from launchers.progress import ProgressDisplay, format_metrics
-from launchers.runs import run_status
+from launchers.run_directory import StopWish
+from launchers.runs import read_result, run_status
 from orchestrator.checkpoint.layout import RunLayout
 from orchestrator.spec.job import Job, TrainStage
 
@@ -27,7 +28,7 @@ def run_job(job: Job, *, runs_dir: Path, fresh: bool, as_json: bool) -> int:
     display = ProgressDisplay(sys.stderr if as_json else sys.stdout, layout)
     state = _run_stoppable(job, layout, display, fresh=fresh)
     if as_json:
-        print(json.dumps(run_status(layout.root)))
+        print_json(run_status(layout.root))
     elif state == "stopped":
         print(f"Stopped with its work saved in {layout.root}; the same command goes on.")
     else:
@@ -49,18 +50,18 @@ def _run_stoppable(job: Job, layout: RunLayout, display: Display, *, fresh: bool
     """
     results: list[State] = []
     errors: list[BaseException] = []
+    stop = StopWish(layout)
 
     def work() -> None:
         try:
-            results.append(run_stages(job, layout, display, fresh=fresh))
+            results.append(run_stages(job, layout, display, fresh=fresh, stop=stop))
         except BaseException as error:
             errors.append(error)
 
     def on_signal(number: int, frame: FrameType | None) -> None:
-        if layout.stop_request.exists():
+        if stop.is_set():
             raise KeyboardInterrupt
-        layout.root.mkdir(parents=True, exist_ok=True)
-        layout.stop_request.write_text(signal.Signals(number).name, encoding="utf-8")
+        stop.set(signal.Signals(number).name)
         print("Stopping after this step; once more to stop at once.", file=sys.stderr)
 
     thread = threading.Thread(target=work, name="driver", daemon=True)
@@ -79,7 +80,7 @@ def _print_end(job: Job, layout: RunLayout, runs_dir: Path) -> None:
     """Where the weights are, the numbers, and what to type next."""
     for stage in job.stages:
         stage_layout = layout.stage(stage.name)
-        result = json.loads(stage_layout.result.read_text(encoding="utf-8"))
+        result = read_result(stage_layout)
         print(f"\n{stage.name}: {_describe(result)}")
         if stage_layout.weights.exists():
             print(f"  weights: {stage_layout.weights}")

@@ -17,13 +17,16 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from launchers.planning import prepared_rows
 from launchers.ray_session import available_cpus
+from launchers.runs import read_result
 from orchestrator.checkpoint.layout import RunLayout, StageLayout
 from orchestrator.checkpoint.steps import list_steps
 from orchestrator.errors import LaunchError, PlanError
 from orchestrator.spec.fingerprint import difference, limits_lowered, trajectory_keys
 from orchestrator.spec.job import Job, TrainStage
 from orchestrator.spec.load import dump_resolved, load_resolved
+from orchestrator.spec.plan import batch_complaint, count_steps, plan_batch
 from orchestrator.tracking.events import replace_text
 
 PACKAGES = (
@@ -54,6 +57,35 @@ def opened_run(job: Job, layout: RunLayout, *, fresh: bool = False) -> Iterator[
         # A request of an earlier start is not meant for this one.
         layout.stop_request.unlink(missing_ok=True)
         yield write_run(job, layout)
+
+
+class StopWish:
+    """A person's wish that a run saves and stops, from the first moment of its driver."""
+
+    def __init__(self, layout: RunLayout) -> None:
+        """Nobody wants ``layout``'s run to stop."""
+        self._request = layout.stop_request
+        self._wanted_by: str | None = None
+        self._is_open = False
+
+    def is_set(self) -> bool:
+        """Whether somebody wants it to stop."""
+        return self._wanted_by is not None
+
+    def set(self, by: str) -> None:
+        """Want it to stop; workers read it from the run directory."""
+        self._wanted_by = by
+        if self._is_open:
+            self._request.write_text(by, encoding="utf-8")
+
+    def open(self) -> None:
+        """The driver holds the run directory: what was wanted before is written there.
+
+        Before that the directory may be another driver's, which nobody asked to stop.
+        """
+        self._is_open = True
+        if self._wanted_by is not None:
+            self.set(self._wanted_by)
 
 
 @contextmanager
@@ -123,6 +155,18 @@ def has_started(layout: StageLayout) -> bool:
     return layout.result.exists() or bool(list_steps(layout.checkpoints))
 
 
+def _limits_below_done(old: TrainStage, new: TrainStage, job: Job, layout: RunLayout) -> list[str]:
+    """One line per changed limit, where it ends the stage before the steps that are done."""
+    stage_layout = layout.stage(new.name)
+    saved = [folder.step for folder in list_steps(stage_layout.checkpoints) if folder.is_complete]
+    done = max([*saved, int(read_result(stage_layout).get("step") or 0)])
+    if batch_complaint(new, job.resources) is None:
+        allowed = count_steps(new.limits, plan_batch(new, job.resources), prepared_rows(stage_layout))
+        if allowed is not None and allowed >= done:
+            return []
+    return [f"{line} ({done} steps are done)" for line in limits_lowered(old, new)]
+
+
 def refuse_changed(job: Job, layout: RunLayout) -> None:
     """Refuse a job whose training-relevant keys changed since a stage began.
 
@@ -139,7 +183,7 @@ def refuse_changed(job: Job, layout: RunLayout) -> None:
         assert isinstance(old, TrainStage)
         keys = trajectory_keys(old, before), trajectory_keys(stage, job)
         changes += [line for line in difference(*keys) if line not in changes]
-        changes += limits_lowered(old, stage)
+        changes += _limits_below_done(old, stage, job, layout)
     if changes:
         listed = "\n".join(f"  {line}" for line in changes)
         raise PlanError(

@@ -19,7 +19,17 @@ from orchestrator.spec.training import (
 from orchestrator.spec.tree import KeyPath
 
 Complaint = tuple[KeyPath, str]
-RESERVED = ("job.yaml", "plan.json", "environment.json", "events.jsonl", "driver.lock", "run_id", "stop")
+RESERVED = (
+    "job.yaml",
+    "submitted.yaml",
+    "plan.json",
+    "environment.json",
+    "events.jsonl",
+    "driver.lock",
+    "driver.log",
+    "run_id",
+    "stop",
+)
 """Files of a run directory, beside which every stage has its folder."""
 POSITIONS = ("max_position_embeddings", "n_positions")
 

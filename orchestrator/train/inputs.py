@@ -50,7 +50,7 @@ class StageInputs:
     weights: str | None
     """Folder or hub id of the first weights; absent: from scratch or from a checkpoint."""
     run_id: str
-    """Stable over restarts of the run; names its runs in trackers."""
+    """What trackers call the stage; the same over restarts."""
     data_digests: Mapping[str, str]
     """Content digest of everything prepared, by name."""
     input_fingerprints: Mapping[str, str]

@@ -34,7 +34,7 @@ def start_trackers(
         if job.tracking.wandb is not None:
             wandb = resolve("tracker", "wandb")(
                 job.tracking.wandb,
-                run_id=f"{inputs.run_id}-{stage.name}",
+                run_id=inputs.run_id,
                 name=f"{job.name}/{stage.name}",
                 group=job.name,
                 config=config,

@@ -37,7 +37,7 @@ def orchestrator(
     *arguments: str | Path, home: Path, cwd: Path = ROOT, seconds: float = RUN_SECONDS
 ) -> subprocess.CompletedProcess[str]:
     """Run one command to its end."""
-    with _process(arguments, home, cwd) as process:
+    with started(*arguments, home=home, cwd=cwd) as process:
         output, errors = process.communicate(timeout=seconds)
     return subprocess.CompletedProcess(process.args, process.returncode, output, errors)
 
@@ -50,7 +50,8 @@ def succeed(*arguments: str | Path, home: Path, cwd: Path = ROOT) -> str:
 
 
 @contextmanager
-def _process(arguments: tuple[str | Path, ...], home: Path, cwd: Path) -> Iterator[subprocess.Popen[str]]:
+def started(*arguments: str | Path, home: Path, cwd: Path = ROOT) -> Iterator[subprocess.Popen[str]]:
+    """A command that runs, and is gone with all its descendants afterwards."""
     process = subprocess.Popen(
         [ORCHESTRATOR, *map(str, arguments)],
         cwd=cwd,
@@ -89,7 +90,7 @@ def kill_tree(pid: int) -> list[psutil.Process]:
 
 def kill_when(condition: Callable[[], bool], *arguments: str | Path, home: Path, cwd: Path = ROOT) -> None:
     """Start a command and SIGKILL it with all its descendants as soon as ``condition`` holds."""
-    with _process(arguments, home, cwd) as process:
+    with started(*arguments, home=home, cwd=cwd) as process:
         deadline = time.monotonic() + RUN_SECONDS
         while not condition():
             assert process.poll() is None, f"ended before the kill: {process.communicate()}"

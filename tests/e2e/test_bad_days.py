@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import time
 from collections.abc import Callable, Iterator
@@ -15,7 +16,7 @@ import pytest
 import yaml
 
 from orchestrator.checkpoint.layout import RunLayout
-from tests.e2e.commands import events, kill_tree, last_step, orchestrator, succeed
+from tests.e2e.commands import events, kill_tree, last_step, orchestrator, started, succeed
 
 pytestmark = pytest.mark.slow
 
@@ -217,6 +218,24 @@ def test_cancel_saves_and_stops_with_exit_75_and_the_next_start_goes_on(tmp_path
     assert status["state"] == "stopped"
     saved = [event["step"] for event in events(run.root) if event["event"] == "checkpoint"]
     assert saved == [status["stages"][0]["step"]]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_before_the_workers_start_stops_the_run_and_the_next_start_goes_on(
+    number: signal.Signals, tmp_path: Path
+) -> None:
+    path = job_file(tmp_path, strategy={"name": "ddp"}, limits={"max_steps": 2})
+    runs, home = tmp_path / "runs", tmp_path / "home"
+    with started("run", path, "--runs-dir", runs, home=home) as process:
+        run = RunLayout(runs / "bad-day")
+        _wait_for(run.events.exists)
+        process.send_signal(number)
+        output, errors = process.communicate(timeout=60)
+    assert process.returncode == 75, output + errors
+    assert "the same command goes on" in output
+    assert [event["event"] for event in events(run.root)] == ["run_started", "run_stopped"]
+    if number == signal.SIGTERM:
+        succeed("run", path, "--runs-dir", runs, home=home)
 
 
 def _wait_for(condition: Callable[[], bool], seconds: float = 120) -> None:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from launchers.preparation import input_stages
-from launchers.run_directory import only_driver, refuse_changed, set_aside, write_run
+from launchers.preparation import StoppedError, input_stages, refuse_to_go_on
+from launchers.run_directory import StopWish, only_driver, refuse_changed, set_aside, write_run
 from orchestrator.checkpoint.layout import RunLayout
+from orchestrator.checkpoint.steps import step_name
 from orchestrator.errors import LaunchError, PlanError
 from orchestrator.spec.job import Job
 
@@ -40,11 +42,11 @@ def make_job(**changes: Any) -> Job:
 
 
 def started_run(folder: Path) -> RunLayout:
-    """A run of ``make_job()`` whose stage has a result."""
+    """A run of ``make_job()`` whose stage is finished after its 10 steps."""
     layout = RunLayout(folder / "job")
     layout.stage("pretrain").root.mkdir(parents=True)
     write_run(make_job(), layout)
-    layout.stage("pretrain").result.write_text("{}")
+    layout.stage("pretrain").result.write_text(json.dumps({"step": 10}))
     return layout
 
 
@@ -55,6 +57,7 @@ def started_run(folder: Path) -> RunLayout:
         {"strategy": {"name": "zero", "stage": 3}},
         {"checkpoint": {"every_steps": 7}},
         {"limits": {"max_steps": 11}},
+        {"limits": {"max_tokens": 1280}},
         {"logging": {"every_steps": 1}},
     ],
 )
@@ -69,7 +72,8 @@ def test_what_does_not_bend_the_trajectory_may_change(changes: dict[str, Any], t
         ({"optimizer": {"name": "adamw", "lr": 0.002}}, "stages.pretrain.optimizer.lr: 0.001 -> 0.002"),
         ({"global_batch_size": 16}, "stages.pretrain.global_batch_size: 8 -> 16"),
         ({"micro_batch_size": 4}, "stages.pretrain.micro_batch_size: 2 -> 4"),
-        ({"limits": {"max_steps": 9}}, "stages.pretrain.limits.max_steps"),
+        ({"limits": {"max_steps": 9}}, "limits.max_steps: 10 -> 9 (10 steps are done)"),
+        ({"limits": {"max_tokens": 1151}}, "limits.max_steps: 10 -> absent (10 steps are done)"),
         ({"strategy": {"name": "fsdp2", "param_dtype": "bfloat16"}}, "param_dtype"),
     ],
 )
@@ -86,6 +90,39 @@ def test_a_stage_that_has_not_begun_may_change_in_every_way(tmp_path: Path) -> N
     layout = started_run(tmp_path)
     layout.stage("pretrain").result.unlink()
     refuse_changed(make_job(seed=5), layout)
+
+
+def test_a_raised_limit_can_be_taken_back_down_to_the_steps_that_are_done(tmp_path: Path) -> None:
+    layout = started_run(tmp_path)
+    layout.stage("pretrain").result.unlink()
+    for step, file in [(4, "COMPLETE"), (6, "torn")]:
+        folder = layout.stage("pretrain").checkpoints / step_name(step)
+        folder.mkdir(parents=True)
+        (folder / file).touch()
+    refuse_changed(make_job(limits={"max_steps": 4}), layout)
+    with pytest.raises(PlanError, match=r"10 -> 3 \(4 steps are done\)"):
+        refuse_changed(make_job(limits={"max_steps": 3}), layout)
+
+
+def test_a_wish_to_stop_waits_until_the_directory_is_its_drivers(tmp_path: Path) -> None:
+    layout = RunLayout(tmp_path)
+    stop = StopWish(layout)
+    stop.set("SIGINT")
+    assert stop.is_set()
+    assert not layout.stop_request.exists()
+    stop.open()
+    assert layout.stop_request.read_text() == "SIGINT"
+    with pytest.raises(StoppedError):
+        refuse_to_go_on(layout)
+
+
+def test_a_wish_to_stop_is_seen_by_workers_at_once(tmp_path: Path) -> None:
+    layout = RunLayout(tmp_path)
+    stop = StopWish(layout)
+    stop.open()
+    refuse_to_go_on(layout)
+    stop.set("SIGTERM")
+    assert layout.stop_request.read_text() == "SIGTERM"
 
 
 def test_setting_aside_keeps_every_earlier_folder(tmp_path: Path) -> None:

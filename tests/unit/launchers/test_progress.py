@@ -1,0 +1,32 @@
+"""What a person sees of a run's metrics."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+from launchers.progress import ProgressDisplay, format_metrics
+from orchestrator.checkpoint.layout import RunLayout
+from orchestrator.tracking.events import append_event
+from orchestrator.tracking.jsonl import JSONLTracker
+
+
+def test_a_metric_that_is_not_finite_is_shown_as_such() -> None:
+    assert format_metrics({"train/loss": None, "train/lr": 0.001, "other": 1.0}) == "loss nan  lr 1.00e-03"
+
+
+def test_without_a_terminal_each_logged_step_is_a_plain_line(tmp_path: Path) -> None:
+    run, stream = RunLayout(tmp_path), io.StringIO()
+    display = ProgressDisplay(stream, run)
+    tracker = JSONLTracker(run.stage("pretrain").metrics, resume_step=0)
+    tracker.log(1, {"train/loss": 9.0})
+    display.start("pretrain", run.stage("pretrain"))
+    append_event(run.events, "training_started", stage="pretrain", max_steps=20)
+    tracker.log(2, {"train/loss": 2.5, "train/tokens_per_second": 1234.5})
+    tracker.finish("finished")
+    display.end("pretrain", "finished")
+    assert stream.getvalue().splitlines() == [
+        "[pretrain] starting workers",
+        "[pretrain] step 2 of 20  loss 2.5000  1,234 tokens/s",
+        "[pretrain] finished",
+    ]
