@@ -20,20 +20,28 @@ def main() -> None:
     print(f"{len(os.sched_getaffinity(0))} cores, load {' '.join(f'{x:.1f}' for x in os.getloadavg())}")
     print(f"{'measured':<58}{'ours':>14}{'theirs':>14}{'ratio':>8}  wanted")
     step = measure_step_loop()
-    row("training loop / plain PyTorch loop, tokens/s", step["ours"], step["plain"], "at least 0.97")
+    row(
+        "training loop / plain PyTorch loop, tokens/s",
+        step["ours"],
+        step["plain"],
+        "at least 0.97",
+        step["ratio"],
+    )
     loader = measure_loader()
     theirs = max(value for key, value in loader.items() if key.startswith("datasets"))
-    row("loader / datasets map-style, tokens/s", loader["ours_tokens_per_second"], theirs, "at least 5")
+    row("loader / datasets map-style, tokens/s", loader["ours_tokens_per_second"], theirs, "at least 8")
     startup = measure_startup()
     yardstick = startup.pop(YARDSTICK)["best_seconds"]
     for name, measured in startup.items():
         row(f"{name} / import yaml, pydantic, s", measured["best_seconds"], yardstick, "below 2")
 
 
-def row(name: str, ours: float, theirs: float, wanted: str) -> None:
-    """Print one line."""
+def row(name: str, ours: float, theirs: float, wanted: str, ratio: float | None = None) -> None:
+    """Print one line; the ratio is that of the two numbers unless it was measured itself."""
     digits = 0 if theirs > 100 else 3
-    print(f"{name:<58}{ours:>14,.{digits}f}{theirs:>14,.{digits}f}{ours / theirs:>8.2f}  {wanted}")
+    print(
+        f"{name:<58}{ours:>14,.{digits}f}{theirs:>14,.{digits}f}{ours / theirs if ratio is None else ratio:>8.2f}  {wanted}"
+    )
 
 
 if __name__ == "__main__":
