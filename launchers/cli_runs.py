@@ -99,5 +99,7 @@ def _answer_text(answer: dict[str, Any]) -> str:
     if "label" in answer:
         return f"{answer['label']}  ({metrics_text(answer['probabilities'])})"
     if "filled" in answer:
-        return f"{answer['filled']}  ({metrics_text(answer['candidates'])})"
+        # In quotes: a space at the beginning of a token tells it from the one that continues a word.
+        listed = [f"{each['token']!r} {each['probability']:.4g}" for each in answer["candidates"]]
+        return f"{answer['filled']}  ({'  '.join(listed)})"
     return str(answer["generated"])
