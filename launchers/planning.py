@@ -8,8 +8,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from launchers.runs import read_result
-from orchestrator.checkpoint.layout import RunLayout, StageLayout
+from launchers.runs import prepared_rows, read_result
+from orchestrator.checkpoint.layout import RunLayout
 from orchestrator.errors import PlanError
 from orchestrator.spec.fingerprint import digest, spec_fingerprint
 from orchestrator.spec.job import Job, Stage, TrainStage
@@ -80,16 +80,6 @@ def _plan_stage(
         "parameters": parameters.count(_model_config(job, stage)),
         "promise": promise(stage, job.resources),
     }
-
-
-def prepared_rows(stage: StageLayout) -> int | None:
-    """Rows of one epoch, as the data was last prepared; ``None`` before that."""
-    try:
-        inputs = json.loads(stage.inputs.read_text(encoding="utf-8"))
-        metas = [Path(folder) / "meta.json" for folder in inputs["train"].values()]
-        return sum(int(json.loads(meta.read_text(encoding="utf-8"))["num_rows"]) for meta in metas)
-    except (OSError, ValueError, KeyError):
-        return None
 
 
 def _model_config(job: Job, stage: TrainStage) -> dict[str, Any] | None:

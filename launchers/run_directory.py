@@ -17,9 +17,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from launchers.planning import prepared_rows
 from launchers.ray_session import available_cpus
-from launchers.runs import read_result
+from launchers.runs import prepared_rows, read_result
 from orchestrator.checkpoint.layout import RunLayout, StageLayout
 from orchestrator.checkpoint.steps import list_steps
 from orchestrator.errors import LaunchError, PlanError
