@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from launchers.display import Display
 from launchers.run_directory import has_started, opened_run, set_aside
 from orchestrator.checkpoint.layout import RunLayout, StageLayout
-from orchestrator.errors import OrchestratorError, PlanError
+from orchestrator.errors import OrchestratorError, PlanError, SourceMissingError
 from orchestrator.spec.fingerprint import spec_fingerprint, stage_fingerprint
 from orchestrator.spec.job import EvaluateStage, ExportStage, Job, Stage, TrainStage
 from orchestrator.spec.plan import stage_order
@@ -59,7 +59,7 @@ def prepare_stage(
     from orchestrator.train.inputs import StageInputs
 
     stage_layout = layout.stage(stage.name)
-    data = None if isinstance(stage, ExportStage) else _prepare_data(job, stage, layout, display)
+    data = None if isinstance(stage, ExportStage) else _prepare_or_find(job, stage, layout, display)
     digests = data.digests() if data else {}
     inputs = {name: fingerprints[name] for name in input_stages(stage)}
     fingerprint = stage_fingerprint(job, stage, input_fingerprints=inputs, data_digests=digests)
@@ -87,6 +87,27 @@ def refuse_to_go_on(layout: RunLayout) -> None:
     """Raise ``StoppedError`` where somebody wants the run to stop."""
     if layout.stop_request.exists():
         raise StoppedError(f"{layout.root.name} was stopped before its workers started")
+
+
+def _prepare_or_find(
+    job: Job, stage: TrainStage | EvaluateStage, layout: RunLayout, display: Display
+) -> PreparedData:
+    """Tokenizer and rows of a stage; where its sources are gone, those that it had before.
+
+    Raises:
+        SourceMissingError: The sources are gone, and nothing was prepared from them for this very stage.
+    """
+    from orchestrator.train.inputs import find_prepared
+
+    try:
+        return _prepare_data(job, stage, layout, display)
+    except SourceMissingError as error:
+        found = find_prepared(layout.stage(stage.name), spec_fingerprint(job, stage))
+        if found is None:
+            raise
+        display.note(stage.name, f"keeps the rows that were prepared before: {error}")
+        append_event(layout.events, "sources_missing", stage=stage.name, message=str(error))
+        return found
 
 
 def _prepare_data(

@@ -22,7 +22,7 @@ from typing import Any
 from orchestrator.data.columns import check_rows, filter_rows, select_columns
 from orchestrator.data.files import FileDataset, digest_file, digest_values, find_files
 from orchestrator.data.selection import Split, needs_hashes, select_rows
-from orchestrator.errors import DataError
+from orchestrator.errors import DataError, SourceMissingError
 from orchestrator.spec.datasets import (
     CSVDataset,
     Dataset,
@@ -186,7 +186,7 @@ def _open_hub(name: str, dataset: HubDataset, cache_dir: Path) -> Any:
 def _saved_folder(name: str, dataset: SavedDataset) -> Path:
     folder = Path(dataset.path).expanduser().absolute()
     if not folder.is_dir():
-        raise DataError(
+        raise SourceMissingError(
             f"datasets.{name}: there is no folder {folder}, expected one written by Dataset.save_to_disk."
         )
     return folder

@@ -15,7 +15,7 @@ from transformers import PretrainedConfig
 
 from orchestrator.checkpoint.layout import RunLayout, StageLayout
 from orchestrator.contracts import TokenInfo
-from orchestrator.data.prepare import prepare_rows
+from orchestrator.data.prepare import prepare_rows, verify
 from orchestrator.data.prepared import Meta
 from orchestrator.data.selection import Split
 from orchestrator.data.tokenizer import (
@@ -132,6 +132,21 @@ def prepare_data(
     names = stage.evaluation.datasets if stage.evaluation else ()
     held_out = {name: prepare(name, "validation", label_names) for name in names}
     return PreparedData(tokenizer, train, held_out, label_names or ())
+
+
+def find_prepared(layout: StageLayout, spec_fingerprint: str) -> PreparedData | None:
+    """What was prepared for a stage before, if it was for the same keys and is undamaged; else ``None``."""
+    if not layout.inputs.exists():
+        return None
+    inputs = StageInputs.read(layout)
+    folders = [inputs.tokenizer, *inputs.train.values(), *inputs.evaluation.values()]
+    if inputs.spec_fingerprint != spec_fingerprint:
+        return None
+    if any(verify(Path(folder)) is not None for folder in folders):
+        return None
+    train = {name: Path(folder) for name, folder in inputs.train.items()}
+    evaluation = {name: Path(folder) for name, folder in inputs.evaluation.items()}
+    return PreparedData(Path(inputs.tokenizer), train, evaluation, inputs.label_names)
 
 
 def _trained_stage(job: Job, name: str) -> TrainStage:
