@@ -34,21 +34,6 @@ PACKED = RowLayout("packed", 32, framed=False, labelled=False)
 LABELLED = RowLayout("documents", 24, framed=False, labelled=True)
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("prepared")
-
-
-@pytest.fixture(scope="module")
-def bpe(folder: Path) -> Path:
-    return train_small(folder, "bpe")
-
-
-@pytest.fixture(scope="module")
-def wordpiece(folder: Path) -> Path:
-    return train_small(folder, "wordpiece", lowercase=True)
-
-
 def prepare(dataset: Dataset, layout: RowLayout, tokenizer: Path, cache: Path, **options: Any) -> Path:
     return prepare_rows("corpus", dataset, "train", layout, tokenizer, cache, **options)
 
