@@ -205,6 +205,17 @@ def test_rows_without_room_for_text_are_refused(tmp_path: Path, bpe: Path, layou
         prepare(dataset, layout, bpe, tmp_path)
 
 
+def test_framed_rows_need_the_tokens_of_bert(tmp_path: Path, wordpiece: Path) -> None:
+    tokenizer = load_tokenizer(wordpiece)
+    tokenizer.cls_token = None
+    tokenizer.save_pretrained(tmp_path / "bare")
+    layout = RowLayout("packed", 32, framed=True, labelled=False)
+    with pytest.raises(
+        DataError, match=r"the tokenizer has cls_token None and sep_token '\[SEP\]', and BERT"
+    ):
+        prepare(text_corpus(tmp_path, 50), layout, tmp_path / "bare", tmp_path)
+
+
 def test_wide_vocabulary_is_stored_in_32_bits(tmp_path: Path, bpe: Path) -> None:
     tokenizer = load_tokenizer(bpe)
     tokenizer.add_tokens([f"<extra-{number}>" for number in range(2**16)])
