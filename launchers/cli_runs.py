@@ -50,7 +50,10 @@ def _latest(run: dict[str, Any]) -> str:
 def logs(options: Namespace) -> int:
     """Print a worker's log, once or as it grows."""
     if options.json and options.follow:
-        raise PlanError("--json prints one document and --follow has no end; give one of them")
+        raise PlanError(
+            "--json prints one document and --follow has no end; give one of them:"
+            f" 'orchestrator logs {options.run} --json' or 'orchestrator logs {options.run} --follow'"
+        )
     run_dir = runs.find_run(options.run, options.runs_dir)
     if options.follow:
         runs.follow_log(run_dir, options.stage, options.rank, _write)

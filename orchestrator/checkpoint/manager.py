@@ -135,10 +135,13 @@ class CheckpointManager:
             try:
                 found = self._newest_verified()
             except OSError as error:
-                problem = f"{self._folder}: a damaged checkpoint could not be set aside: {error}"
+                problem = str(error)
         found, problem = from_first((found, problem))
         if problem is not None:
-            raise CheckpointError(problem)
+            raise CheckpointError(
+                f"{self._folder}: a damaged checkpoint could not be set aside: {problem}. Move it out of the"
+                " folder, or make the folder writable"
+            )
         self._verified = found
         return found
 

@@ -57,7 +57,7 @@ def load_rows(name: str, dataset: Dataset, split: Split, cache_dir: Path) -> Any
     with _quiet():
         source = _open_source(name, dataset, cache_dir)
         if len(source) == 0:
-            raise _empty_corpus(name, dataset)
+            raise DataError(f"datasets.{name}: {_empty(dataset)}")
         rows, numbers = filter_rows(name, dataset, source)
         rows = select_columns(name, dataset, rows)
         hashes = check_rows(name, dataset, rows, numbers)
@@ -66,7 +66,11 @@ def load_rows(name: str, dataset: Dataset, split: Split, cache_dir: Path) -> Any
         elif split != "train":
             rows = rows.select([])
     if len(rows) == 0:
-        raise _empty_split(name, dataset, split, len(numbers))
+        raise DataError(
+            f"datasets.{name}: split '{split}' has none of {len(numbers)} rows with validation_fraction"
+            f" {dataset.validation_fraction} and test_fraction {dataset.test_fraction}."
+            + (" Lower them." if split == "train" else f" Raise {split}_fraction.")
+        )
     return rows
 
 
@@ -120,14 +124,15 @@ def _open_files(name: str, dataset: FileDataset, cache_dir: Path) -> Any:
         return _load_files(kind, files, cache, options)
     except Exception as error:
         if "corresponds to no data" in str(error):
-            raise _empty_corpus(name, dataset) from error
-        # The library seldom says which file: read them one by one to name it.
-        for path in files if len(files) > 1 else ():
-            try:
-                _load_files(kind, [path], cache, options)
-            except Exception as single:
-                raise _unreadable(name, kind, str(path), single) from single
-        raise _unreadable(name, kind, _place(dataset), error) from error
+            raise DataError(f"datasets.{name}: {_empty(dataset)}") from error
+        place, cause = _place(dataset), error
+        if len(files) > 1:
+            # The library seldom says which file it was.
+            place, cause = next(_unreadable(kind, files, cache, options), (place, cause))
+        raise DataError(
+            f"datasets.{name}: {place} cannot be read as {kind}: {_root_cause(cause)}."
+            f" Expected {kind} files of one shape, in UTF-8."
+        ) from cause
 
 
 def _reader(dataset: FileDataset) -> tuple[str, dict[str, Any]]:
@@ -156,6 +161,17 @@ def _load_files(kind: str, files: list[Path], cache: str, options: dict[str, Any
         # pandas warns, and goes on, when a row has more fields than the header.
         warnings.filterwarnings("error", message="Length of header or names")
         return datasets.load_dataset(kind, data_files=escaped, split="train", cache_dir=cache, **options)
+
+
+def _unreadable(
+    kind: str, files: list[Path], cache: str, options: dict[str, Any]
+) -> Iterator[tuple[str, Exception]]:
+    """Files that cannot be read on their own, each with the reason."""
+    for path in files:
+        try:
+            _load_files(kind, [path], cache, options)
+        except Exception as error:
+            yield str(path), error
 
 
 def _open_hub(name: str, dataset: HubDataset, cache_dir: Path) -> Any:
@@ -216,23 +232,8 @@ def _open_saved(name: str, dataset: SavedDataset) -> Any:
     return saved
 
 
-def _empty_corpus(name: str, dataset: Dataset) -> DataError:
-    return DataError(f"datasets.{name}: the corpus is empty: 0 rows in {_place(dataset)}, expected text.")
-
-
-def _empty_split(name: str, dataset: Dataset, split: Split, num_rows: int) -> DataError:
-    return DataError(
-        f"datasets.{name}: split '{split}' has none of {num_rows} rows with validation_fraction"
-        f" {dataset.validation_fraction} and test_fraction {dataset.test_fraction}."
-        + (" Lower them." if split == "train" else f" Raise {split}_fraction.")
-    )
-
-
-def _unreadable(name: str, kind: str, place: str, error: Exception) -> DataError:
-    return DataError(
-        f"datasets.{name}: {place} cannot be read as {kind}: {_root_cause(error)}."
-        f" Expected {kind} files of one shape, in UTF-8."
-    )
+def _empty(dataset: Dataset) -> str:
+    return f"the corpus is empty: 0 rows in {_place(dataset)}, expected text."
 
 
 def _root_cause(error: BaseException) -> str:

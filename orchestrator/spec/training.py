@@ -2,6 +2,7 @@
 
 from typing import Annotated, Any, Literal
 
+from orchestrator.spec.messages import MAX_CHOICES, shown
 from orchestrator.spec.section import ChosenBy, Must, Section, field, require_one
 
 Positive = Annotated[int, Must(ge=1)]
@@ -65,8 +66,13 @@ class Model(Section):
     """``auto``: the Hugging Face auto classes; or the user's own ``package.module:Name``."""
 
     def __post_init__(self) -> None:
-        if self.factory == "auto" and not isinstance(self.config.get("model_type"), str):
-            raise ValueError("config needs 'model_type', for example 'gpt2', 'llama' or 'bert'")
+        kind = self.config.get("model_type")
+        if self.factory == "auto" and not isinstance(kind, str):
+            keys = ", ".join(sorted(self.config)[:MAX_CHOICES]) or "none"
+            raise ValueError(
+                "config needs 'model_type', a name such as 'gpt2', 'llama' or 'bert', found"
+                f" {shown(kind)} (its keys: {keys})"
+            )
 
 
 class Init(Section):
@@ -86,7 +92,10 @@ class Init(Section):
     def __post_init__(self) -> None:
         require_one(self, "stage", "pretrained", "checkpoint")
         if self.trust_remote_code and not self.revision:
-            raise ValueError("trust_remote_code: true needs a pinned 'revision' (a commit)")
+            raise ValueError(
+                "trust_remote_code: true needs a pinned 'revision', the commit whose code may run here,"
+                f" found {shown(self.revision)}"
+            )
 
 
 class Data(Section):
@@ -178,7 +187,7 @@ class ZeROStrategy(Section):
                 " DeepSpeed keeps no float32 master weights the checkpoint could hold"
             )
         if self.offload_optimizer and self.stage < 1:
-            raise ValueError("offload_optimizer needs stage 1, 2 or 3, found stage 0")
+            raise ValueError(f"offload_optimizer needs stage 1, 2 or 3, found stage {self.stage}")
         if self.offload_param and self.stage != 3:
             raise ValueError(f"offload_param needs stage 3, found stage {self.stage}")
 

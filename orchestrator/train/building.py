@@ -15,7 +15,7 @@ from orchestrator.checkpoint.manager import CheckpointManager
 from orchestrator.contracts import Objective, TokenInfo
 from orchestrator.data.loader import MixtureReader, RowReader
 from orchestrator.data.tokenizer import for_classification, load_tokenizer, token_info
-from orchestrator.errors import CheckpointError
+from orchestrator.errors import CheckpointError, DataError
 from orchestrator.models import check_fit, load_model
 from orchestrator.registry import resolve
 from orchestrator.spec.job import Job, TrainStage
@@ -74,9 +74,16 @@ def open_readers(job: Job, folders: Mapping[str, str]) -> dict[str, RowReader]:
 
 
 def build_objective(stage: TrainStage, tokens: TokenInfo, label_names: tuple[str, ...]) -> Objective:
-    """The stage's objective, ours or the user's."""
-    made = resolve("objective", stage.objective.name)(stage.objective, tokens, label_names)
-    objective: Objective = made
+    """The stage's objective, ours or the user's.
+
+    Raises:
+        DataError: It does not fit the tokenizer or the labels; the message names the stage.
+    """
+    kind = resolve("objective", stage.objective.name)
+    try:
+        objective: Objective = kind(stage.objective, tokens, label_names)
+    except DataError as error:
+        raise DataError(f"stage '{stage.name}': {error}") from error
     return objective
 
 

@@ -60,7 +60,7 @@ def run_stage(run_dir: Path, stage_name: str) -> Outcome:
     layout = RunLayout(run_dir)
     job = load_resolved(layout.job)
     rank = Rank.from_environment()
-    stage = _find_stage(job, stage_name)
+    stage = job.stage(stage_name)
     _check_world_size(job, stage, rank)
     stage_layout = layout.stage(stage_name)
     _log_to_file(stage_layout, rank.rank)
@@ -84,18 +84,6 @@ def run_stage(run_dir: Path, stage_name: str) -> Outcome:
             exit_code=error.exit_code if isinstance(error, OrchestratorError) else 1,
         )
         raise
-
-
-def _find_stage(job: Job, name: str) -> Stage:
-    """The stage called ``name``.
-
-    Raises:
-        PlanError: There is none.
-    """
-    names = [stage.name for stage in job.stages]
-    if name not in names:
-        raise PlanError(f"job '{job.name}' has no stage '{name}'; it has {names}")
-    return job.stage(name)
 
 
 def _check_world_size(job: Job, stage: Stage, rank: Rank) -> None:

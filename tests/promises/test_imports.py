@@ -26,6 +26,11 @@ HEAVY = (
 )
 
 
+def run(*command: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    """How ``command`` ended, and what it printed."""
+    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, check=False)
+
+
 def loaded_by(*arguments: str, cwd: Path) -> list[str]:
     """Modules in the process of a command that must succeed, as it ends."""
     # --help ends by SystemExit, which atexit outlives.
@@ -35,13 +40,7 @@ def loaded_by(*arguments: str, cwd: Path) -> list[str]:
         "from launchers.cli import main\n"
         "sys.exit(main())\n"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", program, *arguments],
-        cwd=cwd,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    done = run(sys.executable, "-c", program, *arguments, cwd=cwd)
     assert done.returncode == 0, done.stderr
     assert done.stdout
     return done.stderr.split()
@@ -91,30 +90,17 @@ def test_status_needs_no_checker_of_jobs(folder: Path) -> None:
 
 def test_the_layers_hold() -> None:
     linter = "from importlinter.cli import lint_imports_command; lint_imports_command()"
-    done = subprocess.run(
-        [sys.executable, "-c", linter, "--no-cache"],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    done = run(sys.executable, "-c", linter, "--no-cache", cwd=ROOT)
     assert done.returncode == 0, done.stdout + done.stderr
 
 
 def test_the_command_line_also_runs_as_a_module(folder: Path) -> None:
-    command = [sys.executable, "-m", "launchers.cli", "validate", JOB]
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+    done = run(sys.executable, "-m", "launchers.cli", "validate", JOB, cwd=folder)
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.startswith(f"{JOB}: valid: 3 stages (")
 
 
 def test_a_reader_that_leaves_early_is_no_error(folder: Path) -> None:
     command = f"{sys.executable} -m launchers.cli schema | head -n 1"
-    done = subprocess.run(
-        ["bash", "-o", "pipefail", "-c", command],
-        cwd=folder,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    done = run("bash", "-o", "pipefail", "-c", command, cwd=folder)
     assert (done.returncode, done.stdout, done.stderr) == (0, "{\n", "")

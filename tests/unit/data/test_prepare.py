@@ -34,21 +34,6 @@ PACKED = RowLayout("packed", 32, framed=False, labelled=False)
 LABELLED = RowLayout("documents", 24, framed=False, labelled=True)
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("prepared")
-
-
-@pytest.fixture(scope="module")
-def bpe(folder: Path) -> Path:
-    return train_small(folder, "bpe")
-
-
-@pytest.fixture(scope="module")
-def wordpiece(folder: Path) -> Path:
-    return train_small(folder, "wordpiece", lowercase=True)
-
-
 def prepare(dataset: Dataset, layout: RowLayout, tokenizer: Path, cache: Path, **options: Any) -> Path:
     return prepare_rows("corpus", dataset, "train", layout, tokenizer, cache, **options)
 
@@ -218,6 +203,17 @@ def test_rows_without_room_for_text_are_refused(tmp_path: Path, bpe: Path, layou
     dataset = labelled(tmp_path / "a.jsonl", [0, 1])
     with pytest.raises(DataError, match=f"seq_len {layout.seq_len} has no room for text"):
         prepare(dataset, layout, bpe, tmp_path)
+
+
+def test_framed_rows_need_the_tokens_of_bert(tmp_path: Path, wordpiece: Path) -> None:
+    tokenizer = load_tokenizer(wordpiece)
+    tokenizer.cls_token = None
+    tokenizer.save_pretrained(tmp_path / "bare")
+    layout = RowLayout("packed", 32, framed=True, labelled=False)
+    with pytest.raises(
+        DataError, match=r"the tokenizer has cls_token None and sep_token '\[SEP\]', and BERT"
+    ):
+        prepare(text_corpus(tmp_path, 50), layout, tmp_path / "bare", tmp_path)
 
 
 def test_wide_vocabulary_is_stored_in_32_bits(tmp_path: Path, bpe: Path) -> None:

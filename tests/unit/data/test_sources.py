@@ -220,15 +220,29 @@ def test_empty_corpus_is_refused(tmp_path: Path) -> None:
     (tmp_path / "a.txt").touch()
     assert "0 bytes" in error(tmp_path, source="text", files=str(tmp_path / "*.txt"))
     write_csv(tmp_path / "a.csv", {"text": []})
-    assert "the corpus is empty" in error(tmp_path, source="csv", files=str(tmp_path / "a.csv"))
+    datasets.Dataset.from_dict({"text": []}).to_parquet(str(tmp_path / "a.parquet"))
+    for source in ("csv", "parquet"):
+        files = str(tmp_path / f"a.{source}")
+        expected = f"datasets.corpus: the corpus is empty: 0 rows in {files}, expected text."
+        assert error(tmp_path, source=source, files=files) == expected
 
 
 @pytest.mark.parametrize("split", ["validation", "test"])
 def test_split_without_rows_is_refused(tmp_path: Path, split: str) -> None:
     files = str(saved_file(tmp_path, "json"))
-    message = error(tmp_path, split, source="json", files=files)
-    assert f"split '{split}' has none of 30 rows" in message
-    assert f"Raise {split}_fraction." in message
+    assert error(tmp_path, split, source="json", files=files) == (
+        f"datasets.corpus: split '{split}' has none of 30 rows with validation_fraction 0.0 and"
+        f" test_fraction 0.0. Raise {split}_fraction."
+    )
+
+
+def test_training_split_without_rows_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("one\n")
+    keys = {"source": "text", "files": str(tmp_path / "a.txt"), "validation_fraction": 0.99}
+    assert error(tmp_path, **keys, test_fraction=0.009) == (
+        "datasets.corpus: split 'train' has none of 1 rows with validation_fraction 0.99 and"
+        " test_fraction 0.009. Lower them."
+    )
 
 
 def test_null_text_or_label_names_its_row_in_the_source(tmp_path: Path) -> None:
@@ -269,6 +283,10 @@ def test_unreadable_file_is_named(tmp_path: Path, source: str, content: bytes, e
     assert str(bad) in message
     assert str(good) not in message
     assert expected in message
+    alone = error(tmp_path, source=source, files=str(bad))
+    assert alone.startswith(f"datasets.corpus: {bad} cannot be read as {source}: ")
+    assert expected in alone
+    assert alone.endswith(f". Expected {source} files of one shape, in UTF-8.")
 
 
 def test_a_file_changed_in_place_is_read_anew_though_its_time_is_the_same(tmp_path: Path) -> None:

@@ -25,21 +25,6 @@ from orchestrator.spec.datasets import Tokenizer
 from tests.unit.data.corpus import make_texts, text_corpus, train_small
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("tokenizers")
-
-
-@pytest.fixture(scope="module")
-def bpe(folder: Path) -> Path:
-    return train_small(folder, "bpe")
-
-
-@pytest.fixture(scope="module")
-def wordpiece(folder: Path) -> Path:
-    return train_small(folder, "wordpiece", lowercase=True)
-
-
 def origin(path: Path | str) -> Tokenizer:
     return Tokenizer.model_validate({"from": str(path)})
 

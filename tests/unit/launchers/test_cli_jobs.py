@@ -200,7 +200,7 @@ def test_the_schema_is_printed(console: Console) -> None:
         (["validate"], "the following arguments are required: JOB\nusage: orchestrator validate"),
         (["validate", "a", "--sett", "b"], "unrecognized arguments: --sett b\nusage: orchestrator"),
         (["logs", "x", "--rank", "one"], "argument --rank: invalid int value: 'one'\nusage:"),
-        (["validate", "nowhere.yaml"], "nowhere.yaml: no such file\n"),
+        (["validate", "nowhere.yaml"], "nowhere.yaml: no such file.\n"),
     ],
 )
 def test_a_wrong_command_line_gets_one_message(arguments: list[str], expected: str, console: Console) -> None:

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import TypeAdapter, ValidationError
 
-from orchestrator.errors import SpecError
+from orchestrator.errors import PlanError, SpecError
 from orchestrator.spec.datasets import HubDataset, TextDataset
 from orchestrator.spec.job import Job, Resources, TrainStage
 from orchestrator.spec.load import dump_resolved, load_job, load_resolved
@@ -63,6 +63,14 @@ def test_a_stage_wins_over_defaults_that_do_not_fit_it(tmp_path: Path) -> None:
     assert tune.limits == Limits(max_epochs=1.0)
     assert tune.model is None
     assert tune.evaluation is None
+
+
+def test_a_stage_that_is_not_there_is_refused_with_those_that_are(tmp_path: Path) -> None:
+    job = load(tmp_path, SHARED)
+    with pytest.raises(PlanError) as caught:
+        job.stage("tuen")
+    expected = "job 'shared' has no stage 'tuen', expected one of ['pretrain', 'tune', 'test']"
+    assert str(caught.value) == expected
 
 
 def test_a_mistake_in_defaults_is_told_once_where_it_stands(tmp_path: Path) -> None:
@@ -247,6 +255,8 @@ def test_sections_never_change_and_survive_pickling(tmp_path: Path) -> None:
     job = load(tmp_path)
     with pytest.raises(AttributeError, match=r"Job\.seed cannot change; copy with 'model_copy'"):
         job.seed = 3  # type: ignore[misc]
+    with pytest.raises(AttributeError, match=r"Job\.seed cannot be deleted"):
+        del job.seed
     with pytest.raises(ValidationError):
         job.model_copy(update={"seed": -1})
     assert pickle.loads(pickle.dumps(job)) == job
