@@ -13,7 +13,7 @@ from typing import Any
 from orchestrator.errors import Problem
 from orchestrator.spec.tree import Items, KeyPath, Place, Table, key_text
 
-VARIABLE = re.compile(r"(\$?)\$\{([^}]*)(\}?)")
+VARIABLE = re.compile(r"\$\$\{|\$\{([^}]*)(\}?)")
 REFERENCE = re.compile(r"([A-Za-z_][A-Za-z0-9_]*)(?::-(.*))?", re.DOTALL)
 SECRET_NAME = re.compile(
     r"(?:^|_)(?:API_?KEY|KEY|TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIALS?|AUTH)(?:_|$)", re.IGNORECASE
@@ -43,9 +43,9 @@ def interpolate(text: str, environment: Mapping[str, str]) -> str:
 
 
 def _replacement(found: re.Match[str], environment: Mapping[str, str]) -> str:
-    escape, inside, end = found.groups()
-    if escape:
-        return "${" + inside + end
+    inside, end = found.groups()
+    if inside is None:
+        return "${"
     reference = REFERENCE.fullmatch(inside) if end else None
     if reference is None:
         raise ValueError(
@@ -56,6 +56,11 @@ def _replacement(found: re.Match[str], environment: Mapping[str, str]) -> str:
         raise ValueError(
             f"environment variable '{name}' looks like a secret, and a job file is copied into the run"
             f" directory. Take it out of the file: what needs '{name}' reads it from the environment"
+        )
+    if default and "${" in default:
+        raise ValueError(
+            f"the default of '${{{name}:-...}}' holds another '${{', and variables do not nest."
+            " Give plain text as the default"
         )
     value = environment.get(name, default)
     if value is None:

@@ -23,10 +23,14 @@ def test_a_variable_is_typed_after_it_is_put_in(tmp_path: Path) -> None:
     assert load(tmp_path, text, SEED="9", LR="1", N="0").seed == 9
 
 
-def test_a_doubled_dollar_is_a_plain_one(tmp_path: Path) -> None:
-    job = load(tmp_path, changed("{model_type: gpt2}", "{model_type: gpt2, x: '$${A} $B'}"))
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [("$${A} $B", "${A} $B"), ("$${A:-$${B}}", "${A:-${B}}"), ("$${A ${B}", "${A b"), ("$$${A}", "$${A}")],
+)
+def test_a_doubled_dollar_is_a_plain_one(text: str, expected: str, tmp_path: Path) -> None:
+    job = load(tmp_path, changed("{model_type: gpt2}", f"{{model_type: gpt2, x: '{text}'}}"), B="b")
     model = first_stage(job).model
-    assert model is not None and model.config["x"] == "${A} $B"
+    assert model is not None and model.config["x"] == expected
 
 
 @pytest.mark.parametrize(
@@ -45,6 +49,16 @@ def test_a_doubled_dollar_is_a_plain_one(tmp_path: Path) -> None:
             "expected '${NAME}' or '${NAME:-default}' after a '${'; write '$${' for a plain '${'",
         ),
         ("${WORD}", "expected a whole number, found 'seven'"),
+        (
+            "${WORD:-${OTHER}}",
+            "the default of '${WORD:-...}' holds another '${', and variables do not nest. Give plain"
+            " text as the default",
+        ),
+        (
+            "${WORD:-$${x}}",
+            "the default of '${WORD:-...}' holds another '${', and variables do not nest. Give plain"
+            " text as the default",
+        ),
         (
             "${WANDB_API_KEY:-x}",
             "environment variable 'WANDB_API_KEY' looks like a secret, and a job file is copied"
