@@ -108,6 +108,60 @@ def test_what_looks_like_a_secret_is_refused_without_its_value(line: str, tmp_pa
     assert value.strip("'") not in found[0]
 
 
+def with_options(options: str) -> str:
+    """The valid job with options of a plug-in."""
+    return changed("{name: ddp}", f"{{name: 'my.module:Engine', options: {options}}}")
+
+
+@pytest.mark.parametrize(
+    ("options", "keys"),
+    [
+        ("{api_token: 123456789}", [".api_token"]),
+        ("{password: 1234}", [".password"]),
+        ("{hf_token: 1.5}", [".hf_token"]),
+        ("{token: 123456789}", [".token"]),
+        ("{api_keys: [abc, 123, [def]]}", [".api_keys[0]", ".api_keys[1]", ".api_keys[2][0]"]),
+        ("{secrets: [abc], passwords: {x: [y]}}", [".secrets[0]"]),
+        ("{deep: [{client-secret: abc}]}", [".deep[0].client-secret"]),
+    ],
+)
+def test_a_number_or_a_list_under_a_secrets_name_is_refused(
+    options: str, keys: list[str], tmp_path: Path
+) -> None:
+    found = complaints(tmp_path, with_options(options))
+    assert found == [f"job.yaml:18: stages[0].strategy.options{key}: {REFUSED}" for key in keys]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        "{max_tokens: 512, num_tokens: 1000000000, tokenizer: gpt2, pad_token_id: 0, special_tokens: [a, b]}",
+        "{token: 50256, tokens: 4096, key: 3, keys: [1, 2]}",
+        "{hub_token: false, api_key: null, password: '', use_auth_token: true, secret: {name: X}}",
+        "{token: 0.5, api_keys: [], credentials: [null, true]}",
+    ],
+)
+def test_numbers_and_switches_that_are_no_secrets_are_fine(options: str, tmp_path: Path) -> None:
+    load(tmp_path, with_options(options))
+
+
+@pytest.mark.parametrize("value", ["a", "[a, b]", "123456789"])
+def test_a_column_may_be_called_like_a_secret(value: str, tmp_path: Path) -> None:
+    filters = f"{{token: {value}, api_key: {value}, password: {value}}}"
+    job = load(tmp_path, changed("label_column: label", f"filter: {filters}"))
+    assert list(job.datasets["rfc"].filter) == ["token", "api_key", "password"]
+
+
+def test_a_dataset_may_be_called_like_a_secret(tmp_path: Path) -> None:
+    load(tmp_path, VALID.replace("rfc", "password"))
+
+
+def test_a_secrets_value_in_a_filter_is_refused(tmp_path: Path) -> None:
+    value = "hf_abcdefghijklmnopqrstuvwx"
+    found = complaints(tmp_path, changed("label_column: label", f"filter: {{language: {value}}}"))
+    assert found == [f"job.yaml:10: datasets.rfc.filter.language: {REFUSED}"]
+
+
 def test_a_secret_given_on_the_command_line_is_refused_too(tmp_path: Path) -> None:
     value = "hf_abcdefghijklmnopqrstuvwx"
     found = complaints(tmp_path, VALID, overrides=(f"stages.pretrain.optimizer.name={value}",))
