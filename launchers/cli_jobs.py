@@ -3,9 +3,40 @@
 from __future__ import annotations
 
 from argparse import Namespace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from launchers.cli_print import number_text, print_json, print_table
+
+if TYPE_CHECKING:
+    from orchestrator.errors import Problem
+    from orchestrator.spec.job import Job
+    from orchestrator.spec.load import LoadedJob
+
+
+def _load_job(options: Namespace) -> Job:
+    """The job of a command that carries it out, checked with the files that it names.
+
+    Raises:
+        SpecError: Everything wrong with them.
+    """
+    from orchestrator.errors import SpecError
+    from orchestrator.spec.load import load_located
+
+    loaded = load_located(options.job, overrides=options.overrides)
+    problems = _file_problems(loaded)
+    if problems:
+        raise SpecError(problems)
+    return loaded.job
+
+
+def _file_problems(loaded: LoadedJob) -> list[Problem]:
+    """What is wrong with the DeepSpeed files that a job names; most jobs name none."""
+    strategies = [getattr(stage, "strategy", None) for stage in loaded.job.stages]
+    if all(getattr(strategy, "config", None) is None for strategy in strategies):
+        return []
+    from orchestrator.spec.deepspeed_file import complaints
+
+    return [loaded.problem(path, message) for path, message in complaints(loaded.job)]
 
 
 def validate(options: Namespace) -> int:
@@ -18,7 +49,7 @@ def validate(options: Namespace) -> int:
     problems = [
         loaded.problem(("stages", index, "global_batch_size"), complaint)
         for index, complaint in batch_complaints(loaded.job)
-    ]
+    ] + _file_problems(loaded)
     if problems:
         raise SpecError(problems)
     if options.json:
@@ -33,9 +64,8 @@ def validate(options: Namespace) -> int:
 def plan(options: Namespace) -> int:
     """Show what a job will do, in numbers."""
     from launchers.planning import plan_job
-    from orchestrator.spec.load import load_job
 
-    job = load_job(options.job, overrides=options.overrides)
+    job = _load_job(options)
     document = plan_job(job, runs_dir=options.runs_dir, with_model=options.with_model)
     if options.json:
         print_json(document)
@@ -87,9 +117,7 @@ def _plan_row(stage: dict[str, Any]) -> tuple[str, ...]:
 
 def run(options: Namespace) -> int:
     """Run a job, or go on where it stopped."""
-    from orchestrator.spec.load import load_job
-
-    job = load_job(options.job, overrides=options.overrides)
+    job = _load_job(options)
     from launchers.run import run_job
 
     return run_job(job, runs_dir=options.runs_dir, fresh=options.fresh, as_json=options.json)
@@ -97,9 +125,7 @@ def run(options: Namespace) -> int:
 
 def prepare(options: Namespace) -> int:
     """Make what all stages read, and write the run directory."""
-    from orchestrator.spec.load import load_job
-
-    job = load_job(options.job, overrides=options.overrides)
+    job = _load_job(options)
     from launchers.run import prepare_job
 
     layout = prepare_job(job, runs_dir=options.runs_dir, as_json=options.json)
@@ -119,9 +145,8 @@ def prepare(options: Namespace) -> int:
 def submit(options: Namespace) -> int:
     """Start a job where its launcher says, without waiting for it."""
     from launchers.submission import submit_job
-    from orchestrator.spec.load import load_job
 
-    job = load_job(options.job, overrides=options.overrides)
+    job = _load_job(options)
     name = options.launcher or job.launcher.name
     submitted = submit_job(job, launcher_name=name, runs_dir=options.runs_dir, dry_run=options.dry_run)
     if options.json:

@@ -26,6 +26,7 @@ from transformers import (
 
 from orchestrator.contracts import Head, TokenInfo
 from orchestrator.errors import ModelError
+from orchestrator.spec.positions import first_position
 from orchestrator.spec.training import Init
 
 AUTO_CLASSES: Mapping[Head, Any] = {
@@ -182,10 +183,19 @@ def check_fit(config: PretrainedConfig, tokens: TokenInfo, seq_len: int, where: 
             f" Use the tokenizer the model was made with, or leave vocab_size out of model.config."
         )
     positions = getattr(text_config, "max_position_embeddings", None)
-    if positions is not None and seq_len > positions:
+    if positions is None:
+        return
+    first = first_position(text_config.to_dict(), tokens.pad_id)
+    usable = positions - first
+    if seq_len > usable:
+        rest = (
+            f" (max_position_embeddings {positions}, which begin at {first} in '{text_config.model_type}')"
+            if first
+            else ""
+        )
         raise ModelError(
-            f"{where}: data.seq_len {seq_len} is longer than the model's {positions} positions."
-            f" Use seq_len {positions} or less, or a model with more positions."
+            f"{where}: data.seq_len {seq_len} is longer than the model's {usable} positions{rest}."
+            f" Use seq_len {usable} or less, or a model with more positions."
         )
 
 

@@ -11,6 +11,7 @@ from orchestrator.spec.job import EvaluateStage, Job, Stage, TrainStage
 from orchestrator.spec.messages import suggestion
 from orchestrator.spec.optimization import Adafactor, WarmupStableDecay
 from orchestrator.spec.plan import batch_complaint, count_steps, input_stage, plan_batch
+from orchestrator.spec.positions import first_position
 from orchestrator.spec.training import (
     FSDP2Strategy,
     SequenceClassificationObjective,
@@ -166,10 +167,13 @@ def _check_model(job: Job, stage: TrainStage, path: KeyPath) -> Iterator[Complai
     config = stage.model.config
     for key in POSITIONS:
         positions = config.get(key)
-        if isinstance(positions, int) and stage.data.seq_len > positions:
+        # A tokenizer's padding id is not known yet: 0 is the lowest.
+        unused = first_position(config, pad_id=0)
+        if isinstance(positions, int) and stage.data.seq_len > positions - unused:
+            rest = f", of which '{config['model_type']}' uses {positions - unused}" if unused else ""
             yield (
                 (*path, "data", "seq_len"),
-                f"seq_len {stage.data.seq_len} is longer than the model's {key} {positions}",
+                f"seq_len {stage.data.seq_len} is longer than the model's {key} {positions}{rest}",
             )
     vocabulary, trained = config.get("vocab_size"), job.tokenizer and job.tokenizer.train
     if isinstance(vocabulary, int) and trained and trained.vocab_size > vocabulary:

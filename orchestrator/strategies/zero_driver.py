@@ -127,9 +127,17 @@ def _initialize(
     Raises:
         PlanError: DeepSpeed refuses the user's own configuration.
     """
+    refusals = (
+        deepspeed.DeepSpeedConfigError,
+        AssertionError,
+        AttributeError,
+        KeyError,
+        TypeError,
+        ValueError,
+    )
     try:
         engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=dict(config))
-    except (AssertionError, KeyError, TypeError, ValueError) as error:
+    except refusals as error:
         if section.config is None:
             raise
         raise PlanError(f"strategy.config {section.config}: DeepSpeed refuses it: {error}") from error

@@ -84,6 +84,22 @@ def test_looking_loads_nothing_heavy(arguments: tuple[str, ...], folder: Path) -
     assert [name for name in HEAVY if name in loaded] == []
 
 
+DEEPSPEED_FILE = "orchestrator.spec.deepspeed_file"
+
+
+@pytest.mark.parametrize("command", [("validate",), ("plan", "--no-model")], ids=lambda command: command[0])
+def test_a_look_at_a_deepspeed_file_loads_nothing_heavy(command: tuple[str, ...], folder: Path) -> None:
+    (folder / "ds.json").write_text('{"zero_optimization": {"stage": "auto"}}')
+    strategy = f"{{name: zero, config: {folder}/ds.json}}"
+    loaded = loaded_by(*command, JOB, "--set", f"stages.pretrain.strategy={strategy}", cwd=folder)
+    assert DEEPSPEED_FILE in loaded
+    assert [name for name in HEAVY if name in loaded] == []
+
+
+def test_a_job_without_a_deepspeed_file_does_not_load_its_check(folder: Path) -> None:
+    assert DEEPSPEED_FILE not in loaded_by("validate", JOB, cwd=folder)
+
+
 def test_status_needs_no_checker_of_jobs(folder: Path) -> None:
     assert "pydantic_core" not in loaded_by("status", cwd=folder)
 

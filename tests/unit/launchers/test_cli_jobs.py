@@ -79,6 +79,38 @@ def test_validate_and_plan_refuse_a_batch_that_cannot_be_split(console: Console,
     }
 
 
+@pytest.mark.parametrize("command", ["validate", "plan", "run", "prepare", "submit"])
+def test_a_deepspeed_file_that_contradicts_the_job_is_refused_before_anything_starts(
+    command: str, console: Console, tmp_path: Path
+) -> None:
+    (tmp_path / "ds.json").write_text('{"bf16": true, "zero_optimization": {"stage": 3}}')
+    path = write_job(tmp_path, changed("{name: ddp}", "{name: zero, config: ds.json}"))
+    options = () if command == "validate" else ("--runs-dir", tmp_path / "runs")
+    place = f"{path}:18: stages[0].strategy.config: {tmp_path}/ds.json: "
+    message = (
+        f'{place}bf16: found true, expected an object or "auto"\n'
+        f'{place}zero_optimization.stage: found 3, expected 2 or "auto" (strategy.stage)\n'
+    )
+    assert console(command, path, *options) == (2, "", message)
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_deepspeed_file_that_is_not_there_is_refused_with_the_rest(
+    console: Console, tmp_path: Path
+) -> None:
+    path = write_job(tmp_path, changed("{name: ddp}", "{name: zero, config: nope.json}"))
+    errors = console("validate", path, "--json", "--set", "resources.num_workers=3").json()["errors"]
+    assert [error["key"] for error in errors] == ["stages[0].global_batch_size", "stages[0].strategy.config"]
+    assert errors[1]["message"] == f"{tmp_path}/nope.json: No such file or directory; name a readable file"
+
+
+def test_a_deepspeed_file_that_leaves_all_to_the_job_is_accepted(console: Console, tmp_path: Path) -> None:
+    (tmp_path / "ds.json").write_text('{"train_batch_size": "auto", "zero_optimization": {"stage": "auto"}}')
+    path = write_job(tmp_path, changed("{name: ddp}", "{name: zero, config: ds.json}"))
+    assert console("validate", path).code == 0
+    assert console("plan", path, "--no-model").code == 0
+
+
 def test_overrides_may_be_repeated(console: Console, tmp_path: Path) -> None:
     path = write_job(tmp_path, VALID)
     options = ("--set", "stages.pretrain.micro_batch_size=2", "--set", "resources.num_workers=4")

@@ -12,7 +12,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from orchestrator.errors import PlanError, SpecError
 from orchestrator.spec.datasets import HubDataset, TextDataset
-from orchestrator.spec.job import Job, Resources, TrainStage
+from orchestrator.spec.job import ExportStage, Job, Resources, TrainStage
 from orchestrator.spec.load import dump_resolved, load_job, load_resolved
 from orchestrator.spec.optimization import SGD, AdamW, Limits
 from tests.unit.spec.jobs import VALID, changed, complaints, first_stage, load, write_job
@@ -110,6 +110,13 @@ def test_a_file_extends_another_and_merges_stages_by_name(tmp_path: Path) -> Non
     tune = job.stage("tune")
     assert isinstance(tune, TrainStage)
     assert (tune.data.seq_len, tune.data.mixture) == (32, {"rfc": 1.0})
+
+
+def test_a_stage_of_another_kind_replaces_one_that_trains_by_default(tmp_path: Path) -> None:
+    write_job(tmp_path, SHARED, "base.yaml")
+    export = "stages: [{name: tune, kind: export, from: pretrain}, {name: test, from: pretrain}]"
+    job = load(tmp_path, f"extends: base.yaml\n{export}\n")
+    assert job.stages[1] == ExportStage.model_validate({"name": "tune", "kind": "export", "from": "pretrain"})
 
 
 def test_a_mistake_in_a_base_names_the_base(tmp_path: Path) -> None:

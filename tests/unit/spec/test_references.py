@@ -73,6 +73,14 @@ MISTAKES = {
     changed("{model_type: gpt2}", "{model_type: gpt2, n_positions: 32}"): (
         "15: stages[0].data.seq_len: seq_len 64 is longer than the model's n_positions 32"
     ),
+    changed("{model_type: gpt2}", "{model_type: roberta, max_position_embeddings: 65, pad_token_id: 1}"): (
+        "15: stages[0].data.seq_len: seq_len 64 is longer than the model's max_position_embeddings 65,"
+        " of which 'roberta' uses 63"
+    ),
+    changed("{model_type: gpt2}", "{model_type: camembert, max_position_embeddings: 64}"): (
+        "15: stages[0].data.seq_len: seq_len 64 is longer than the model's max_position_embeddings 64,"
+        " of which 'camembert' uses 63"
+    ),
     changed("{model_type: gpt2}", "{model_type: gpt2, vocab_size: 100}"): (
         "14: stages[0].model.config.vocab_size: vocab_size 100 is smaller than the tokenizer's"
         " 512; leave it out to use the tokenizer's"
@@ -122,6 +130,8 @@ def test_a_stage_behind_a_circle_is_not_blamed(tmp_path: Path) -> None:
         changed("name: adamw", "name: adafactor").replace("{name: ddp}", "{name: zero, stage: 0}"),
         changed("warmup_steps: 2", "warmup_steps: 10"),
         VALID + "    evaluation: {datasets: [rfc]}\n",
+        changed("{model_type: gpt2}", "{model_type: roberta, max_position_embeddings: 66, pad_token_id: 1}"),
+        changed("{model_type: gpt2}", "{model_type: bert, max_position_embeddings: 64}"),
     ],
 )
 def test_what_fits_is_accepted(text: str, tmp_path: Path) -> None:
