@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import glob
+import os
+import sys
 from argparse import Namespace
 from typing import TYPE_CHECKING, Any
 
@@ -39,6 +42,21 @@ def _file_problems(loaded: LoadedJob) -> list[Problem]:
     return [loaded.problem(path, message) for path, message in complaints(loaded.job)]
 
 
+def _warn_of_missing_files(job: Job) -> list[str]:
+    """Say on stderr which files are not here; a job may be checked on another machine than it runs on."""
+    warnings = []
+    for name, dataset in job.datasets.items():
+        files: str | tuple[str, ...] = getattr(dataset, "files", ())
+        warnings += [
+            f"datasets.{name}.files: nothing matches {pattern} on this machine"
+            for pattern in ((files,) if isinstance(files, str) else files)
+            if not os.path.exists(pattern) and next(glob.iglob(pattern, recursive=True), None) is None
+        ]
+    for warning in warnings:
+        print(f"orchestrator: warning: {warning}", file=sys.stderr)
+    return warnings
+
+
 def validate(options: Namespace) -> int:
     """Check a job file, alone and against itself."""
     from orchestrator.errors import SpecError
@@ -52,8 +70,9 @@ def validate(options: Namespace) -> int:
     ] + _file_problems(loaded)
     if problems:
         raise SpecError(problems)
+    warnings = _warn_of_missing_files(loaded.job)
     if options.json:
-        print_json({"ok": True, "errors": []})
+        print_json({"ok": True, "errors": [], "warnings": warnings})
         return 0
     names = [stage.name for stage in loaded.job.stages]
     count = f"{len(names)} stage" if len(names) == 1 else f"{len(names)} stages"
@@ -67,6 +86,7 @@ def plan(options: Namespace) -> int:
 
     job = _load_job(options)
     document = plan_job(job, runs_dir=options.runs_dir, with_model=options.with_model)
+    _warn_of_missing_files(job)
     if options.json:
         print_json(document)
     else:

@@ -178,6 +178,11 @@ class CheckpointManager:
                 load(tensors, storage_reader=ShardReader(path), planner=planner)
         except CheckpointException as error:
             raise CheckpointError(f"{path}: could not be read: {_describe(error)}") from error
+        return self.read_state(path)
+
+    @staticmethod
+    def read_state(path: Path) -> dict[str, Any]:
+        """What ``save`` was given beside the tensors."""
         return seal.read_json(path / seal.STATE)
 
     def _check(self, path: Path) -> str | None:

@@ -98,20 +98,32 @@ def _first_model(
     factory = resolve("model", stage.model.factory)
     model: PreTrainedModel = factory(stage.model.config, objective.head, tokens, inputs.label_names)
     if stage.init is not None and stage.init.checkpoint is not None:
-        _load_checkpoint_weights(model, Path(stage.init.checkpoint))
+        tokenizer = inputs.data_digests["tokenizer"]
+        load_checkpoint_weights(model, Path(stage.init.checkpoint), tokenizer_digest=tokenizer)
     return model
 
 
-def _load_checkpoint_weights(model: PreTrainedModel, folder: Path) -> None:
+def load_checkpoint_weights(model: PreTrainedModel, folder: Path, *, tokenizer_digest: str) -> None:
     """Take the weights of another run's checkpoint.
 
+    Args:
+        tokenizer_digest: Of the tokenizer that these weights are going to see.
+
     Raises:
-        CheckpointError: It does not verify, or holds other parameters than the model.
+        CheckpointError: It does not verify, holds other parameters than the model, or was trained with
+            another tokenizer.
     """
     manager = CheckpointManager(folder.parent, keep_last=2)
     problem = manager.verify(folder)
     if problem is not None:
         raise CheckpointError(f"init.checkpoint {folder}: {problem}; name another checkpoint")
+    trained_with = manager.read_state(folder).get("tokenizer")
+    if trained_with != tokenizer_digest:
+        raise CheckpointError(
+            f"init.checkpoint {folder} was trained with the tokenizer {trained_with}, and this stage's is"
+            f" {tokenizer_digest}: its tokens would mean something else. Set tokenizer.from to the"
+            " folder of the one it was trained with, such as the weights/ of its stage"
+        )
     weights = manager.read_weights(folder)
     wanted = dict(model.named_parameters())
     odd = sorted(

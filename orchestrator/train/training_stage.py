@@ -205,6 +205,7 @@ class _Run:
             "job": self.job.name,
             "step": step,
             "rows": rows,
+            "tokenizer": self.parts.inputs.data_digests["tokenizer"],
         }
         try:
             self.manager.save(step, self.engine.neutral_state(), state)

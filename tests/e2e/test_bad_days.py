@@ -220,6 +220,8 @@ def test_cancel_saves_and_stops_with_exit_75_and_the_next_start_goes_on(tmp_path
     assert saved == [status["stages"][0]["step"]]
 
 
+@pytest.mark.ray
+@pytest.mark.timeout(600)
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_before_the_workers_start_stops_the_run_and_the_next_start_goes_on(
     number: signal.Signals, tmp_path: Path

@@ -22,8 +22,21 @@ PROMISE = (
 
 def test_a_valid_job_is_called_valid(console: Console, tmp_path: Path) -> None:
     path = write_job(tmp_path, TEXT)
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "a.txt").touch()
     assert console("validate", path) == (0, f"{path}: valid: 2 stages (pretrain, test)\n", "")
-    assert console("validate", path, "--json").json() == {"ok": True, "errors": []}
+    assert console("validate", path, "--json").json() == {"ok": True, "errors": [], "warnings": []}
+
+
+@pytest.mark.parametrize("command", [("validate",), ("plan", "--no-model")])
+def test_files_that_are_not_on_this_machine_are_a_warning(
+    command: tuple[str, ...], console: Console, tmp_path: Path
+) -> None:
+    ended = console(command[0], write_job(tmp_path, TEXT), *command[1:], "--json")
+    warning = f"datasets.rfc.files: nothing matches {tmp_path}/data/*.txt on this machine"
+    assert (ended.code, ended.errors) == (0, f"orchestrator: warning: {warning}\n")
+    if command[0] == "validate":
+        assert ended.json()["warnings"] == [warning]
 
 
 def test_problems_go_to_stderr_and_exit_with_2(console: Console, tmp_path: Path) -> None:
