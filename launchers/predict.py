@@ -19,9 +19,8 @@ from orchestrator.data.tokenizer import load_tokenizer
 from orchestrator.errors import PlanError
 from orchestrator.models import AUTO_CLASSES
 from orchestrator.registry import resolve
-from orchestrator.spec.job import Job, Stage, TrainStage
+from orchestrator.spec.job import Job, TrainStage
 from orchestrator.spec.load import load_resolved
-from orchestrator.spec.messages import suggestion
 
 
 def predict(run_dir: Path, *, stage: str | None, texts: list[str]) -> list[dict[str, Any]]:
@@ -55,7 +54,7 @@ def _choose_stage(job: Job, layout: RunLayout, name: str | None) -> TrainStage:
         if not trained:
             raise PlanError(f"{layout.root}: no training stage has weights yet")
         return trained[-1]
-    asked = _find_stage(job, layout, name)
+    asked = job.stage(name)
     source = asked.name if isinstance(asked, TrainStage) else asked.from_
     for stage in trained:
         if stage.name == source:
@@ -63,15 +62,6 @@ def _choose_stage(job: Job, layout: RunLayout, name: str | None) -> TrainStage:
     reader = "" if source == name else f", which {asked.kind} stage '{name}' reads,"
     found = ", ".join(stage.name for stage in trained) or "none yet"
     raise PlanError(f"{layout.root}: stage '{source}'{reader} has no weights; stages with weights: {found}")
-
-
-def _find_stage(job: Job, layout: RunLayout, name: str) -> Stage:
-    """The stage called ``name``, of whatever kind."""
-    try:
-        return job.stage(name)
-    except KeyError:
-        hint = suggestion(name, [stage.name for stage in job.stages], plural="Its stages")
-        raise PlanError(f"{layout.root}: no stage is called '{name}'.{hint}") from None
 
 
 def _load(stage: TrainStage, head: Head, layout: RowLayout, folder: Path) -> Trained:

@@ -54,14 +54,20 @@ class ProgressDisplay:
         self._live: Live | None = None
         self._thread: threading.Thread | None = None
         self._ended = threading.Event()
+        self._prepared = ""
         self._percent = -1
 
     def prepare(self, stage: str, what: str, done: int, total: int) -> None:
-        """One line at every tenth of the rows."""
+        """One line at every tenth of the rows, with the rate and the remaining time."""
         percent = 10 * (10 * done // max(total, 1))
+        if what != self._prepared:
+            self._prepared, self._percent = what, -1
+            self._prepare_began, self._prepare_from = time.monotonic(), done
         if percent != self._percent:
             self._percent = percent
-            self._line(stage, f"tokenising {what}: {done:,} of {total:,} rows")
+            seconds = time.monotonic() - self._prepare_began
+            pace = _pace(done - self._prepare_from, total - done, seconds)
+            self._line(stage, f"tokenising {what}: {done:,} of {total:,} rows{pace}")
 
     def skip(self, stage: str) -> None:
         """One line."""
@@ -131,6 +137,16 @@ class ProgressDisplay:
             if record["event"] == "training_started" and record["stage"] == stage
         ]
         return f" of {started[-1]}" if started else ""
+
+
+def _pace(done: int, left: int, seconds: float) -> str:
+    """Rows per second and the time that the rest takes at that rate; nothing before there is a rate."""
+    if not done or not left or seconds <= 0:
+        return ""
+    rate = done / seconds
+    minutes, rest = divmod(round(left / rate), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f", {rate:,.0f} rows/s, {hours}:{minutes:02}:{rest:02} left"
 
 
 def _has_started(layout: StageLayout, began: float) -> bool:

@@ -5,13 +5,14 @@ Works on any ``datasets.Dataset`` handed to it, without importing the library.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NoReturn
 
 import numpy as np
 
 from orchestrator.data.files import nearest
-from orchestrator.data.selection import hash_texts, needs_hashes
+from orchestrator.data.selection import hash_texts
 from orchestrator.errors import DataError
 from orchestrator.spec.datasets import DatasetSection, Scalar
 
@@ -19,23 +20,34 @@ from orchestrator.spec.datasets import DatasetSection, Scalar
 SCAN_ROWS = 1000
 
 
-def filter_rows(name: str, dataset: DatasetSection, source: Any) -> tuple[Any, np.ndarray]:
-    """The rows that the filter keeps, and the number of each in the source."""
-    numbers = np.arange(len(source), dtype=np.int64)
+def filter_rows(name: str, dataset: DatasetSection, source: Any, part: Sequence[int]) -> np.ndarray:
+    """Numbers of the rows of ``part`` that the filter keeps, int64 and rising.
+
+    Args:
+        part: Consecutive rows of ``source``.
+
+    Raises:
+        DataError: The filter names a column that is not there.
+    """
     for column in dataset.filter:
         _require_column(name, "filter", column, source)
+    numbers = np.arange(part[0], part[-1] + 1, dtype=np.int64)
     if not dataset.filter:
-        return source, numbers
-    kept = [_matches(batch, dataset.filter) for batch in _batches(source, list(dataset.filter))]
-    numbers = np.flatnonzero(np.concatenate(kept))
-    if len(numbers) == 0:
-        column, wanted = next(iter(dataset.filter.items()))
-        found = sorted({repr(value) for value in source.select(range(min(len(source), SCAN_ROWS)))[column]})
-        raise DataError(
-            f"datasets.{name}: filter {dataset.filter} keeps none of {len(source)} rows; column"
-            f" '{column}' starts with values {', '.join(found[:10])}, expected {wanted!r}."
-        )
-    return source.select(numbers), numbers
+        return numbers
+    rows = source.select(part)
+    kept = [_matches(batch, dataset.filter) for batch in _batches(rows, list(dataset.filter))]
+    kept_numbers: np.ndarray = numbers[np.concatenate(kept)]
+    return kept_numbers
+
+
+def refuse_empty_filter(name: str, dataset: DatasetSection, source: Any) -> NoReturn:
+    """Raise ``DataError``: the filter keeps no row."""
+    column, wanted = next(iter(dataset.filter.items()))
+    found = sorted({repr(value) for value in source.select(range(min(len(source), SCAN_ROWS)))[column]})
+    raise DataError(
+        f"datasets.{name}: filter {dataset.filter} keeps none of {len(source)} rows; column"
+        f" '{column}' starts with values {', '.join(found[:10])}, expected {wanted!r}."
+    )
 
 
 def _matches(
@@ -82,29 +94,36 @@ def _require_column(name: str, key: str, column: str, source: Any) -> None:
         )
 
 
-def check_rows(name: str, dataset: DatasetSection, rows: Any, numbers: np.ndarray) -> np.ndarray:
-    """Check every text and label; hash the texts where the split needs it."""
-    hash_batch: Callable[[list[str]], np.ndarray] = (
-        hash_texts if needs_hashes(dataset) else lambda texts: np.empty((0, 2), np.uint64)
-    )
-    hashes = []
+@dataclass(frozen=True)
+class Unsound:
+    """A row that cannot be used, and why."""
+
+    number: int
+    """In the source, counted from 0."""
+    problem: str
+
+
+def unsound_rows(dataset: DatasetSection, rows: Any, numbers: np.ndarray) -> Iterator[Unsound]:
+    """Rows whose text is no string or whose label is missing.
+
+    Args:
+        rows: With the columns ``text`` and, where there are labels, ``label``.
+        numbers: Their numbers in the source.
+    """
     first = 0
     for batch in _batches(rows, rows.column_names):
-        texts = batch["text"]
-        bad = next((i for i, text in enumerate(texts) if not isinstance(text, str)), None)
-        if bad is not None:
-            raise DataError(
-                f"datasets.{name}: row {numbers[first + bad]} (counted from 0): column"
-                f" '{dataset.text_column}' holds"
-                f" {texts[bad]!r}, expected a string. Correct or filter the row."
-            )
-        unlabelled = next((i for i, label in enumerate(batch.get("label", ())) if label in (None, "")), None)
-        if unlabelled is not None:
-            row = numbers[first + unlabelled]
-            raise DataError(
-                f"datasets.{name}: row {row} (counted from 0): column '{dataset.label_column}'"
-                " holds no label. Correct or filter the row."
-            )
-        hashes.append(hash_batch(texts))
-        first += len(texts)
-    return np.concatenate(hashes)
+        labels = batch.get("label", [0] * len(batch["text"]))
+        for number, text, label in zip(numbers[first:], batch["text"], labels, strict=False):
+            if not isinstance(text, str):
+                yield Unsound(
+                    int(number), f"column '{dataset.text_column}' holds {text!r}, expected a string"
+                )
+            elif label is None or label == "":
+                yield Unsound(int(number), f"column '{dataset.label_column}' holds no label")
+        first += len(batch["text"])
+
+
+def hash_rows(rows: Any) -> np.ndarray:
+    """Hashes of the texts of ``rows``, uint64 ``(rows, 2)``."""
+    hashes = [hash_texts(batch["text"]) for batch in _batches(rows, ["text"])]
+    return np.concatenate([np.empty((0, 2), np.uint64), *hashes])

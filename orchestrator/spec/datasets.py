@@ -19,6 +19,8 @@ class DatasetSection(Section):
     """Label names in the order of their ids; absent: the sorted values found in the column."""
     filter: dict[str, Scalar | tuple[Scalar, ...]] = field(default_factory=dict)
     """Keep only rows whose column has this value (or one of these values)."""
+    on_bad_row: Literal["error", "skip"] = "error"
+    """A row whose text is no string or whose label is missing: stop, or leave it out and count it."""
     deduplicate: bool = False
     """Drop rows whose text repeats an earlier row's exactly."""
     validation_fraction: Fraction = 0.0

@@ -13,8 +13,9 @@ from pathlib import Path
 
 from transformers import PretrainedConfig
 
-from orchestrator.checkpoint.layout import RunLayout, StageLayout
+from orchestrator.checkpoint.layout import StageLayout
 from orchestrator.contracts import TokenInfo
+from orchestrator.data.catalog import Catalog
 from orchestrator.data.prepare import prepare_rows, verify
 from orchestrator.data.prepared import Meta
 from orchestrator.data.selection import Split
@@ -96,7 +97,7 @@ class PreparedData:
 
 
 def prepare_data(
-    job: Job, stage: TrainStage | EvaluateStage, layout: RunLayout, on_progress: Progress
+    job: Job, stage: TrainStage | EvaluateStage, catalog: Catalog, on_progress: Progress
 ) -> PreparedData:
     """Train or load the stage's tokenizer and tokenise its datasets, or find both in the cache.
 
@@ -106,21 +107,20 @@ def prepare_data(
     trained = stage if isinstance(stage, TrainStage) else _trained_stage(job, stage.from_)
     objective = resolve("objective", trained.objective.name)
     rows = objective.row_layout(trained.objective, trained.data)
-    tokenizer = prepare_tokenizer(tokenizer_section(job, trained), job.datasets, layout.cache)
+    tokenizer = prepare_tokenizer(tokenizer_section(job, trained), catalog)
 
     tokens = token_info(load_tokenizer(tokenizer))
     check_fit(_model_config(job, trained, tokens), tokens, trained.data.seq_len, f"stage '{trained.name}'")
 
     def prepare(name: str, split: Split, label_names: tuple[str, ...] | None) -> Path:
         return prepare_rows(
-            name,
-            job.datasets[name],
+            catalog.find(name),
             split,
             rows,
             tokenizer,
-            layout.cache,
             label_names=label_names,
             num_labels=_num_labels(trained),
+            tasks=catalog.tasks,
             on_progress=lambda done, total: on_progress(f"{name} ({split})", done, total),
         )
 

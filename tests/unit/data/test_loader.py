@@ -10,9 +10,8 @@ import pytest
 
 from orchestrator.contracts import Row, RowLayout
 from orchestrator.data.loader import BLOCK_ROWS, MixtureReader, RowReader
-from orchestrator.data.prepare import prepare_rows
 from orchestrator.data.tokenizer import load_tokenizer
-from tests.unit.data.corpus import section, text_corpus, train_small
+from tests.unit.data.corpus import prepared, section, text_corpus, train_small
 
 SEQ_LEN = 32
 FRAMINGS = pytest.mark.parametrize("framed", [False, True])
@@ -35,7 +34,7 @@ def open_rows(
     where = folder / name
     where.mkdir(exist_ok=True)
     layout = RowLayout(kind, SEQ_LEN, framed=framed, labelled=False)  # type: ignore[arg-type]
-    made = prepare_rows(name, text_corpus(where, num_documents), "train", layout, tokenizer, folder)
+    made = prepared(name, text_corpus(where, num_documents), "train", layout, tokenizer, folder)
     return RowReader.open(made, seed=5, source_name=name)
 
 
@@ -63,7 +62,7 @@ def test_corpus_shorter_than_one_row(tmp_path: Path, tokenizer: Path, framed: bo
     (tmp_path / "a.txt").write_text("a b\n", "utf-8")
     layout = RowLayout("packed", SEQ_LEN, framed=framed, labelled=False)
     dataset = section(source="text", files=str(tmp_path / "a.txt"))
-    made = prepare_rows("a", dataset, "train", layout, tokenizer, tmp_path)
+    made = prepared("a", dataset, "train", layout, tokenizer, tmp_path)
     reader = RowReader.open(made, seed=5, source_name="a")
     (row,) = ids(reader.read(np.array([0]), 0))
     assert reader.num_rows == 1

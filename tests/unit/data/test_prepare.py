@@ -23,19 +23,19 @@ from hypothesis import strategies as st
 from orchestrator.contracts import RowLayout
 from orchestrator.data.cache import COMPLETE, make_folder
 from orchestrator.data.loader import RowReader
-from orchestrator.data.prepare import cut_segments, prepare_rows, verify
+from orchestrator.data.prepare import cut_segments, verify
 from orchestrator.data.prepared import Meta
 from orchestrator.data.tokenizer import for_classification, load_tokenizer
 from orchestrator.errors import DataError
 from orchestrator.spec.datasets import Dataset
-from tests.unit.data.corpus import make_texts, section, text_corpus, train_small, write_jsonl
+from tests.unit.data.corpus import make_texts, prepared, section, text_corpus, train_small, write_jsonl
 
 PACKED = RowLayout("packed", 32, framed=False, labelled=False)
 LABELLED = RowLayout("documents", 24, framed=False, labelled=True)
 
 
 def prepare(dataset: Dataset, layout: RowLayout, tokenizer: Path, cache: Path, **options: Any) -> Path:
-    return prepare_rows("corpus", dataset, "train", layout, tokenizer, cache, **options)
+    return prepared("corpus", dataset, "train", layout, tokenizer, cache, **options)
 
 
 def rows_of(folder: Path, epoch: int = 0) -> list[Any]:
@@ -147,7 +147,7 @@ def test_string_labels_have_the_ids_of_all_splits(tmp_path: Path, bpe: Path) -> 
     dataset = labelled(tmp_path / "a.jsonl", ["b", "c", "a", "b"] * 20, test_fraction=0.5)
     names = {
         Meta.open(
-            prepare_rows("corpus", dataset, split, LABELLED, bpe, tmp_path, num_labels=3)  # type: ignore[arg-type]
+            prepared("corpus", dataset, split, LABELLED, bpe, tmp_path, num_labels=3)  # type: ignore[arg-type]
         ).label_names
         for split in ("train", "test")
     }
@@ -317,15 +317,14 @@ PREPARE_PROGRAM = """
 import sys, time
 from pathlib import Path
 from orchestrator.contracts import RowLayout
-from orchestrator.data.prepare import prepare_rows
-from tests.unit.data.corpus import section
+from tests.unit.data.corpus import prepared, section
 folder, tokenizer, pause = Path(sys.argv[1]), Path(sys.argv[2]), float(sys.argv[3])
 dataset = section(source="json", files=str(folder / "corpus.jsonl"))
 def progress(done, total):
     print("working", flush=True)
     time.sleep(pause)
 layout = RowLayout("packed", 32, framed=False, labelled=False)
-print(prepare_rows("corpus", dataset, "train", layout, tokenizer, folder, on_progress=progress))
+print(prepared("corpus", dataset, "train", layout, tokenizer, folder, on_progress=progress))
 """
 
 

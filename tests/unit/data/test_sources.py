@@ -13,15 +13,20 @@ from typing import Any
 import datasets
 import pytest
 
-from orchestrator.data.sources import distinct_labels, load_rows, source_digest
+from orchestrator.data.rows import distinct_labels, find_rows
+from orchestrator.data.sources import Source, find_source
 from orchestrator.errors import DataError
 from tests.unit.data.corpus import make_texts, section, write_csv, write_jsonl
 
 TEXTS = make_texts(30)
 
 
+def find(folder: Path, **keys: Any) -> Source:
+    return find_source("corpus", section(**keys), folder / "cache")
+
+
 def read(folder: Path, split: str = "train", /, **keys: Any) -> Any:
-    return load_rows("corpus", section(**keys), split, folder / "cache")  # type: ignore[arg-type]
+    return find_rows(find(folder, **keys), split).open()  # type: ignore[arg-type]
 
 
 def error(folder: Path, split: str = "train", /, **keys: Any) -> str:
@@ -296,7 +301,7 @@ def test_a_file_changed_in_place_is_read_anew_though_its_time_is_the_same(tmp_pa
     for text in ("one", "two"):
         path.write_text(text + "\n", "utf-8")
         os.utime(path, (10**9, 10**9))
-        digest = source_digest("corpus", section(**keys), tmp_path / "cache")
+        digest = find(tmp_path, **keys).digest
         found.append((list(read(tmp_path, **keys)["text"]), digest))
     assert [texts for texts, _ in found] == [["one"], ["two"]]
     assert found[0][1] != found[1][1]
@@ -307,7 +312,7 @@ def test_digest_depends_on_content_and_keys_but_not_on_the_place(tmp_path: Path)
     first, second = saved_file(tmp_path, "json"), saved_file(tmp_path / "elsewhere", "json")
 
     def digest(path: Path, **keys: Any) -> str:
-        return source_digest("corpus", section(source="json", files=str(path), **keys), tmp_path / "cache")
+        return find(tmp_path, source="json", files=str(path), **keys).digest
 
     assert digest(first) == digest(second)
     others = [
@@ -325,24 +330,20 @@ def test_digest_depends_on_content_and_keys_but_not_on_the_place(tmp_path: Path)
 def test_digest_of_a_saved_dataset_is_that_of_its_files(tmp_path: Path) -> None:
     folder = tmp_path / "saved"
     datasets.Dataset.from_dict({"text": TEXTS}).save_to_disk(str(folder))
-    saved = section(source="saved", path=str(folder))
-    before = source_digest("corpus", saved, tmp_path / "cache")
-    assert source_digest("corpus", saved, tmp_path / "cache") == before
+    saved = {"source": "saved", "path": str(folder)}
+    before = find(tmp_path, **saved).digest
+    assert find(tmp_path, **saved).digest == before
     arrow = next(folder.glob("*.arrow"))
     content = bytearray(arrow.read_bytes())
     content[-20] ^= 1
     arrow.write_bytes(content)
-    assert source_digest("corpus", saved, tmp_path / "cache") != before
+    assert find(tmp_path, **saved).digest != before
 
 
 def test_distinct_labels_are_those_of_all_splits(tmp_path: Path) -> None:
     rows = [{"text": str(i), "label": "zyx"[i % 3]} for i in range(9)]
     keys = {"source": "json", "files": str(write_jsonl(tmp_path / "a.jsonl", rows)), "label_column": "label"}
-    assert distinct_labels("corpus", section(**keys, test_fraction=0.9), tmp_path / "cache") == [
-        "x",
-        "y",
-        "z",
-    ]
+    assert distinct_labels(find(tmp_path, **keys, test_fraction=0.9)) == ["x", "y", "z"]
 
 
 def test_hub_path_that_is_a_local_folder_is_refused(tmp_path: Path) -> None:
@@ -353,13 +354,14 @@ def test_hub_that_cannot_be_reached_and_local_sources_leave_no_trace_in_the_home
     path = saved_file(tmp_path, "json")
     program = f"""
 from pathlib import Path
-from orchestrator.data.sources import load_rows
+from orchestrator.data.rows import find_rows
+from orchestrator.data.sources import find_source
 from orchestrator.errors import DataError
 from tests.unit.data.corpus import section
 cache = Path({str(tmp_path / "cache")!r})
-print(len(load_rows("a", section(source="json", files={str(path)!r}), "train", cache)))
+print(len(find_rows(find_source("a", section(source="json", files={str(path)!r}), cache), "train").open()))
 try:
-    load_rows("b", section(source="hub", path="stanfordnlp/imdb"), "train", cache)
+    find_source("b", section(source="hub", path="stanfordnlp/imdb"), cache)
 except DataError as error:
     print(error)
 """
@@ -419,5 +421,5 @@ def test_a_csv_row_with_a_field_too_many_or_without_a_label_is_refused(
     (tmp_path / "rows.csv").write_text(content)
     dataset = section(source="csv", files=str(tmp_path / "rows.csv"), label_column="label")
     with pytest.raises(DataError) as raised:
-        load_rows("rows", dataset, "train", tmp_path / "cache")
+        find_rows(find_source("rows", dataset, tmp_path / "cache"), "train")
     assert expected in str(raised.value)

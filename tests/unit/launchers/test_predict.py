@@ -14,7 +14,6 @@ from transformers import PreTrainedTokenizerFast
 from launchers.predict import predict
 from orchestrator.checkpoint.layout import RunLayout
 from orchestrator.data.loader import RowReader
-from orchestrator.data.prepare import prepare_rows
 from orchestrator.data.tokenizer import for_classification, load_tokenizer, save_tokenizer, token_info
 from orchestrator.data.vocabulary import train_tokenizer
 from orchestrator.errors import PlanError
@@ -22,7 +21,7 @@ from orchestrator.models import AUTO_CLASSES, build_auto_model, save_weights
 from orchestrator.objectives.sequence_classification import SequenceClassification
 from orchestrator.spec.datasets import TokenizerTraining
 from orchestrator.spec.load import dump_resolved, load_resolved
-from tests.unit.data.corpus import section, write_jsonl
+from tests.unit.data.corpus import prepared, section, write_jsonl
 from tests.unit.launchers.commands import Console
 from tests.unit.spec.jobs import VALID, first_stage, load
 
@@ -199,7 +198,7 @@ def test_a_text_is_classified_as_the_row_that_training_makes_of_it(
         files=str(write_jsonl(tmp_path / "rows.jsonl", [{"text": text, "label": 1}])),
         label_column="label",
     )
-    folder = prepare_rows("rfc", corpus, "train", rows, tmp_path / algorithm, tmp_path / "cache")
+    folder = prepared("rfc", corpus, "train", rows, tmp_path / algorithm, tmp_path / "cache")
     (row,) = RowReader.open(folder, seed=0, source_name="rfc").read(np.array([0]), 0)
     assert len(row.input_ids) <= 16
     logits = logits_of(layout, "sequence_classification", row.input_ids.tolist())
@@ -312,11 +311,8 @@ def test_a_stage_that_reads_weights_answers_with_them(tmp_path: Path) -> None:
 
 def test_a_stage_without_weights_is_refused_with_the_stage_that_would_make_them(tmp_path: Path) -> None:
     layout = finished_run(tmp_path, trained_tokenizer(tmp_path, "bpe"), "causal_lm")
-    messages = {
-        "exprt": "no stage is called 'exprt'. Did you mean 'export'?",
-        "zebra": "no stage is called 'zebra'. Its stages: pretrain, test, export.",
-    }
-    assert_refused(layout, messages)
+    with pytest.raises(PlanError, match=r"no stage 'exprt', expected one of .*'export'\]"):
+        answer(layout, "a film", stage="exprt")
     layout.stage("pretrain").weights.rename(tmp_path / "elsewhere")
     weightless = "has no weights; stages with weights: none yet"
     messages = {
