@@ -113,6 +113,8 @@ def _print_plan(document: dict[str, Any]) -> None:
         print(f"  {index}. {stage['name']}: {stage['kind']}{needs}: {state}")
         if stage["kind"] == "train":
             print(f"     {stage['promise']}")
+    if document["refusal"]:
+        print(f"'run' refuses this job as it is: {document['refusal']}")
 
 
 def _plan_row(stage: dict[str, Any]) -> tuple[str, ...]:

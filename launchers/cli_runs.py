@@ -32,6 +32,8 @@ def status(options: Namespace) -> int:
         for stage in run["stages"]
     ]
     print_table(f"{run['name']}: {run['state']}", ("stage", "state", "step", "metrics"), rows)
+    if run["problem"]:
+        print(run["problem"])
     return 0
 
 

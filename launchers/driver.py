@@ -65,6 +65,7 @@ def run_stages(job: Job, layout: RunLayout, display: Display, *, fresh: bool, st
             append_event(layout.events, "run_failed", error=type(error).__name__, message=str(error))
             raise
         append_event(layout.events, f"run_{state}")
+        layout.stop_request.unlink(missing_ok=True)
         return state
 
 
@@ -89,6 +90,7 @@ def _walk(job: Job, layout: RunLayout, display: Display, run_id: str) -> State:
 
 def _prepare(job: Job, layout: RunLayout, display: Display, preparation: Preparation) -> list[Stage]:
     """Make what all stages read; those that are not finished, or read one that is not."""
+    preparation.check_sources()
     waiting: list[Stage] = []
     for stage in stage_order(job):
         inputs_done = not {waited.name for waited in waiting} & set(input_stages(stage))

@@ -6,8 +6,9 @@ import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from launchers.run_directory import refuse_changed
 from launchers.runs import prepared_rows, read_result
 from orchestrator.checkpoint.layout import RunLayout
 from orchestrator.errors import PlanError
@@ -21,6 +22,10 @@ from orchestrator.spec.plan import (
     stage_order,
 )
 from orchestrator.spec.promise import promise
+from orchestrator.spec.training import CausalLMObjective, MaskedLMObjective, SequenceClassificationObjective
+
+if TYPE_CHECKING:
+    from orchestrator.contracts import Head
 
 
 def plan_job(job: Job, *, runs_dir: Path, with_model: bool) -> dict[str, Any]:
@@ -41,6 +46,11 @@ def plan_job(job: Job, *, runs_dir: Path, with_model: bool) -> dict[str, Any]:
         raise PlanError("\n".join(complaints))
     run = RunLayout(runs_dir / job.name)
     parameters = ParameterCounts(run.cache / "parameters.json", with_model=with_model)
+    refusal = None
+    try:
+        refuse_changed(job, run)
+    except PlanError as error:
+        refusal = str(error)
     done = _finished(job, run)
     stages = [_plan_stage(job, stage, run, parameters, done) for stage in stage_order(job)]
     return {
@@ -48,6 +58,7 @@ def plan_job(job: Job, *, runs_dir: Path, with_model: bool) -> dict[str, Any]:
         "run_dir": str(run.root),
         "resources": job.resources.model_dump(mode="json"),
         "stages": stages,
+        "refusal": refusal,
     }
 
 
@@ -77,7 +88,7 @@ def _plan_stage(
         "tokens": None if steps is None else steps * batch.tokens_per_step,
         "rows": None if steps is None else steps * batch.global_batch_size,
         "epochs": stage.limits.max_epochs,
-        "parameters": parameters.count(_model_config(job, stage)),
+        "parameters": parameters.count(_model_config(job, stage), *_head(stage)),
         "promise": promise(stage, job.resources),
     }
 
@@ -97,6 +108,16 @@ def _model_config(job: Job, stage: TrainStage) -> dict[str, Any] | None:
     if job.tokenizer and job.tokenizer.train:
         config.setdefault("vocab_size", job.tokenizer.train.vocab_size)
     return config
+
+
+def _head(stage: TrainStage) -> tuple[Head | None, int]:
+    """What a stage's model predicts, and with how many outputs where it classifies."""
+    objective = stage.objective
+    if isinstance(objective, MaskedLMObjective):
+        return ("pretraining" if objective.next_sentence else "masked_lm"), 2
+    if isinstance(objective, SequenceClassificationObjective):
+        return "sequence_classification", objective.num_labels
+    return ("causal_lm" if isinstance(objective, CausalLMObjective) else None), 2
 
 
 def _finished(job: Job, run: RunLayout) -> set[str]:
@@ -119,20 +140,25 @@ class ParameterCounts:
         self._with_model = with_model
         self._known = self._read()
 
-    def count(self, config: Mapping[str, Any] | None) -> int | None:
+    def count(self, config: Mapping[str, Any] | None, head: Head | None, num_labels: int) -> int | None:
         """Parameters of the model; ``None`` when they are not known and not to be counted.
+
+        Args:
+            config: The model's configuration; absent: not ours to build.
+            head: What the model predicts; absent: only the user's own objective knows.
+            num_labels: Outputs of a classification head.
 
         Raises:
             ModelError: The model cannot be built.
         """
-        if config is None:
+        if config is None or head is None:
             return None
-        key = digest(config)
+        key = digest({"config": config, "head": head, "num_labels": num_labels})
         if key not in self._known and self._with_model:
             # Here and not above: it imports torch and transformers, which takes seconds.
             from orchestrator.models import count_parameters
 
-            self._known[key] = count_parameters(dict(config))
+            self._known[key] = count_parameters(config, head, num_labels)
             self._write()
         return self._known.get(key)
 

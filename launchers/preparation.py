@@ -40,6 +40,7 @@ def prepare_stages(job: Job, layout: RunLayout, display: Display) -> None:
     """
     with opened_run(job, layout) as run_id, RayTasks() as tasks:
         preparation = Preparation(job, layout, display, run_id, tasks)
+        preparation.check_sources()
         for stage in stage_order(job):
             preparation.prepare(stage)
 
@@ -65,6 +66,30 @@ class Preparation:
         self._catalog = Catalog(job.datasets, layout.cache, tasks)
         self._fingerprints: dict[str, str] = {}
         """What the weights of each stage depend on, by its name."""
+
+    def check_sources(self) -> None:
+        """Find the datasets of all stages and check their columns, before the first one is tokenised.
+
+        Raises:
+            DataError: A file or a column is missing.
+        """
+        from orchestrator.train.inputs import dataset_names, find_prepared
+
+        seen: set[str] = set()
+        for stage in stage_order(self._job):
+            if isinstance(stage, ExportStage):
+                continue
+            for name in dataset_names(self._job, stage):
+                refuse_to_go_on(self._layout)
+                if name not in seen:
+                    self._display.note(stage.name, f"reading dataset '{name}'")
+                seen.add(name)
+                try:
+                    self._catalog.find(name).check_columns()
+                except SourceMissingError:
+                    fingerprint = spec_fingerprint(self._job, stage)
+                    if find_prepared(self._layout.stage(stage.name), fingerprint) is None:
+                        raise
 
     def prepare(self, stage: Stage) -> str:
         """Make what a stage reads, and write ``inputs.json``; the stage's fingerprint.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 import threading
@@ -19,6 +20,8 @@ from launchers.runs import read_result, run_status
 from orchestrator.checkpoint.layout import RunLayout
 from orchestrator.spec.job import Job, TrainStage
 
+# What shells report of a process that ended by SIGINT.
+INTERRUPTED = 130
 EXIT_CODES: dict[State, int] = {"finished": 0, "stopped": 75}
 
 
@@ -60,9 +63,11 @@ def _run_stoppable(job: Job, layout: RunLayout, display: Display, *, fresh: bool
 
     def on_signal(number: int, frame: FrameType | None) -> None:
         if stop.is_set():
-            raise KeyboardInterrupt
+            # Threads of native libraries cannot be ended one by one; what the run needs is on the disk.
+            print("Stopped at once; the same command goes on from the last checkpoint.", file=sys.stderr)
+            os._exit(INTERRUPTED)
         stop.set(signal.Signals(number).name)
-        print("Stopping after this step; once more to stop at once.", file=sys.stderr)
+        print("Stopping as soon as the work is saved; once more to stop at once.", file=sys.stderr)
 
     thread = threading.Thread(target=work, name="driver", daemon=True)
     thread.start()

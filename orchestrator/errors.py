@@ -49,8 +49,9 @@ class SpecError(OrchestratorError):
 
     def __init__(self, problems: list[Problem]) -> None:
         """Join ``problems`` into one message, one line each."""
-        super().__init__("\n".join(str(problem) for problem in problems))
-        self.problems = problems
+        # What several stages take from one line of defaults is wrong once.
+        self.problems = list(dict.fromkeys(problems))
+        super().__init__("\n".join(str(problem) for problem in self.problems))
 
 
 class PlanError(OrchestratorError):

@@ -94,14 +94,20 @@ def _unreachable(source: str, error: Exception) -> ModelError:
     )
 
 
-def count_parameters(config: Mapping[str, Any]) -> int:
-    """Parameters of the model with its language-modelling head, tied ones counted once; allocates nothing."""
+def count_parameters(config: Mapping[str, Any], head: Head, num_labels: int) -> int:
+    """Parameters of the model with this head, tied ones counted once; allocates nothing.
+
+    Args:
+        num_labels: Outputs of a classification head; others have none.
+
+    Raises:
+        ModelError: The model cannot be built.
+    """
     made = make_config(config)
+    made.num_labels = num_labels
     with torch.device("meta"):
-        known = type(made) in AutoModelForPreTraining._model_mapping
-        auto = AutoModelForPreTraining if known else AutoModelForCausalLM
         try:
-            model = auto.from_config(made)
+            model = AUTO_CLASSES[head].from_config(made)
         except (ValueError, KeyError, TypeError, ZeroDivisionError) as error:
             raise ModelError(f"model.config for '{made.model_type}': {error}") from error
     return sum(parameter.numel() for parameter in model.parameters())
@@ -182,12 +188,10 @@ def check_fit(config: PretrainedConfig, tokens: TokenInfo, seq_len: int, where: 
             f"{where}: the tokenizer has {tokens.vocab_size} entries, the model's vocab_size is {entries}."
             f" Use the tokenizer the model was made with, or leave vocab_size out of model.config."
         )
-    positions = getattr(text_config, "max_position_embeddings", None)
-    if positions is None:
-        return
-    first = first_position(text_config.to_dict(), tokens.pad_id)
-    usable = positions - first
-    if seq_len > usable:
+    usable = usable_positions(config, tokens.pad_id)
+    if usable is not None and seq_len > usable:
+        positions = text_config.max_position_embeddings
+        first = positions - usable
         rest = (
             f" (max_position_embeddings {positions}, which begin at {first} in '{text_config.model_type}')"
             if first
@@ -197,6 +201,13 @@ def check_fit(config: PretrainedConfig, tokens: TokenInfo, seq_len: int, where: 
             f"{where}: data.seq_len {seq_len} is longer than the model's {usable} positions{rest}."
             f" Use seq_len {usable} or less, or a model with more positions."
         )
+
+
+def usable_positions(config: PretrainedConfig, pad_id: int) -> int | None:
+    """Tokens that a row of the model can have; ``None`` where it has no table of positions."""
+    text_config = config.get_text_config()
+    positions: int | None = getattr(text_config, "max_position_embeddings", None)
+    return None if positions is None else positions - first_position(text_config.to_dict(), pad_id)
 
 
 def find_blocks(model: nn.Module) -> list[nn.Module]:
@@ -234,4 +245,12 @@ def save_weights(model: PreTrainedModel, weights: Mapping[str, Tensor], tokenize
     model.config.use_cache = True
     model.save_pretrained(folder, state_dict={**weights, **buffers})
     model.config.use_cache = False
+    positions = usable_positions(model.config, tokenizer.pad_token_id)
+    if positions is not None:
+        # So that truncation in plain transformers cuts where the model ends.
+        tokenizer.model_max_length = positions
     tokenizer.save_pretrained(folder)
+    # The safetensors library makes its files readable by their owner alone.
+    mode = (folder / "config.json").stat().st_mode
+    for path in folder.iterdir():
+        path.chmod(mode)

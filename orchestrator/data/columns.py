@@ -20,6 +20,17 @@ from orchestrator.spec.datasets import DatasetSection, Scalar
 SCAN_ROWS = 1000
 
 
+def check_columns(name: str, dataset: DatasetSection, source: Any) -> None:
+    """Refuse a source that lacks a column.
+
+    Raises:
+        DataError: Naming the key, and the columns that there are.
+    """
+    for column in dataset.filter:
+        _require_column(name, "filter", column, source)
+    select_columns(name, dataset, source)
+
+
 def filter_rows(name: str, dataset: DatasetSection, source: Any, part: Sequence[int]) -> np.ndarray:
     """Numbers of the rows of ``part`` that the filter keeps, int64 and rising.
 

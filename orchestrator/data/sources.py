@@ -18,6 +18,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from orchestrator.data.columns import check_columns
 from orchestrator.data.files import digest_file, digest_values, find_files
 from orchestrator.data.readers import join, open_hub, open_saved, quiet, read_files, root_cause, saved_folder
 from orchestrator.data.tasks import IN_PROCESS, Tasks
@@ -75,6 +76,14 @@ class Source:
         # Labels that nobody reads must not be able to spoil a run, nor to divide the cache.
         dataset = self.dataset.model_copy(update={"label_column": None, "label_names": None})
         return Source(self.name, dataset, self.cache_dir, self.content, self.groups)
+
+    def check_columns(self) -> None:
+        """Refuse a source that lacks a column which its section names.
+
+        Raises:
+            DataError: Naming the columns that there are.
+        """
+        check_columns(self.name, self.dataset, self.open())
 
     def place_of(self, number: int) -> str:
         """Where a row stands, for messages: its file and its number there."""

@@ -134,6 +134,18 @@ def prepare_data(
     return PreparedData(tokenizer, train, held_out, label_names or ())
 
 
+def dataset_names(job: Job, stage: TrainStage | EvaluateStage) -> list[str]:
+    """Datasets that a stage reads, or that its tokenizer learns from."""
+    trained = stage if isinstance(stage, TrainStage) else _trained_stage(job, stage.from_)
+    training = tokenizer_section(job, trained).train
+    learned = training.datasets if training else ()
+    if isinstance(stage, EvaluateStage):
+        read = tuple(stage.datasets)
+    else:
+        read = (*stage.data.mixture, *(stage.evaluation.datasets if stage.evaluation else ()))
+    return list(dict.fromkeys([*learned, *read]))
+
+
 def find_prepared(layout: StageLayout, spec_fingerprint: str) -> PreparedData | None:
     """What was prepared for a stage before, if it was for the same keys and is undamaged; else ``None``."""
     if not layout.inputs.exists():
@@ -192,7 +204,7 @@ def _common_labels(folders: Mapping[str, Path], num_labels: int | None) -> tuple
         num_labels: Outputs of the classifier; absent: as many as there are names.
 
     Raises:
-        DataError: Two datasets name their labels differently.
+        DataError: Two datasets name their labels differently, or there are fewer than outputs.
     """
     names = {name: Meta.open(folder).label_names for name, folder in folders.items()}
     if len(set(names.values())) > 1:
@@ -201,5 +213,9 @@ def _common_labels(folders: Mapping[str, Path], num_labels: int | None) -> tuple
             " give each of them the same label_names"
         )
     (common,) = set(names.values())
-    unused = (f"unused_{index}" for index in range(len(common), num_labels or 0))
-    return (*common, *unused)
+    if num_labels is not None and num_labels > len(common):
+        raise DataError(
+            f"objective.num_labels is {num_labels}, but {sorted(folders)} have {len(common)} labels:"
+            f" {', '.join(common[:10])}. Set num_labels: {len(common)}, or name the others in label_names."
+        )
+    return common

@@ -23,6 +23,7 @@ from orchestrator.checkpoint.layout import RunLayout, StageLayout
 from orchestrator.errors import LaunchError, OrchestratorError, PlanError
 from orchestrator.spec.job import EvaluateStage, Job, Stage, TrainStage
 from orchestrator.spec.load import load_resolved
+from orchestrator.spec.plan import input_stage
 from orchestrator.tracking.events import append_event
 from orchestrator.train.evaluation_stage import run_evaluation_stage
 from orchestrator.train.export_stage import run_export_stage
@@ -62,6 +63,7 @@ def run_stage(run_dir: Path, stage_name: str) -> Outcome:
     rank = Rank.from_environment()
     stage = job.stage(stage_name)
     _check_world_size(job, stage, rank)
+    _check_input_stage(layout, stage)
     stage_layout = layout.stage(stage_name)
     _log_to_file(stage_layout, rank.rank)
     device = _select_device(job, rank)
@@ -84,6 +86,20 @@ def run_stage(run_dir: Path, stage_name: str) -> Outcome:
             exit_code=error.exit_code if isinstance(error, OrchestratorError) else 1,
         )
         raise
+
+
+def _check_input_stage(layout: RunLayout, stage: Stage) -> None:
+    """Refuse a stage whose first weights are not there yet.
+
+    Raises:
+        PlanError: Naming the stage that makes them.
+    """
+    name = input_stage(stage)
+    if name is not None and not layout.stage(name).result.exists():
+        raise PlanError(
+            f"stage '{stage.name}' reads the weights of stage '{name}', which is not finished in"
+            f" {layout.root}; run '{name}' first"
+        )
 
 
 def _check_world_size(job: Job, stage: Stage, rank: Rank) -> None:
@@ -154,8 +170,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("run_dir", type=Path)
     parser.add_argument("--stage", required=True)
     parsed = parser.parse_args(arguments)
+    if Rank.from_environment().rank == 0:
+        # Nobody follows the run here: what the log says is shown as well.
+        logger.addHandler(logging.StreamHandler())
     try:
-        return EXIT_CODES[run_stage(parsed.run_dir.resolve(), parsed.stage)]
+        outcome = run_stage(parsed.run_dir.resolve(), parsed.stage)
+        logger.info(
+            "stage '%s' %s; its files are in %s", parsed.stage, outcome, parsed.run_dir / parsed.stage
+        )
+        return EXIT_CODES[outcome]
     except OrchestratorError as error:
         print(f"orchestrator: {error}", file=sys.stderr)
         return error.exit_code

@@ -39,6 +39,9 @@ BERT = {
 class NoTokenizer:
     """Stands where a tokenizer is saved beside the weights."""
 
+    pad_token_id = 0
+    model_max_length = 10**30
+
     def save_pretrained(self, folder: Path) -> None:
         (folder / "tokenizer.json").write_text("{}")
 
@@ -58,7 +61,15 @@ def test_unknown_architecture_and_unknown_key_are_refused() -> None:
 
 def test_counting_parameters_builds_nothing_and_counts_tied_ones_once() -> None:
     model = build_auto_model(GPT, "causal_lm", TOKENS, ())
-    counted = count_parameters({**GPT, "vocab_size": 40})
+    counted = count_parameters({**GPT, "vocab_size": 40}, "causal_lm", 2)
+    assert counted == sum(parameter.numel() for parameter in model.parameters())
+
+
+@pytest.mark.parametrize("config", [GPT, BERT])
+def test_counted_parameters_are_those_of_the_head(config: dict[str, Any]) -> None:
+    labels = ("a", "b", "c")
+    model = build_auto_model(config, "sequence_classification", TOKENS, labels)
+    counted = count_parameters({**config, "vocab_size": 40}, "sequence_classification", len(labels))
     assert counted == sum(parameter.numel() for parameter in model.parameters())
 
 
@@ -131,7 +142,10 @@ def test_written_weights_load_with_equal_logits_and_labels(tmp_path: Path) -> No
     model = build_auto_model(BERT, "sequence_classification", TOKENS, ("bad", "good")).eval()
     weights = {name: value.detach().clone() for name, value in model.named_parameters()}
     folder = tmp_path / "weights"
-    save_weights(model, weights, NoTokenizer(), folder)
+    tokenizer = NoTokenizer()
+    save_weights(model, weights, tokenizer, folder)
+    assert tokenizer.model_max_length == model.config.max_position_embeddings
+    assert len({path.stat().st_mode for path in folder.iterdir()}) == 1
     loaded = AutoModelForSequenceClassification.from_pretrained(folder).eval()
     ids = torch.tensor([[5, 6, 7, 8]])
     torch.testing.assert_close(loaded(input_ids=ids).logits, model(input_ids=ids).logits)

@@ -166,6 +166,7 @@ def test_the_plan_as_json(console: Console, tmp_path: Path) -> None:
             },
             {"name": "test", "kind": "evaluate", "needs": "pretrain", "done": False},
         ],
+        "refusal": None,
     }
     assert not (tmp_path / "runs").exists()
 
@@ -207,6 +208,16 @@ def test_finished_stages_are_done_until_their_keys_change(console: Console, tmp_
     assert done_stages(console, run) == []
 
 
+def test_plan_says_what_run_would_refuse(console: Console, tmp_path: Path) -> None:
+    run = FakeRun(tmp_path)
+    run.finish("pretrain")
+    command = ("plan", run.layout.root / "source.yaml", "--no-model", "--runs-dir", run.layout.root.parent)
+    assert "refuses" not in console(*command).output
+    text = console(*command, "--set", "stages.pretrain.optimizer.lr=0.5").output
+    assert "'run' refuses this job as it is: " in text
+    assert "stages.pretrain.optimizer.lr: 0.001 -> 0.5" in text
+
+
 def test_parameters_are_counted_once_and_remembered(console: Console, tmp_path: Path) -> None:
     pytest.importorskip("transformers")
     config = "{model_type: gpt2, n_layer: 1, n_embd: 8, n_head: 2, n_positions: 64}"
@@ -224,13 +235,13 @@ def test_a_damaged_memory_of_parameters_is_not_trusted(tmp_path: Path) -> None:
     path = tmp_path / "parameters.json"
     for content in ("{", "[]"):
         path.write_text(content)
-        assert ParameterCounts(path, with_model=False).count({"model_type": "gpt2"}) is None
+        assert ParameterCounts(path, with_model=False).count({"model_type": "gpt2"}, "causal_lm", 2) is None
 
 
 def test_a_model_that_cannot_be_built_is_refused(tmp_path: Path) -> None:
     pytest.importorskip("transformers")
     with pytest.raises(ModelError, match="model_type 'gpt7'"):
-        ParameterCounts(tmp_path / "p.json", with_model=True).count({"model_type": "gpt7"})
+        ParameterCounts(tmp_path / "p.json", with_model=True).count({"model_type": "gpt7"}, "causal_lm", 2)
 
 
 def test_the_schema_is_printed(console: Console) -> None:

@@ -52,6 +52,17 @@ def test_states_follow_the_events(console: Console, tmp_path: Path) -> None:
     assert states(console, run) == ["finished", "finished", "finished"]
 
 
+def test_a_failed_run_says_why(console: Console, tmp_path: Path) -> None:
+    run = FakeRun(tmp_path)
+    run.event("run_started")
+    run.event("run_failed", error="DataError", message="datasets.rfc: there is no file 'a.txt'")
+    status = ("status", run.layout.root)
+    assert console(*status, "--json").json()["problem"] == "datasets.rfc: there is no file 'a.txt'"
+    assert console(*status).output.splitlines()[-1] == "datasets.rfc: there is no file 'a.txt'"
+    run.event("run_started")
+    assert console(*status, "--json").json()["problem"] is None
+
+
 def test_looking_never_makes_a_lock(console: Console, tmp_path: Path) -> None:
     run = FakeRun(tmp_path)
     run.event("run_started")

@@ -21,12 +21,13 @@ def test_without_a_terminal_each_logged_step_is_a_plain_line(tmp_path: Path) -> 
     tracker = JSONLTracker(run.stage("pretrain").metrics, resume_step=0)
     tracker.log(1, {"train/loss": 9.0})
     display.start("pretrain", run.stage("pretrain"))
-    append_event(run.events, "training_started", stage="pretrain", max_steps=20)
+    append_event(run.events, "training_started", stage="pretrain", step=1, max_steps=20)
     tracker.log(2, {"train/loss": 2.5, "train/tokens_per_second": 1234.5})
     tracker.finish("finished")
     display.end("pretrain", "finished")
     assert stream.getvalue().splitlines() == [
         "[pretrain] starting workers",
+        "[pretrain] goes on from step 1",
         "[pretrain] step 2 of 20  loss 2.5000  1,234 tokens/s",
         "[pretrain] finished",
     ]

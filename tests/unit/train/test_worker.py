@@ -9,15 +9,20 @@ import pytest
 from orchestrator.checkpoint.layout import RunLayout
 from orchestrator.spec.load import dump_resolved
 from orchestrator.train.worker import main
-from tests.unit.spec.jobs import load, write_job
+from tests.unit.spec.jobs import VALID, load, write_job
 
 
 @pytest.fixture
 def run_dir(tmp_path: Path) -> Path:
     """A run directory with a job of one worker."""
-    layout = RunLayout(tmp_path / "run")
+    return make_run(tmp_path, VALID)
+
+
+def make_run(folder: Path, text: str) -> Path:
+    """A run directory with the job of ``text``."""
+    layout = RunLayout(folder / "run")
     layout.root.mkdir()
-    write_job(layout.root, dump_resolved(load(tmp_path)), layout.job.name)
+    write_job(layout.root, dump_resolved(load(folder, text)), layout.job.name)
     return layout.root
 
 
@@ -35,4 +40,15 @@ def test_another_number_of_processes_than_workers_is_refused(
     assert capsys.readouterr().err == (
         "orchestrator: stage 'pretrain' was started on 3 processes, resources.num_workers is 1: start it with"
         " --nproc-per-node 1, or prepare it again with --set resources.num_workers=3\n"
+    )
+
+
+def test_a_stage_whose_input_stage_is_not_finished_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run_dir = make_run(tmp_path, VALID + "  - {name: test, kind: export, from: pretrain}\n")
+    assert main([str(run_dir), "--stage", "test"]) == 2
+    assert capsys.readouterr().err == (
+        "orchestrator: stage 'test' reads the weights of stage 'pretrain', which is not finished in"
+        f" {run_dir}; run 'pretrain' first\n"
     )
