@@ -8,14 +8,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from launchers.counting import planned_steps
 from launchers.runs import read_result
-from orchestrator.checkpoint.layout import RunLayout, StageLayout
+from orchestrator.checkpoint.layout import RunLayout
 from orchestrator.errors import PlanError
 from orchestrator.spec.fingerprint import digest, spec_fingerprint
 from orchestrator.spec.job import Job, Stage, TrainStage
 from orchestrator.spec.plan import (
     batch_complaints,
-    count_steps,
     input_stage,
     plan_batch,
     stage_order,
@@ -63,7 +63,7 @@ def _plan_stage(
     if not isinstance(stage, TrainStage):
         return plan
     batch = plan_batch(stage, job.resources)
-    steps = count_steps(stage.limits, batch, prepared_rows(run.stage(stage.name)))
+    steps = planned_steps(stage, batch, run.stage(stage.name))
     return plan | {
         "objective": stage.objective.name,
         "strategy": stage.strategy.name,
@@ -80,16 +80,6 @@ def _plan_stage(
         "parameters": parameters.count(_model_config(job, stage)),
         "promise": promise(stage, job.resources),
     }
-
-
-def prepared_rows(stage: StageLayout) -> int | None:
-    """Rows of one epoch, as the data was last prepared; ``None`` before that."""
-    try:
-        inputs = json.loads(stage.inputs.read_text(encoding="utf-8"))
-        metas = [Path(folder) / "meta.json" for folder in inputs["train"].values()]
-        return sum(int(json.loads(meta.read_text(encoding="utf-8"))["num_rows"]) for meta in metas)
-    except (OSError, ValueError, KeyError):
-        return None
 
 
 def _model_config(job: Job, stage: TrainStage) -> dict[str, Any] | None:

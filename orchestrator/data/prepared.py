@@ -11,6 +11,7 @@ COMPLETE         bytes and digest of each file above; written last
 
 from __future__ import annotations
 
+import hashlib
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -45,6 +46,19 @@ class Meta:
     sep_id: int | None
     label_names: tuple[str, ...]
 
+    def tokens_per_row(self) -> float:
+        """Mean tokens of a row, frames left out.
+
+        Raises:
+            DataError: Rows are pairs, whose second segment is drawn anew in every epoch.
+        """
+        if self.layout.kind == "pairs":
+            raise DataError(
+                "data.mixture_unit: tokens: rows that are pairs of segments have no fixed tokens."
+                " Give data.mixture in rows."
+            )
+        return self.num_tokens / self.num_rows
+
     def save(self, folder: Path) -> None:
         """Write meta.json."""
         (folder / "meta.json").write_text(json.dumps(asdict(self), indent=1) + "\n", "utf-8")
@@ -66,6 +80,21 @@ class Meta:
         values["layout"] = RowLayout(**values["layout"])
         values["label_names"] = tuple(values["label_names"])
         return cls(**values)
+
+
+def content_digest(folder: Path) -> str:
+    """Digest of a complete folder's content, in hexadecimal: of COMPLETE, which has every file's.
+
+    hashlib's BLAKE2b, because workers do without xxhash.
+
+    Raises:
+        DataError: The folder has no COMPLETE file.
+    """
+    try:
+        marker = (folder / COMPLETE).read_bytes()
+    except OSError as error:
+        raise DataError(f"{folder} has no {COMPLETE} file, so it is no prepared dataset.") from error
+    return hashlib.blake2b(marker, digest_size=16).hexdigest()
 
 
 def _check_sizes(folder: Path) -> None:

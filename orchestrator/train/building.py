@@ -49,9 +49,11 @@ def build_parts(job: Job, stage: TrainStage, layout: RunLayout) -> Parts:
     tokenizer = open_tokenizer(inputs)
     tokens = token_info(tokenizer)
     objective = build_objective(stage, tokens, inputs.label_names)
-    reader = MixtureReader(open_readers(job, inputs.train), stage.data.mixture, seed=job.seed)
+    readers, data = open_readers(job, inputs.train), stage.data
+    reader = MixtureReader(readers, data.mixture, seed=job.seed, unit=data.mixture_unit)
     batch_plan = plan_batch(stage, job.resources)
-    max_steps = count_steps(stage.limits, batch_plan, reader.num_rows)
+    exhaustion = reader.mixture.exhaustion() if data.on_exhausted == "stop" else None
+    max_steps = count_steps(stage.limits, batch_plan, reader.num_rows, exhaustion)
     assert max_steps is not None
     model = _first_model(job, stage, inputs, objective, tokens)
     check_fit(model.config, tokens, stage.data.seq_len, f"stage '{stage.name}'")
