@@ -51,7 +51,7 @@ def write_prepared(
     return make_folder(target, build)
 
 
-def write_rows(target: Path, num_rows: int, *, seq_len: int = 4) -> Path:
-    """Folder ``target`` with ``num_rows`` packed rows; token t is t modulo 50,000."""
-    tokens = (np.arange(num_rows * seq_len) % 50_000).astype(np.uint16)
+def write_rows(target: Path, num_rows: int, *, seq_len: int = 4, first_token: int = 0) -> Path:
+    """Folder ``target`` with ``num_rows`` packed rows of the tokens that follow ``first_token``."""
+    tokens = ((np.arange(num_rows * seq_len) + first_token) % 50_000).astype(np.uint16)
     return write_prepared(target, tokens, np.array([0, len(tokens)]), seq_len=seq_len)

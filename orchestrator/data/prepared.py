@@ -83,35 +83,39 @@ class Meta:
 
 
 def content_digest(folder: Path) -> str:
-    """Digest of a complete folder's content, in hexadecimal: of COMPLETE, which has every file's.
+    """One digest of all files of a complete folder, in hexadecimal, from what COMPLETE says of each.
 
     hashlib's BLAKE2b, because workers do without xxhash.
 
     Raises:
-        DataError: The folder has no COMPLETE file.
+        DataError: COMPLETE is missing or damaged.
     """
-    try:
-        marker = (folder / COMPLETE).read_bytes()
-    except OSError as error:
-        raise DataError(f"{folder} has no {COMPLETE} file, so it is no prepared dataset.") from error
-    return hashlib.blake2b(marker, digest_size=16).hexdigest()
+    digests = {name: entry["digest"] for name, entry in _read_marker(folder).items()}
+    return hashlib.blake2b(json.dumps(digests, sort_keys=True).encode(), digest_size=16).hexdigest()
 
 
-def _check_sizes(folder: Path) -> None:
-    """Every file that COMPLETE lists is there with its size."""
+def _read_marker(folder: Path) -> dict[str, dict[str, Any]]:
+    """Size and digest of each file, as COMPLETE lists them."""
     marker = folder / COMPLETE
     if not marker.is_file():
         raise DataError(
             f"{folder} has no {COMPLETE} file, so it is no prepared dataset. Prepare the data again."
         )
     try:
-        sizes = {name: int(entry["bytes"]) for name, entry in json.loads(marker.read_text("utf-8")).items()}
+        entries = json.loads(marker.read_text("utf-8")).items()
+        return {
+            name: {"bytes": int(entry["bytes"]), "digest": str(entry["digest"])} for name, entry in entries
+        }
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise DataError(
             f"{marker} is damaged: {error}. Run the job again to prepare the data anew."
         ) from error
-    for name, expected in sizes.items():
-        path = folder / name
+
+
+def _check_sizes(folder: Path) -> None:
+    """Every file that COMPLETE lists is there with its size."""
+    for name, entry in _read_marker(folder).items():
+        path, expected = folder / name, entry["bytes"]
         found = path.stat().st_size if path.is_file() else None
         if found != expected:
             state = "is missing" if found is None else f"has {found} bytes"
