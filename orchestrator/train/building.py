@@ -14,6 +14,7 @@ from orchestrator.checkpoint.layout import RunLayout
 from orchestrator.checkpoint.manager import CheckpointManager
 from orchestrator.contracts import Objective, TokenInfo
 from orchestrator.data.loader import MixtureReader, RowReader
+from orchestrator.data.prepared import content_digest
 from orchestrator.data.tokenizer import for_classification, load_tokenizer, token_info
 from orchestrator.errors import CheckpointError
 from orchestrator.models import check_fit, load_model
@@ -37,6 +38,8 @@ class Parts:
     model: PreTrainedModel
     batch_plan: BatchPlan
     max_steps: int
+    data_digests: Mapping[str, str]
+    """Content digest of the prepared training rows by dataset."""
 
 
 def build_parts(job: Job, stage: TrainStage, layout: RunLayout) -> Parts:
@@ -57,8 +60,17 @@ def build_parts(job: Job, stage: TrainStage, layout: RunLayout) -> Parts:
     assert max_steps is not None
     model = _first_model(job, stage, inputs, objective, tokens)
     check_fit(model.config, tokens, stage.data.seq_len, f"stage '{stage.name}'")
-    evaluation = open_readers(job, inputs.evaluation)
-    return Parts(inputs, tokenizer, objective, reader, evaluation, model, batch_plan, max_steps)
+    return Parts(
+        inputs=inputs,
+        tokenizer=tokenizer,
+        objective=objective,
+        reader=reader,
+        evaluation=open_readers(job, inputs.evaluation),
+        model=model,
+        batch_plan=batch_plan,
+        max_steps=max_steps,
+        data_digests={name: content_digest(Path(folder)) for name, folder in inputs.train.items()},
+    )
 
 
 def open_tokenizer(inputs: StageInputs) -> Any:

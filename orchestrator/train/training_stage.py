@@ -11,19 +11,17 @@ from __future__ import annotations
 import fcntl
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 
 from orchestrator.checkpoint.layout import RunLayout, StageLayout
 from orchestrator.checkpoint.manager import CheckpointManager
 from orchestrator.contracts import Engine, EngineSetup, Tracker
-from orchestrator.data.prepared import content_digest
 from orchestrator.errors import CheckpointError, LaunchError, OrchestratorError
 from orchestrator.models import find_blocks, save_weights
 from orchestrator.registry import resolve
@@ -54,7 +52,7 @@ def run_training_stage(
         manager = CheckpointManager(stage_layout.checkpoints, keep_last=stage.checkpoint.keep_last)
         try:
             engine = _build_engine(stage, parts, rank=rank, device=device)
-            start = _restore(engine, manager, job, stage)
+            start = _restore(engine, manager, _identity(job, stage, parts))
         except OrchestratorError as error:
             # Strategies and checkpoints refuse on all ranks alike, and a restart would meet the same.
             raise AgreedError(error) from error
@@ -115,11 +113,11 @@ class _Start:
     """Workers that wrote the checkpoint it goes on from; ``None``: there is none, or it does not say."""
 
 
-def _restore(engine: Engine, manager: CheckpointManager, job: Job, stage: TrainStage) -> _Start:
+def _restore(engine: Engine, manager: CheckpointManager, identity: Mapping[str, Any]) -> _Start:
     """Restore the newest verified checkpoint, if there is one.
 
     Raises:
-        CheckpointError: It was written by a job whose trajectory differs.
+        CheckpointError: It was written by a job whose trajectory differs, or on other data.
     """
     newest = manager.newest()
     if newest is None:
@@ -127,25 +125,26 @@ def _restore(engine: Engine, manager: CheckpointManager, job: Job, stage: TrainS
     tensors = engine.neutral_state()
     state = manager.load(newest, tensors)
     engine.neutral_state_loaded(tensors)
-    expected = _identity(job, stage)
-    changed = [key for key, value in expected.items() if state[key] != value]
+    # Checkpoints of earlier versions do not name their data.
+    changed = [key for key, value in identity.items() if state.get(key, value) != value]
     if changed:
         key = changed[0]
         raise CheckpointError(
-            f"{newest}: written with {key} {state[key]}, the job has {expected[key]};"
+            f"{newest}: written with {key} {state[key]}, the job has {identity[key]};"
             " set it back, or start over with --fresh"
         )
     logger.info("resumed from %s", newest)
     return _Start(int(state["step"]), state.get("world_size"))
 
 
-def _identity(job: Job, stage: TrainStage) -> dict[str, int | str]:
+def _identity(job: Job, stage: TrainStage, parts: Parts) -> dict[str, Any]:
     """What a checkpoint and the job that resumes it must agree on."""
     return {
         "seed": job.seed,
         "global_batch_size": stage.global_batch_size,
         "micro_batch_size": stage.micro_batch_size,
         "stage": stage.name,
+        **{f"data.{name}": digest for name, digest in parts.data_digests.items()},
     }
 
 
@@ -194,13 +193,12 @@ class _Run:
 
     def _open_ledger(self, start: _Start) -> Ledger:
         """The ledger, to be continued from ``start``."""
-        folders = self.parts.inputs.train
         return Ledger(
             self.stage_layout.ledger,
             self.parts.batch_plan,
             start.step,
             mixture=self.parts.reader.mixture,
-            data={name: content_digest(Path(folder)) for name, folder in folders.items()},
+            data=self.parts.data_digests,
             saved_by=start.saved_by,
         )
 
@@ -226,7 +224,7 @@ class _Run:
         """Commit the state after ``step`` steps, then what it consumed."""
         rows = step * self.stage.global_batch_size
         state = {
-            **_identity(self.job, self.stage),
+            **_identity(self.job, self.stage, self.parts),
             "job": self.job.name,
             "step": step,
             "rows": rows,
