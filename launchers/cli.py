@@ -137,15 +137,19 @@ def _add_run_commands(commands: Commands) -> None:
     logs.add_argument("-f", "--follow", action="store_true", help="go on until the run ends")
     logs.add_argument("--rank", type=int, default=0, help="the worker (default: 0)")
     cancel = _add(commands, "cancel", "cli_runs:cancel", "ask a run to save its work and stop")
+    verify = _add(
+        commands, "verify", "cli_runs:verify", "prove what a run read, and that its checkpoints are sound"
+    )
     predict = _add(commands, "predict", "cli_runs:predict", "answer from a run's weights")
     predict.add_argument(
         "--text", dest="texts", metavar="TEXT", action="append", required=True, help="the input"
     )
-    for parser in (logs, cancel, predict):
+    for parser in (logs, cancel, verify, predict):
         parser.add_argument("run", metavar="RUN", help="a name, or a run directory")
     for parser in (logs, predict):
         parser.add_argument("--stage", help="the stage (default: the latest)")
-    for parser in (status, logs, cancel, predict):
+    verify.add_argument("--stage", help="the training stage (default: all)")
+    for parser in (status, logs, cancel, verify, predict):
         _add_runs_dir(parser)
 
 

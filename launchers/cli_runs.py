@@ -1,4 +1,4 @@
-"""The commands that take a run: status, logs, cancel, predict."""
+"""The commands that take a run: status, logs, cancel, verify, predict."""
 
 from __future__ import annotations
 
@@ -83,6 +83,47 @@ def cancel(options: Namespace) -> int:
     else:
         print(f"{run_dir.name} stops after this step, with its work saved")
     return 0
+
+
+def verify(options: Namespace) -> int:
+    """Check a run's checkpoints byte by byte, and prove from its ledgers what it read."""
+    run_dir = runs.find_run(options.run, options.runs_dir)
+    from launchers.verification import verify_run
+
+    document = verify_run(run_dir, options.stage)
+    if options.json:
+        print_json(document)
+    else:
+        _print_verification(document)
+    return 0 if document["ok"] else 1
+
+
+def _print_verification(document: dict[str, Any]) -> None:
+    """A table of ledgers, one of checkpoints, and everything that does not hold."""
+    ledgers, problems = [], []
+    for stage in document["stages"]:
+        ledger = stage["ledger"]
+        epochs = metrics_text(ledger["epochs"]) or "-"
+        workers = ", ".join(map(str, ledger["world_sizes"])) or "-"
+        counts = number_text(ledger["steps"]), number_text(ledger["rows"])
+        ledgers.append((stage["name"], *counts, workers, epochs, _verdict(ledger)))
+        problems += [] if ledger["ok"] else [ledger["problem"]]
+    checkpoints = document["checkpoints"]
+    problems += [
+        f"stage '{found['stage']}', checkpoint of step {found['step']}: {found['problem']}"
+        for found in checkpoints
+        if not found["ok"]
+    ]
+    header = ("stage", "steps", "rows", "workers", "epochs", "each row once an epoch, data unchanged")
+    print_table(f"{document['name']}: ledgers", header, ledgers)
+    if checkpoints:
+        rows = [(found["stage"], number_text(found["step"]), _verdict(found)) for found in checkpoints]
+        print_table(f"{document['name']}: checkpoints", ("stage", "step", "every byte as written"), rows)
+    print("\n".join(problems) if problems else f"{document['name']}: everything holds")
+
+
+def _verdict(part: dict[str, Any]) -> str:
+    return "yes" if part["ok"] else "NO"
 
 
 def predict(options: Namespace) -> int:

@@ -8,15 +8,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from launchers.counting import planned_steps
 from launchers.run_directory import refuse_changed
-from launchers.runs import prepared_rows, read_result
+from launchers.runs import read_result
 from orchestrator.checkpoint.layout import RunLayout
 from orchestrator.errors import PlanError
 from orchestrator.spec.fingerprint import digest, spec_fingerprint
 from orchestrator.spec.job import Job, Stage, TrainStage
 from orchestrator.spec.plan import (
     batch_complaints,
-    count_steps,
     input_stage,
     plan_batch,
     stage_order,
@@ -74,7 +74,7 @@ def _plan_stage(
     if not isinstance(stage, TrainStage):
         return plan
     batch = plan_batch(stage, job.resources)
-    steps = count_steps(stage.limits, batch, prepared_rows(run.stage(stage.name)))
+    steps = planned_steps(stage, batch, run.stage(stage.name))
     return plan | {
         "objective": stage.objective.name,
         "strategy": stage.strategy.name,

@@ -17,15 +17,16 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from launchers.counting import planned_steps
 from launchers.ray_session import available_cpus
-from launchers.runs import prepared_rows, read_result
+from launchers.runs import read_result
 from orchestrator.checkpoint.layout import RunLayout, StageLayout
 from orchestrator.checkpoint.steps import list_steps
 from orchestrator.errors import LaunchError, PlanError
 from orchestrator.spec.fingerprint import difference, limits_lowered, trajectory_keys
 from orchestrator.spec.job import Job, TrainStage
 from orchestrator.spec.load import dump_resolved, load_resolved
-from orchestrator.spec.plan import batch_complaint, count_steps, plan_batch
+from orchestrator.spec.plan import batch_complaint, plan_batch
 from orchestrator.tracking.events import replace_text
 
 PACKAGES = (
@@ -160,7 +161,7 @@ def _limits_below_done(old: TrainStage, new: TrainStage, job: Job, layout: RunLa
     saved = [folder.step for folder in list_steps(stage_layout.checkpoints) if folder.is_complete]
     done = max([*saved, int(read_result(stage_layout).get("step") or 0)])
     if batch_complaint(new, job.resources) is None:
-        allowed = count_steps(new.limits, plan_batch(new, job.resources), prepared_rows(stage_layout))
+        allowed = planned_steps(new, plan_batch(new, job.resources), stage_layout)
         if allowed is not None and allowed >= done:
             return []
     return [f"{line} ({done} steps are done)" for line in limits_lowered(old, new)]

@@ -224,16 +224,6 @@ def read_result(stage: StageLayout) -> dict[str, Any]:
     return result if isinstance(result, dict) else {}
 
 
-def prepared_rows(stage: StageLayout) -> int | None:
-    """Rows of one epoch, as the data was last prepared; ``None`` before that."""
-    try:
-        inputs = json.loads(stage.inputs.read_text(encoding="utf-8"))
-        metas = [Path(folder) / "meta.json" for folder in inputs["train"].values()]
-        return sum(int(json.loads(meta.read_text(encoding="utf-8"))["num_rows"]) for meta in metas)
-    except (OSError, ValueError, KeyError):
-        return None
-
-
 def _progress(stage: StageLayout) -> tuple[int | None, dict[str, float]]:
     """The last step and the latest value of each metric."""
     result = read_result(stage)

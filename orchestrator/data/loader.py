@@ -9,17 +9,20 @@ of the stream in each.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from orchestrator.contracts import Row
-from orchestrator.data.mixture import Mixture
-from orchestrator.data.order import mix, order_key, permute
+from orchestrator.data.mixture import Mixture, group
+from orchestrator.data.order import mix, order_key
 from orchestrator.data.prepared import Meta
+
+if TYPE_CHECKING:
+    from orchestrator.spec.training import MixtureUnit
 
 # 1024: permuting 8 rows costs 80 us, nearly all of it the overhead of numpy calls, and 1024 rows 300 us;
 # so a block of the cursor is located at once, and remembered while it is read through.
@@ -181,20 +184,30 @@ class RowReader:
 class MixtureReader:
     """Rows of a stage by the global cursor: mixed, shuffled, endless."""
 
-    def __init__(self, readers: Mapping[str, RowReader], weights: Mapping[str, float], *, seed: int) -> None:
-        """Join readers of one layout.
+    def __init__(
+        self,
+        readers: Mapping[str, RowReader],
+        weights: Mapping[str, float],
+        *,
+        seed: int,
+        unit: MixtureUnit = "rows",
+    ) -> None:
+        """Join readers of one layout, each named as its source is.
 
         Args:
             readers: One reader for each source.
-            weights: Positive weight of each source, in rows; as ``data.mixture`` has them.
+            weights: Positive weight of each source, in ``unit``; as ``data.mixture`` has them.
             seed: The job's seed.
 
         Raises:
-            DataError: A weight is too small to get one row in 10,000.
+            DataError: A weight is too small to get one row in 10,000, or ``unit`` is tokens and rows
+                are pairs.
         """
         self._readers = [readers[name] for name in weights]
         assert len({reader.meta.layout for reader in self._readers}) == 1
-        self.mixture = Mixture(weights, {name: readers[name].num_rows for name in weights})
+        assert all(reader.source_name == name for name, reader in readers.items())
+        metas = {name: reader.meta for name, reader in readers.items()}
+        self.mixture = Mixture.of_prepared(weights, unit, metas)
         self.num_rows = int(self.mixture.num_rows.sum())
         """Rows that all sources hold together: one epoch."""
         self._seed = seed
@@ -208,8 +221,8 @@ class MixtureReader:
         """
         sources, rows, epochs = self._locate(global_rows)
         found: dict[int, Row] = {}
-        for source, in_source in _groups(sources):
-            for epoch, in_epoch in _groups(epochs[in_source]):
+        for source, in_source in group(sources):
+            for epoch, in_epoch in group(epochs[in_source]):
                 places = in_source[in_epoch]
                 read = self._readers[source].read(rows[places], epoch)
                 found.update(zip(places.tolist(), read, strict=True))
@@ -222,7 +235,7 @@ class MixtureReader:
             return self._readers[0].read_tokens(rows)
         seq_len = self._readers[0].meta.layout.seq_len
         tokens_BS = np.empty((len(global_rows), seq_len), dtype=np.int64)
-        for source, places in _groups(sources):
+        for source, places in group(sources):
             tokens_BS[places] = self._readers[source].read_tokens(rows[places])
         return tokens_BS
 
@@ -232,28 +245,11 @@ class MixtureReader:
         if len(blocks) and (blocks == blocks[0]).all():
             return self._block(int(blocks[0]))[:, global_rows % BLOCK_ROWS]
         located = np.empty((3, len(blocks)), dtype=np.int64)
-        for block, places in _groups(blocks):
+        for block, places in group(blocks):
             located[:, places] = self._block(block)[:, global_rows[places] % BLOCK_ROWS]
         return located
 
     def _locate_block(self, block: int) -> np.ndarray:
         """The same for all rows of one block of the cursor, int64 ``(3, BLOCK_ROWS)``."""
         cursor = np.arange(block * BLOCK_ROWS, (block + 1) * BLOCK_ROWS, dtype=np.int64)
-        sources, positions, epochs = self.mixture.locate(cursor)
-        rows = np.empty(BLOCK_ROWS, dtype=np.int64)
-        for source, in_source in _groups(sources):
-            reader = self._readers[source]
-            for epoch, in_epoch in _groups(epochs[in_source]):
-                places = in_source[in_epoch]
-                key = order_key(self._seed, reader.source_name, epoch)
-                rows[places] = permute(positions[places], reader.num_rows, key)
-        return np.stack([sources, rows, epochs])
-
-
-def _groups(values: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
-    """Each distinct value and the int64 places where it stands; mostly there is one."""
-    if len(values) and (values == values[0]).all():
-        yield int(values[0]), np.arange(len(values))
-        return
-    for value in np.unique(values):
-        yield int(value), np.flatnonzero(values == value)
+        return self.mixture.locate_rows(cursor, seed=self._seed)

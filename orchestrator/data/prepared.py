@@ -11,6 +11,7 @@ COMPLETE         bytes and digest of each file above; written last
 
 from __future__ import annotations
 
+import hashlib
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -45,6 +46,19 @@ class Meta:
     sep_id: int | None
     label_names: tuple[str, ...]
 
+    def tokens_per_row(self) -> float:
+        """Mean tokens of a row, frames left out.
+
+        Raises:
+            DataError: Rows are pairs, whose second segment is drawn anew in every epoch.
+        """
+        if self.layout.kind == "pairs":
+            raise DataError(
+                "data.mixture_unit: tokens: rows that are pairs of segments have no fixed tokens."
+                " Give data.mixture in rows."
+            )
+        return self.num_tokens / self.num_rows
+
     def save(self, folder: Path) -> None:
         """Write meta.json."""
         (folder / "meta.json").write_text(json.dumps(asdict(self), indent=1) + "\n", "utf-8")
@@ -68,21 +82,40 @@ class Meta:
         return cls(**values)
 
 
-def _check_sizes(folder: Path) -> None:
-    """Every file that COMPLETE lists is there with its size."""
+def content_digest(folder: Path) -> str:
+    """One digest of all files of a complete folder, in hexadecimal, from what COMPLETE says of each.
+
+    hashlib's BLAKE2b, because workers do without xxhash.
+
+    Raises:
+        DataError: COMPLETE is missing or damaged.
+    """
+    digests = {name: entry["digest"] for name, entry in _read_marker(folder).items()}
+    return hashlib.blake2b(json.dumps(digests, sort_keys=True).encode(), digest_size=16).hexdigest()
+
+
+def _read_marker(folder: Path) -> dict[str, dict[str, Any]]:
+    """Size and digest of each file, as COMPLETE lists them."""
     marker = folder / COMPLETE
     if not marker.is_file():
         raise DataError(
             f"{folder} has no {COMPLETE} file, so it is no prepared dataset. Prepare the data again."
         )
     try:
-        sizes = {name: int(entry["bytes"]) for name, entry in json.loads(marker.read_text("utf-8")).items()}
+        entries = json.loads(marker.read_text("utf-8")).items()
+        return {
+            name: {"bytes": int(entry["bytes"]), "digest": str(entry["digest"])} for name, entry in entries
+        }
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise DataError(
             f"{marker} is damaged: {error}. Run the job again to prepare the data anew."
         ) from error
-    for name, expected in sizes.items():
-        path = folder / name
+
+
+def _check_sizes(folder: Path) -> None:
+    """Every file that COMPLETE lists is there with its size."""
+    for name, entry in _read_marker(folder).items():
+        path, expected = folder / name, entry["bytes"]
         found = path.stat().st_size if path.is_file() else None
         if found != expected:
             state = "is missing" if found is None else f"has {found} bytes"

@@ -108,6 +108,11 @@ def _check_data(job: Job, stage: TrainStage, path: KeyPath) -> Iterator[Complain
         for index, name in enumerate(stage.evaluation.datasets):
             used.append(((*place, index), name))
             yield from _check_held_out(job, (*place, index), name, "validation")
+    if stage.data.mixture_unit == "tokens" and getattr(stage.objective, "next_sentence", False):
+        yield (
+            (*path, "data", "mixture_unit"),
+            "rows of next_sentence are pairs that have no fixed tokens; give data.mixture in rows",
+        )
     for where, name in used:
         yield from _check_dataset(job, where, name)
         yield from _check_labels(job, stage, where, name)

@@ -8,6 +8,7 @@ from orchestrator.spec.section import ChosenBy, Must, Section, field, require_on
 Positive = Annotated[int, Must(ge=1)]
 Probability = Annotated[float, Must(ge=0.0, le=1.0)]
 Dtype = Literal["float32", "bfloat16"]
+MixtureUnit = Literal["rows", "tokens"]
 PLUGIN_PATTERN = r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$"
 PLUGIN = Must(pattern=PLUGIN_PATTERN, hint="your own 'package.module:Name'")
 FACTORY = Must(pattern=rf"^auto$|{PLUGIN_PATTERN}", hint="'auto' or your own 'package.module:Name'")
@@ -102,7 +103,11 @@ class Data(Section):
     """What a stage reads."""
 
     mixture: Annotated[dict[str, Annotated[float, Must(gt=0.0)]], Must(min_length=1)]
-    """Datasets and their weights, in rows."""
+    """Datasets and their weights; any 10,000 consecutive rows hold each to 1/10,000."""
+    mixture_unit: MixtureUnit = "rows"
+    """What weights count; ``tokens``: divided by a dataset's mean tokens per row, exact in the mean."""
+    on_exhausted: Literal["repeat", "stop"] = "repeat"
+    """A dataset was read through: begin it again, or end the stage before it would begin again."""
     seq_len: Annotated[int, Must(ge=2)]
     """Tokens per row."""
     packing: bool = True

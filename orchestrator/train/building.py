@@ -14,6 +14,7 @@ from orchestrator.checkpoint.layout import RunLayout
 from orchestrator.checkpoint.manager import CheckpointManager
 from orchestrator.contracts import Objective, TokenInfo
 from orchestrator.data.loader import MixtureReader, RowReader
+from orchestrator.data.prepared import content_digest
 from orchestrator.data.tokenizer import for_classification, load_tokenizer, token_info
 from orchestrator.errors import CheckpointError, DataError
 from orchestrator.models import check_fit, load_model
@@ -37,6 +38,8 @@ class Parts:
     model: PreTrainedModel
     batch_plan: BatchPlan
     max_steps: int
+    data_digests: Mapping[str, str]
+    """Content digest of the prepared training rows by dataset."""
 
 
 def build_parts(job: Job, stage: TrainStage, layout: RunLayout) -> Parts:
@@ -49,14 +52,25 @@ def build_parts(job: Job, stage: TrainStage, layout: RunLayout) -> Parts:
     tokenizer = open_tokenizer(inputs)
     tokens = token_info(tokenizer)
     objective = build_objective(stage, tokens, inputs.label_names)
-    reader = MixtureReader(open_readers(job, inputs.train), stage.data.mixture, seed=job.seed)
+    readers, data = open_readers(job, inputs.train), stage.data
+    reader = MixtureReader(readers, data.mixture, seed=job.seed, unit=data.mixture_unit)
     batch_plan = plan_batch(stage, job.resources)
-    max_steps = count_steps(stage.limits, batch_plan, reader.num_rows)
+    exhaustion = reader.mixture.exhaustion() if data.on_exhausted == "stop" else None
+    max_steps = count_steps(stage.limits, batch_plan, reader.num_rows, exhaustion)
     assert max_steps is not None
     model = _first_model(job, stage, inputs, objective, tokens)
     check_fit(model.config, tokens, stage.data.seq_len, f"stage '{stage.name}'")
-    evaluation = open_readers(job, inputs.evaluation)
-    return Parts(inputs, tokenizer, objective, reader, evaluation, model, batch_plan, max_steps)
+    return Parts(
+        inputs=inputs,
+        tokenizer=tokenizer,
+        objective=objective,
+        reader=reader,
+        evaluation=open_readers(job, inputs.evaluation),
+        model=model,
+        batch_plan=batch_plan,
+        max_steps=max_steps,
+        data_digests={name: content_digest(Path(folder)) for name, folder in inputs.train.items()},
+    )
 
 
 def open_tokenizer(inputs: StageInputs) -> Any:

@@ -28,7 +28,7 @@ from orchestrator.contracts import Batch, Engine, Objective, Tracker
 from orchestrator.data.loader import MixtureReader
 from orchestrator.spec.job import TrainStage
 from orchestrator.spec.plan import BatchPlan, global_micro_index, micro_batch_rows
-from orchestrator.train.meter import Meter
+from orchestrator.train.meter import Meter, source_metrics
 from orchestrator.train.optim import learning_rate
 from orchestrator.train.randomness import derive_generator, derive_seed
 from orchestrator.train.stop import StopRequest
@@ -139,7 +139,9 @@ class Loop:
         metrics = meter.read()
         metrics |= {"train/lr": lr, "train/grad_norm": grad_norm}
         metrics["train/tokens"] = completed * self.batch_plan.tokens_per_step
-        metrics["train/epoch"] = completed * self.batch_plan.global_batch_size / self.reader.num_rows
+        rows = completed * self.batch_plan.global_batch_size
+        metrics["train/epoch"] = rows / self.reader.num_rows
+        metrics |= source_metrics(self.reader.mixture, rows)
         logger.info("step %d/%d %s", completed, self.max_steps, metrics)
         for tracker in self.trackers:
             tracker.log(completed, metrics)

@@ -15,11 +15,9 @@ from pathlib import Path
 import datasets
 import numpy as np
 
-from orchestrator.contracts import RowLayout
-from orchestrator.data.cache import make_folder
 from orchestrator.data.loader import MixtureReader, RowReader
 from orchestrator.data.order import order_key, permute
-from orchestrator.data.prepared import FORMAT_VERSION, Meta
+from tests.prepared import write_prepared
 
 SEQ_LEN = 1024
 BATCH_ROWS = 8
@@ -68,27 +66,8 @@ def _seconds(read: Callable[[int], object]) -> float:
 
 def _open_ours(folder: Path, tokens_RS: np.ndarray) -> MixtureReader:
     """The tokens as one packed folder of a single document."""
-
-    def build(target: Path) -> None:
-        tokens_RS.astype("<u2").tofile(target / "tokens.bin")
-        np.save(target / "documents.npy", np.array([0, tokens_RS.size], dtype=np.int64))
-        Meta(
-            format_version=FORMAT_VERSION,
-            layout=RowLayout("packed", SEQ_LEN, framed=False, labelled=False),
-            num_rows=NUM_ROWS,
-            num_tokens=tokens_RS.size,
-            num_documents=1,
-            num_empty=0,
-            num_truncated=0,
-            token_dtype="uint16",
-            vocab_size=50257,
-            pad_id=0,
-            cls_id=None,
-            sep_id=None,
-            label_names=(),
-        ).save(target)
-
-    prepared = make_folder(folder / "ours", build)
+    tokens, documents = tokens_RS.ravel(), np.array([0, tokens_RS.size], dtype=np.int64)
+    prepared = write_prepared(folder / "ours", tokens, documents, seq_len=SEQ_LEN)
     reader = RowReader.open(prepared, seed=SEED, source_name="tokens")
     return MixtureReader({"tokens": reader}, {"tokens": 1.0}, seed=SEED)
 

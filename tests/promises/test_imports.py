@@ -8,6 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from tests.prepared import write_rows
+from tests.unit.train.starts import Start, make_stage
+
 ROOT = Path(__file__).parents[2]
 # What a look at a job or a run must not load: the first four are promised to users, the others
 # would cost as much as everything the command does.
@@ -98,6 +101,14 @@ def test_a_look_at_a_deepspeed_file_loads_nothing_heavy(command: tuple[str, ...]
 
 def test_a_job_without_a_deepspeed_file_does_not_load_its_check(folder: Path) -> None:
     assert DEEPSPEED_FILE not in loaded_by("validate", JOB, cwd=folder)
+
+
+def test_verify_needs_nothing_that_trains(tmp_path: Path) -> None:
+    trained = make_stage(tmp_path, {"a": write_rows(tmp_path / "a", 100)}, {"a": 1.0})
+    trained.start(Start(workers=2, save_every=5, killed_at=5))
+    loaded = loaded_by("verify", str(trained.run.root), cwd=tmp_path)
+    assert "numpy" in loaded
+    assert [name for name in HEAVY if name in loaded and name != "numpy"] == []
 
 
 def test_status_needs_no_checker_of_jobs(folder: Path) -> None:

@@ -291,5 +291,6 @@ def test_help_names_every_command(capfd: pytest.CaptureFixture[str]) -> None:
         "status",
         "logs",
         "cancel",
+        "verify",
         "predict",
     ]

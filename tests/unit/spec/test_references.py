@@ -66,6 +66,12 @@ MISTAKES = {
         "28: stages[1].data.mixture.rfc: dataset 'rfc' has 3 label_names, and the objective of"
         " stage 'tune' has num_labels 2; they must be equal"
     ),
+    changed("{name: causal_lm}", "{name: masked_lm, next_sentence: true}").replace(
+        "seq_len: 64}", "seq_len: 64, mixture_unit: tokens}"
+    ): (
+        "15: stages[0].data.mixture_unit: rows of next_sentence are pairs that have no fixed tokens;"
+        " give data.mixture in rows"
+    ),
     changed("tokenizer:\n  train: {algorithm: bpe, vocab_size: 512, datasets: [rfc]}\n", ""): (
         "12: stages[0].model: a model from scratch needs a tokenizer: add a 'tokenizer' section,"
         " such as 'tokenizer: {from: gpt2}'"
