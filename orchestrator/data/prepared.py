@@ -2,6 +2,8 @@
 
 tokens.bin       all tokens, uint16 or uint32, little-endian, one document after the other
 documents.npy    int64 offsets into them, one more than there are documents
+rows.npy         int64 offsets of rows into the pieces, one more than there are rows (best_fit)
+pieces.npy       int64 (2, pieces): where each piece of a document begins and ends, row by row (best_fit)
 labels.npy       int64 label of each document, where rows are labelled
 segments.npy     int64 offsets of segments into the tokens, one more than there are segments (pairs)
 pairs.npy        int64 number of the first segment of each row (pairs)
@@ -20,7 +22,7 @@ from orchestrator.contracts import RowLayout
 from orchestrator.errors import DataError
 
 # Raised whenever folders written before can no longer be read, or would be written differently.
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 COMPLETE = "COMPLETE"
 
 
@@ -37,7 +39,11 @@ class Meta:
     num_empty: int
     """Documents without a token, which were left out."""
     num_truncated: int
-    """Documents that were cut at ``seq_len``."""
+    """Documents that were cut at ``seq_len`` and lost the rest."""
+    num_split: int
+    """Documents longer than ``seq_len`` that best-fit packing cut, losing nothing."""
+    packing_efficiency: float | None
+    """Fraction of all row positions that hold a token, frames included; absent for pairs."""
     token_dtype: str
     vocab_size: int
     pad_id: int

@@ -80,6 +80,8 @@ def _open_ours(folder: Path, tokens_RS: np.ndarray) -> MixtureReader:
             num_documents=1,
             num_empty=0,
             num_truncated=0,
+            num_split=0,
+            packing_efficiency=1.0,
             token_dtype="uint16",
             vocab_size=50257,
             pad_id=0,
