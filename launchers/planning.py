@@ -72,6 +72,7 @@ def _plan_stage(
         "grad_accum_steps": batch.grad_accum_steps,
         "global_batch_size": batch.global_batch_size,
         "seq_len": batch.seq_len,
+        "packing_efficiency": packing_efficiency(run.stage(stage.name)),
         "tokens_per_step": batch.tokens_per_step,
         "steps": steps,
         "tokens": None if steps is None else steps * batch.tokens_per_step,
@@ -85,11 +86,26 @@ def _plan_stage(
 def prepared_rows(stage: StageLayout) -> int | None:
     """Rows of one epoch, as the data was last prepared; ``None`` before that."""
     try:
-        inputs = json.loads(stage.inputs.read_text(encoding="utf-8"))
-        metas = [Path(folder) / "meta.json" for folder in inputs["train"].values()]
-        return sum(int(json.loads(meta.read_text(encoding="utf-8"))["num_rows"]) for meta in metas)
+        return sum(int(meta["num_rows"]) for meta in _prepared_metas(stage))
     except (OSError, ValueError, KeyError):
         return None
+
+
+def packing_efficiency(stage: StageLayout) -> float | None:
+    """Fraction of the training rows' positions that hold a token; ``None`` before data is prepared."""
+    try:
+        metas = _prepared_metas(stage)
+        used = sum(meta["num_rows"] * meta["packing_efficiency"] for meta in metas)
+        return float(used / sum(meta["num_rows"] for meta in metas))
+    except (OSError, ValueError, KeyError, TypeError, ZeroDivisionError):
+        return None
+
+
+def _prepared_metas(stage: StageLayout) -> list[dict[str, Any]]:
+    """What meta.json says of each training dataset, as the data was last prepared."""
+    inputs = json.loads(stage.inputs.read_text(encoding="utf-8"))
+    metas = [Path(folder) / "meta.json" for folder in inputs["train"].values()]
+    return [json.loads(meta.read_text(encoding="utf-8")) for meta in metas]
 
 
 def _model_config(job: Job, stage: TrainStage) -> dict[str, Any] | None:

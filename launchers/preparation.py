@@ -100,7 +100,10 @@ def _prepare_data(
         display.prepare(stage.name, what, done, total)
 
     refuse_to_go_on(layout)
-    return prepare_data(job, stage, layout, on_progress)
+    data = prepare_data(job, stage, layout, on_progress)
+    for line in data.summaries():
+        display.note(stage.name, line)
+    return data
 
 
 def _tracker_run_id(stage_layout: StageLayout, run_id: str) -> str:

@@ -51,6 +51,16 @@ class Meta:
     sep_id: int | None
     label_names: tuple[str, ...]
 
+    def summary(self) -> str:
+        """How many rows there are, how full, and what became of documents that fit none, in one line."""
+        text = f"{self.num_rows:,} rows of {self.layout.seq_len} tokens"
+        if self.packing_efficiency is not None:
+            text += f", {self.packing_efficiency:.2%} full"
+        for number, fate in ((self.num_split, "cut into pieces"), (self.num_truncated, "truncated")):
+            if number:
+                text += f"; {number:,} of {self.num_documents:,} documents are longer and were {fate}"
+        return text
+
     def save(self, folder: Path) -> None:
         """Write meta.json."""
         (folder / "meta.json").write_text(json.dumps(asdict(self), indent=1) + "\n", "utf-8")

@@ -111,6 +111,7 @@ def test_the_plan_as_json(console: Console, tmp_path: Path) -> None:
                 "grad_accum_steps": 4,
                 "global_batch_size": 16,
                 "seq_len": 64,
+                "packing_efficiency": None,
                 "tokens_per_step": 1024,
                 "steps": 10,
                 "tokens": 10240,
@@ -123,6 +124,26 @@ def test_the_plan_as_json(console: Console, tmp_path: Path) -> None:
         ],
     }
     assert not (tmp_path / "runs").exists()
+
+
+def test_the_plan_knows_how_full_prepared_rows_are(console: Console, tmp_path: Path) -> None:
+    run = FakeRun(tmp_path)
+    stage = run.layout.stage("pretrain")
+    stage.root.mkdir()
+    folders = {}
+    for name, rows, efficiency in (("a", 300, 1.0), ("b", 100, 0.5)):
+        folders[name] = str(tmp_path / name)
+        (tmp_path / name).mkdir()
+        meta = {"num_rows": rows, "packing_efficiency": efficiency}
+        (tmp_path / name / "meta.json").write_text(json.dumps(meta))
+    stage.inputs.write_text(json.dumps({"train": folders}))
+    path = write_job(tmp_path, TEXT)
+    command = ("plan", path, "--no-model", "--runs-dir", tmp_path)
+    assert console(*command, "--json").json()["stages"][0]["packing_efficiency"] == 0.875
+    assert "     rows are 87.50% full of tokens" in console(*command).output.splitlines()
+    # Pairs are not packed.
+    (tmp_path / "b" / "meta.json").write_text('{"num_rows": 100, "packing_efficiency": null}')
+    assert console(*command, "--json").json()["stages"][0]["packing_efficiency"] is None
 
 
 def test_the_plan_in_plain_lines(console: Console, tmp_path: Path) -> None:
