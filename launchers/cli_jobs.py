@@ -113,6 +113,8 @@ def _print_plan(document: dict[str, Any]) -> None:
         print(f"  {index}. {stage['name']}: {stage['kind']}{needs}: {state}")
         if stage["kind"] == "train":
             print(f"     {stage['promise']}")
+            if stage["packing_efficiency"] is not None:
+                print(f"     rows are {stage['packing_efficiency']:.2%} full of tokens")
     if document["refusal"]:
         print(f"'run' refuses this job as it is: {document['refusal']}")
 

@@ -35,6 +35,19 @@ def planned_steps(stage: TrainStage, batch: BatchPlan, layout: StageLayout) -> i
     return count_steps(stage.limits, batch, int(mixture.num_rows.sum()), mixture.exhaustion())
 
 
+def packing_efficiency(stage: TrainStage, layout: StageLayout) -> float | None:
+    """Fraction of the training rows' positions that hold a token; ``None`` before data is prepared."""
+    try:
+        metas = [
+            json.loads((folder / "meta.json").read_text(encoding="utf-8"))
+            for folder in _prepared_folders(stage, layout).values()
+        ]
+        used = sum(meta["num_rows"] * meta["packing_efficiency"] for meta in metas)
+        return float(used / sum(meta["num_rows"] for meta in metas))
+    except (OSError, ValueError, KeyError, TypeError, ZeroDivisionError):
+        return None
+
+
 def _prepared_folders(stage: TrainStage, layout: StageLayout) -> dict[str, Path]:
     """Folders of a stage's datasets as they were last prepared; empty before that."""
     try:

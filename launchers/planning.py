@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from launchers.counting import planned_steps
+from launchers.counting import packing_efficiency, planned_steps
 from launchers.run_directory import refuse_changed
 from launchers.runs import read_result
 from orchestrator.checkpoint.layout import RunLayout
@@ -83,6 +83,7 @@ def _plan_stage(
         "grad_accum_steps": batch.grad_accum_steps,
         "global_batch_size": batch.global_batch_size,
         "seq_len": batch.seq_len,
+        "packing_efficiency": packing_efficiency(stage, run.stage(stage.name)),
         "tokens_per_step": batch.tokens_per_step,
         "steps": steps,
         "tokens": None if steps is None else steps * batch.tokens_per_step,

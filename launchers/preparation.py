@@ -159,7 +159,10 @@ class Preparation:
             self._display.prepare(stage.name, what, done, total)
 
         refuse_to_go_on(self._layout)
-        return prepare_data(self._job, stage, self._catalog, on_progress)
+        data = prepare_data(self._job, stage, self._catalog, on_progress)
+        for line in data.summaries():
+            self._display.note(stage.name, line)
+        return data
 
     def _settle_changed_inputs(self, stage: Stage, inputs: dict[str, str], digests: dict[str, str]) -> None:
         """A started stage must go on with what it began with.

@@ -29,14 +29,16 @@ Head = Literal["causal_lm", "masked_lm", "pretraining", "sequence_classification
 class RowLayout:
     """How documents become rows.
 
-    ``packed``: documents joined with an end token and cut at ``seq_len``; ``documents``: one document a
-    row, cut at ``seq_len``; ``pairs``: two segments of one document, or of two (next-sentence prediction).
+    ``packed``: documents joined with an end token and cut at ``seq_len``; ``best_fit``: whole documents
+    side by side, only those longer than ``seq_len`` cut; ``documents``: one document a row, cut at
+    ``seq_len``; ``pairs``: two segments of one document, or of two (next-sentence prediction).
     """
 
-    kind: Literal["packed", "documents", "pairs"]
+    kind: Literal["packed", "best_fit", "documents", "pairs"]
     seq_len: int
     framed: bool
-    """Rows begin with the classification token and segments end with the separator, as BERT expects."""
+    """Rows begin with the classification token and segments end with the separator, as BERT expects;
+    in ``best_fit`` rows every document does."""
     labelled: bool
     """Every row carries a label."""
 
@@ -65,6 +67,9 @@ class Row:
     """int64 ``(S,)``, 0 in the first and 1 in the second segment of a pair."""
     is_next: bool | None = None
     """The second segment of a pair really follows the first."""
+    document_ids: np.ndarray | None = None
+    """int64 ``(S,)``, 0 in the first document of the row, 1 in the next and so on. Where a row has them,
+    attention stays inside a document, positions begin anew in each, and none predicts the next one."""
 
 
 Batch = dict[str, "Tensor"]

@@ -36,6 +36,9 @@ AUTO_CLASSES: Mapping[Head, Any] = {
     "sequence_classification": AutoModelForSequenceClassification,
 }
 
+# Takes part in every configuration, though only as an argument: sdpa, eager, flash_attention_2 and so on.
+ATTENTION = "attn_implementation"
+
 
 def make_config(config: Mapping[str, Any], tokens: TokenInfo | None = None) -> PretrainedConfig:
     """Hugging Face configuration of a job's ``model.config``, special ids and vocabulary filled in.
@@ -52,7 +55,7 @@ def make_config(config: Mapping[str, Any], tokens: TokenInfo | None = None) -> P
             f"model.config.model_type '{model_type}' is not a Hugging Face architecture of transformers"
             f" {transformers.__version__}"
         ) from error
-    unknown = sorted(key for key in keys if not hasattr(known, key))
+    unknown = sorted(key for key in keys if not hasattr(known, key) and key != ATTENTION)
     if unknown:
         raise ModelError(
             f"model.config: '{model_type}' has no keys {unknown}; it has {sorted(known.to_diff_dict())}"
@@ -126,7 +129,7 @@ def build_auto_model(
     made.use_cache = False
     try:
         model = AUTO_CLASSES[head].from_config(made, dtype=torch.float32)
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, ImportError) as error:
         raise ModelError(f"model_type '{made.model_type}' cannot be built for {head}: {error}") from error
     return _checked_head(model, head)
 

@@ -40,6 +40,8 @@ def write_prepared(
             num_documents=num_documents,
             num_empty=0,
             num_truncated=0,
+            num_split=0,
+            packing_efficiency=1.0,
             token_dtype="uint16",
             vocab_size=50257,
             pad_id=0,

@@ -70,6 +70,8 @@ class Encoder:
             return Encoded(ids)
         if layout.kind == "packed":
             return Encoded([*ids, self._end])
+        if layout.kind == "best_fit":
+            return Encoded(self._frame_parts(ids) if layout.framed else [*ids, self._end])
         if layout.labelled:
             return Encoded(ids, bool(encoding.overflowing))
         if layout.framed:
@@ -77,6 +79,14 @@ class Encoder:
             return Encoded([self._cls, *ids[:room], self._end], len(ids) > room)
         # A document that is cut does not end here, so it gets no end token.
         return Encoded([*ids, self._end][: layout.seq_len], len(ids) >= layout.seq_len)
+
+    def _frame_parts(self, ids: list[int]) -> list[int]:
+        """Each part of a document that fits a row, framed; packing cuts exactly between the frames."""
+        room = self.layout.seq_len - 2
+        framed: list[int] = []
+        for start in range(0, len(ids), room):
+            framed += [self._cls, *ids[start : start + room], self._end]
+        return framed
 
     def _smallest_row(self) -> int:
         """Tokens of a row that holds the least text."""

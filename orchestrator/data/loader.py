@@ -19,6 +19,7 @@ import numpy as np
 from orchestrator.contracts import Row
 from orchestrator.data.mixture import Mixture, group
 from orchestrator.data.order import mix, order_key
+from orchestrator.data.pieces import BestFitRows, cut_pieces
 from orchestrator.data.prepared import Meta
 
 if TYPE_CHECKING:
@@ -32,13 +33,14 @@ BLOCK_ROWS = 1024
 class RowReader:
     """Rows of one prepared folder, by number."""
 
-    def __init__(self, folder: Path, meta: Meta, *, seed: int, source_name: str) -> None:
+    def __init__(self, folder: Path, meta: Meta, *, seed: int, source_name: str, document_mask: bool) -> None:
         """Map the folder's files; use ``open``."""
         self.folder = folder
         self.meta = meta
         self.num_rows = meta.num_rows
         self.seed = seed
         self.source_name = source_name
+        self._document_mask = document_mask
         dtype = np.dtype(meta.token_dtype).newbyteorder("<")
         self._tokens = np.asarray(np.memmap(folder / "tokens.bin", dtype=dtype, mode="r"))
         self._documents = self._map("documents.npy")
@@ -50,23 +52,27 @@ class RowReader:
             self._body = layout.seq_len - (2 if layout.framed else 0)
             self._num_full = meta.num_tokens // self._body
             self._grid_RC = self._tokens[: self._num_full * self._body].reshape(-1, self._body)
+        if layout.kind == "best_fit":
+            self._best_fit = BestFitRows(folder)
         if layout.kind == "pairs":
             self._segments = self._map("segments.npy")
             self._pairs = self._map("pairs.npy")
 
     @classmethod
-    def open(cls, folder: Path, *, seed: int, source_name: str) -> RowReader:
+    def open(cls, folder: Path, *, seed: int, source_name: str, document_mask: bool = False) -> RowReader:
         """Open a folder that ``prepare_rows`` wrote.
 
         Args:
             folder: The prepared folder; the sizes of its files are checked, its digests are not.
             seed: The job's seed.
             source_name: The dataset's name in the job file; two names are two orders.
+            document_mask: Whether packed rows say where their documents are; the folder is the same.
 
         Raises:
             DataError: The folder is missing, incomplete or damaged.
         """
-        return cls(folder, Meta.open(folder), seed=seed, source_name=source_name)
+        meta = Meta.open(folder)
+        return cls(folder, meta, seed=seed, source_name=source_name, document_mask=document_mask)
 
     def read(self, rows: np.ndarray, epoch: int) -> list[Row]:
         """Rows by number.
@@ -83,9 +89,11 @@ class RowReader:
             return self._read_pairs(rows, epoch)
         if self.meta.layout.kind == "documents":
             return [self._read_document(int(row)) for row in rows]
-        tokens_BS = self.read_tokens(rows)
-        lengths = self.row_lengths(rows)
-        return [Row(ids[:length]) for ids, length in zip(tokens_BS, lengths, strict=True)]
+        if not len(rows):
+            return []
+        if self.meta.layout.kind == "best_fit":
+            return self._read_best_fit(rows)
+        return self._read_packed(rows)
 
     def read_tokens(self, rows: np.ndarray) -> np.ndarray:
         """Packed rows as one int64 array ``(B, S)``.
@@ -129,6 +137,26 @@ class RowReader:
             row[0] = self._cls_id
             row[len(rest) + 1] = self._sep_id
         return row
+
+    def _read_packed(self, rows: np.ndarray) -> list[Row]:
+        read = zip(self.read_tokens(rows), self.row_lengths(rows), strict=True)
+        tokens = [ids[:length] for ids, length in read]
+        if not self._document_mask:
+            return [Row(ids) for ids in tokens]
+        starts = rows * self._body
+        pieces = cut_pieces(self._documents, starts, np.minimum(starts + self._body, self.meta.num_tokens))
+        # The frame of a row belongs to the documents that it touches.
+        frame = int(self.meta.layout.framed)
+        documents = [np.pad(in_row, frame, mode="edge") for in_row in pieces.document_ids()]
+        return [Row(ids, document_ids=in_row) for ids, in_row in zip(tokens, documents, strict=True)]
+
+    def _read_best_fit(self, rows: np.ndarray) -> list[Row]:
+        pieces = self._best_fit.locate(rows)
+        tokens = pieces.split(self._tokens[pieces.places()].astype(np.int64))
+        if not self._document_mask:
+            return [Row(ids) for ids in tokens]
+        documents = pieces.document_ids()
+        return [Row(ids, document_ids=in_row) for ids, in_row in zip(tokens, documents, strict=True)]
 
     def _read_document(self, row: int) -> Row:
         tokens = self._tokens[self._documents[row] : self._documents[row + 1]]

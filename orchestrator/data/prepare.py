@@ -6,7 +6,7 @@ split, the tokenizer's files, the layout of rows, and the version of this code. 
 
 1. find the rows of the split (``rows.py``) and turn labels into ids
 2. encode them, in parts where there are many (``tokenise.py``)
-3. for pairs, cut documents into segments
+3. for pairs, cut documents into segments; for best-fit packing, plan the rows
 4. write meta.json and commit the folder
 """
 
@@ -25,6 +25,7 @@ from orchestrator.data.cache import damage, make_folder
 from orchestrator.data.encode import Encoder
 from orchestrator.data.files import digest_values
 from orchestrator.data.labels import label_ids
+from orchestrator.data.packing import plan_best_fit
 from orchestrator.data.prepared import FORMAT_VERSION, Meta
 from orchestrator.data.rows import Rows, distinct_labels, find_rows
 from orchestrator.data.selection import Split
@@ -137,24 +138,27 @@ def _write(
     label_names: tuple[str, ...],
 ) -> None:
     """Write the files of the format beside tokens.bin."""
-    name, info, num_rows = rows.source.name, encoder.info, len(rows.numbers)
+    name, info, num_texts = rows.source.name, encoder.info, len(rows.numbers)
     num_documents = len(documents.lengths)
     if not num_documents:
         raise DataError(
-            f"datasets.{name}: none of {num_rows} rows holds a token, expected text. Check text_column."
+            f"datasets.{name}: none of {num_texts} rows holds a token, expected text. Check text_column."
         )
     offsets = np.concatenate([[0], np.cumsum(documents.lengths, dtype=np.int64)])
     np.save(folder / "documents.npy", offsets)
+    num_rows, num_split = _lay_out(name, folder, encoder.layout, offsets)
     if labels is not None:
         np.save(folder / "labels.npy", labels[documents.kept])
     Meta(
         format_version=FORMAT_VERSION,
         layout=encoder.layout,
-        num_rows=_count_rows(name, folder, encoder.layout, offsets),
+        num_rows=num_rows,
         num_tokens=int(offsets[-1]),
         num_documents=num_documents,
-        num_empty=num_rows - num_documents,
+        num_empty=num_texts - num_documents,
         num_truncated=documents.num_truncated,
+        num_split=num_split,
+        packing_efficiency=_efficiency(encoder.layout, num_rows, int(offsets[-1])),
         token_dtype=token_dtype(info.vocab_size).name,
         vocab_size=info.vocab_size,
         pad_id=info.pad_id,
@@ -164,13 +168,39 @@ def _write(
     ).save(folder)
 
 
-def _count_rows(name: str, folder: Path, layout: RowLayout, documents: np.ndarray) -> int:
-    """Rows that documents at these offsets give; pairs are laid out and written here."""
+def _lay_out(name: str, folder: Path, layout: RowLayout, documents: np.ndarray) -> tuple[int, int]:
+    """Write what rows need besides documents at these offsets.
+
+    Returns:
+        The number of rows, and of documents that best-fit packing had to cut.
+    """
     if layout.kind == "documents":
-        return len(documents) - 1
+        return len(documents) - 1, 0
     if layout.kind == "packed":
         body = layout.seq_len - (2 if layout.framed else 0)
-        return int(-(-documents[-1] // body))
+        return int(-(-documents[-1] // body)), 0
+    if layout.kind == "best_fit":
+        plan = plan_best_fit(documents, layout.seq_len)
+        np.save(folder / "rows.npy", plan.rows)
+        np.save(folder / "pieces.npy", plan.pieces)
+        return len(plan.rows) - 1, plan.num_split
+    return _write_pairs(name, folder, layout, documents), 0
+
+
+def _efficiency(layout: RowLayout, num_rows: int, num_tokens: int) -> float | None:
+    """Fraction of row positions that hold a token; pairs draw theirs anew every epoch."""
+    if layout.kind == "pairs":
+        return None
+    frames = 2 * num_rows if layout.kind == "packed" and layout.framed else 0
+    return (num_tokens + frames) / (num_rows * layout.seq_len)
+
+
+def _write_pairs(name: str, folder: Path, layout: RowLayout, documents: np.ndarray) -> int:
+    """Cut documents into segments and write them; the number of pairs they give.
+
+    Raises:
+        DataError: There are too few documents for pairs.
+    """
     segments, pairs = cut_segments(documents, (layout.seq_len - 3) // 2)
     if len(documents) < 3 or len(pairs) == 0:
         raise DataError(

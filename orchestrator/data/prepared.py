@@ -2,6 +2,8 @@
 
 tokens.bin       all tokens, uint16 or uint32, little-endian, one document after the other
 documents.npy    int64 offsets into them, one more than there are documents
+rows.npy         int64 offsets of rows into the pieces, one more than there are rows (best_fit)
+pieces.npy       int64 (2, pieces): where each piece of a document begins and ends, row by row (best_fit)
 labels.npy       int64 label of each document, where rows are labelled
 segments.npy     int64 offsets of segments into the tokens, one more than there are segments (pairs)
 pairs.npy        int64 number of the first segment of each row (pairs)
@@ -21,7 +23,7 @@ from orchestrator.contracts import RowLayout
 from orchestrator.errors import DataError
 
 # Raised whenever folders written before can no longer be read, or would be written differently.
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 COMPLETE = "COMPLETE"
 
 
@@ -38,7 +40,11 @@ class Meta:
     num_empty: int
     """Documents without a token, which were left out."""
     num_truncated: int
-    """Documents that were cut at ``seq_len``."""
+    """Documents that were cut at ``seq_len`` and lost the rest."""
+    num_split: int
+    """Documents longer than ``seq_len`` that best-fit packing cut, losing nothing."""
+    packing_efficiency: float | None
+    """Fraction of all row positions that hold a token, frames included; absent for pairs."""
     token_dtype: str
     vocab_size: int
     pad_id: int
@@ -58,6 +64,16 @@ class Meta:
                 " Give data.mixture in rows."
             )
         return self.num_tokens / self.num_rows
+
+    def summary(self) -> str:
+        """How many rows there are, how full, and what became of documents that fit none, in one line."""
+        text = f"{self.num_rows:,} rows of {self.layout.seq_len} tokens"
+        if self.packing_efficiency is not None:
+            text += f", {self.packing_efficiency:.2%} full"
+        for number, fate in ((self.num_split, "cut into pieces"), (self.num_truncated, "truncated")):
+            if number:
+                text += f"; {number:,} of {self.num_documents:,} documents are longer and were {fate}"
+        return text
 
     def save(self, folder: Path) -> None:
         """Write meta.json."""

@@ -9,10 +9,13 @@ import torch
 from torch import Tensor, nn
 
 from orchestrator.contracts import IGNORE_INDEX, Batch, Objective, Row, RowLayout, TokenInfo
+from orchestrator.objectives.documents import document_fields, model_inputs
 from orchestrator.objectives.language import (
     input_ids_of,
     loss_metrics,
+    next_token_labels,
     pad_rows,
+    row_kind,
     summed_cross_entropy,
     without_rows_after,
 )
@@ -31,31 +34,35 @@ class CausalLM(Objective):
 
     @classmethod
     def row_layout(cls, section: CausalLMObjective, data: Data) -> RowLayout:
-        """Packed rows, or whole documents when ``packing`` is false."""
+        """Packed rows, or one document a row, as ``packing`` says."""
         return RowLayout(
-            kind="packed" if data.packing else "documents",
+            kind=row_kind(data),
             seq_len=data.seq_len,
             framed=False,
             labelled=False,
         )
 
     def collate(self, rows: Sequence[Row], rng: np.random.Generator) -> Batch:
-        """``input_ids`` and already shifted ``labels``, both ``(B, S)``.
+        """``input_ids`` and already shifted ``labels``, both ``(B, S)``, and the rows' documents.
 
         Rows are padded at their end and attention is causal, so padding needs no attention mask.
         """
-        ids = input_ids_of(rows)
-        shifted = [np.append(row[1:], IGNORE_INDEX) for row in ids]
-        return {"input_ids": pad_rows(ids, self._pad_id), "labels": pad_rows(shifted, IGNORE_INDEX)}
+        return {
+            "input_ids": pad_rows(input_ids_of(rows), self._pad_id),
+            "labels": pad_rows([next_token_labels(row) for row in rows], IGNORE_INDEX),
+            **document_fields(rows),
+        }
 
     def num_targets(self, batch: Batch) -> Tensor:
-        """Tokens that have a successor."""
+        """Tokens that have a successor; in their document, where rows tell documents apart."""
         return (batch["labels"] != IGNORE_INDEX).sum().view(1)
 
     def loss_sums(self, model: nn.Module, batch: Batch) -> Tensor:
         """Summed cross-entropy of the next token."""
-        logits_BSV = model(input_ids=batch["input_ids"]).logits
-        return summed_cross_entropy(logits_BSV, batch["labels"]).view(1)
+        inputs = {"input_ids": batch["input_ids"]}
+        if "document_ids" in batch:
+            inputs = model_inputs(model, batch, is_causal=True)
+        return summed_cross_entropy(model(**inputs).logits, batch["labels"]).view(1)
 
     def statistics(self, model: nn.Module, batch: Batch, num_valid: int) -> Tensor:
         """Summed loss and number of targets."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Literal
 
 import numpy as np
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from orchestrator.contracts import IGNORE_INDEX, Row
+from orchestrator.spec.training import Data, Packing
 
 # Perplexity of a diverged model would overflow a float; exp(700) is still finite.
 LARGEST_EXPONENT = 700.0
@@ -22,6 +24,24 @@ def pad_rows(rows: Sequence[np.ndarray], fill: int) -> Tensor:
     for index, row in enumerate(rows):
         padded[index, : len(row)] = row
     return torch.from_numpy(padded)
+
+
+def next_token_labels(row: Row) -> np.ndarray:
+    """The token after each, int64 ``(S,)``; none after a row's last, nor from one document to the next."""
+    labels = np.append(row.input_ids[1:], IGNORE_INDEX)
+    if row.document_ids is not None:
+        labels[:-1][np.diff(row.document_ids) != 0] = IGNORE_INDEX
+    return labels
+
+
+def row_kind(data: Data) -> Literal["packed", "best_fit", "documents"]:
+    """How documents become rows, where the objective leaves it to ``data.packing``."""
+    kinds: dict[Packing, Literal["packed", "best_fit", "documents"]] = {
+        "cut": "packed",
+        "best_fit": "best_fit",
+        "none": "documents",
+    }
+    return kinds[data.packing_mode]
 
 
 def summed_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:

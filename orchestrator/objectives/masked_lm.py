@@ -10,10 +10,12 @@ from torch import Tensor, nn
 
 from orchestrator.contracts import IGNORE_INDEX, Batch, Objective, Row, RowLayout, TokenInfo
 from orchestrator.errors import DataError
+from orchestrator.objectives.documents import document_fields, model_inputs
 from orchestrator.objectives.language import (
     input_ids_of,
     loss_metrics,
     pad_rows,
+    row_kind,
     summed_cross_entropy,
     without_rows_after,
 )
@@ -50,22 +52,27 @@ class MaskedLM(Objective):
 
     @classmethod
     def row_layout(cls, section: MaskedLMObjective, data: Data) -> RowLayout:
-        """Pairs for next-sentence prediction, else packed rows or one document per row."""
+        """Pairs for next-sentence prediction, else packed rows or one document a row, as ``packing`` says."""
         return RowLayout(
-            kind="pairs" if section.next_sentence else "packed" if data.packing else "documents",
+            kind="pairs" if section.next_sentence else row_kind(data),
             seq_len=data.seq_len,
             framed=True,
             labelled=False,
         )
 
     def collate(self, rows: Sequence[Row], rng: np.random.Generator) -> Batch:
-        """Masked ``input_ids``, ``labels``, ``attention_mask`` and, for pairs, ``token_type_ids``."""
+        """Masked ``input_ids``, ``labels``, ``attention_mask`` and, for pairs, ``token_type_ids``.
+
+        Rows that tell their documents apart have those instead of the ``attention_mask``.
+        """
         masked = [self._mask(ids, rng) for ids in input_ids_of(rows)]
         batch = {
             "input_ids": pad_rows([ids for ids, _ in masked], self._tokens.pad_id),
             "labels": pad_rows([labels for _, labels in masked], IGNORE_INDEX),
-            "attention_mask": pad_rows([np.ones(len(ids), np.int64) for ids, _ in masked], 0),
+            **document_fields(rows),
         }
+        if "document_ids" not in batch:
+            batch["attention_mask"] = pad_rows([np.ones(len(ids), np.int64) for ids, _ in masked], 0)
         if self._section.next_sentence:
             batch["token_type_ids"] = pad_rows([_segments(row) for row in rows], 0)
             batch["next_sentence_label"] = torch.tensor([0 if row.is_next else NOT_NEXT for row in rows])
@@ -102,7 +109,10 @@ class MaskedLM(Objective):
     def loss_sums(self, model: nn.Module, batch: Batch) -> Tensor:
         """Summed cross-entropy of the masked tokens and, for pairs, of the next-sentence label."""
         labels = ("labels", "next_sentence_label")
-        output = model(**{name: value for name, value in batch.items() if name not in labels})
+        inputs = {name: value for name, value in batch.items() if name not in labels}
+        if "document_ids" in batch:
+            inputs = model_inputs(model, batch, is_causal=False)
+        output = model(**inputs)
         if not self._section.next_sentence:
             return summed_cross_entropy(output.logits, batch["labels"]).view(1)
         tokens = summed_cross_entropy(output.prediction_logits, batch["labels"])

@@ -34,6 +34,9 @@ def trajectory_keys(stage: TrainStage, job: Job) -> dict[str, Any]:
     """Everything in ``job`` that shapes the weights of ``stage``, in the job file's own shape."""
     keys = stage.model_dump(mode="json", by_alias=True)
     shape: dict[str, Any] = {key: keys[key] for key in TRAJECTORY}
+    # What a key means, not how it is spelt: packing 'true' is 'cut'.
+    meant = {"packing": stage.data.packing_mode, "document_mask": stage.data.confines_documents}
+    shape["data"] = {**keys["data"], **meant}
     shape["strategy"] = {key: keys["strategy"].get(key, "float32") for key in DTYPES}
     return {"seed": job.seed, **_inputs(job, list(stage.data.mixture)), "stages": {stage.name: shape}}
 

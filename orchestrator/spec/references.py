@@ -14,6 +14,7 @@ from orchestrator.spec.plan import batch_complaint, count_steps, input_stage, pl
 from orchestrator.spec.positions import first_position
 from orchestrator.spec.training import (
     FSDP2Strategy,
+    MaskedLMObjective,
     SequenceClassificationObjective,
     ZeROStrategy,
 )
@@ -47,6 +48,7 @@ def check(job: Job) -> Iterator[Complaint]:
         path = ("stages", index)
         if isinstance(stage, TrainStage):
             yield from _check_data(job, stage, path)
+            yield from _check_packing(stage, path)
             yield from _check_model(job, stage, path)
             yield from _check_optimization(job, stage, path)
         elif isinstance(stage, EvaluateStage):
@@ -116,6 +118,21 @@ def _check_data(job: Job, stage: TrainStage, path: KeyPath) -> Iterator[Complain
     for where, name in used:
         yield from _check_dataset(job, where, name)
         yield from _check_labels(job, stage, where, name)
+
+
+def _check_packing(stage: TrainStage, path: KeyPath) -> Iterator[Complaint]:
+    """Rows that an objective lays out in its own way leave nothing to pack and nothing to confine."""
+    objective, data = stage.objective, stage.data
+    if isinstance(objective, SequenceClassificationObjective):
+        rows = "sequence_classification puts one document in each row"
+    elif isinstance(objective, MaskedLMObjective) and objective.next_sentence:
+        rows = "masked_lm with next_sentence puts one pair of segments in each row"
+    else:
+        return
+    if data.packing_mode == "best_fit":
+        yield (*path, "data", "packing"), f"{rows}, which 'best_fit' cannot pack; leave packing out"
+    elif data.document_mask:
+        yield (*path, "data", "document_mask"), f"{rows}: there is nothing to confine; leave it out"
 
 
 def _check_evaluate(job: Job, stage: EvaluateStage, path: KeyPath) -> Iterator[Complaint]:

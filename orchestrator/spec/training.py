@@ -9,6 +9,7 @@ Positive = Annotated[int, Must(ge=1)]
 Probability = Annotated[float, Must(ge=0.0, le=1.0)]
 Dtype = Literal["float32", "bfloat16"]
 MixtureUnit = Literal["rows", "tokens"]
+Packing = Literal["cut", "best_fit", "none"]
 PLUGIN_PATTERN = r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$"
 PLUGIN = Must(pattern=PLUGIN_PATTERN, hint="your own 'package.module:Name'")
 FACTORY = Must(pattern=rf"^auto$|{PLUGIN_PATTERN}", hint="'auto' or your own 'package.module:Name'")
@@ -110,8 +111,30 @@ class Data(Section):
     """A dataset was read through: begin it again, or end the stage before it would begin again."""
     seq_len: Annotated[int, Must(ge=2)]
     """Tokens per row."""
-    packing: bool = True
-    """Join documents with an end token and cut at ``seq_len``; false: one document per row."""
+    packing: Packing | bool = True
+    """``cut`` or true: join documents with an end token and cut at ``seq_len``; ``best_fit``: put whole
+    documents side by side, cut only those longer than a row; ``none`` or false: one document per row."""
+    document_mask: bool | None = None
+    """Keep attention inside a document and let positions begin anew in each; default: with ``best_fit``."""
+
+    def __post_init__(self) -> None:
+        if self.document_mask and self.packing_mode == "none":
+            raise ValueError(
+                "document_mask: true needs rows of several documents, and packing none puts one in each;"
+                " set packing to 'best_fit' or 'cut', or leave document_mask out"
+            )
+
+    @property
+    def packing_mode(self) -> Packing:
+        """``packing`` as a word."""
+        if isinstance(self.packing, bool):
+            return "cut" if self.packing else "none"
+        return self.packing
+
+    @property
+    def confines_documents(self) -> bool:
+        """``document_mask``, with its default filled in."""
+        return self.packing_mode == "best_fit" if self.document_mask is None else self.document_mask
 
 
 class DDPStrategy(Section):

@@ -21,6 +21,8 @@ from orchestrator.models import check_fit, load_model
 from orchestrator.registry import resolve
 from orchestrator.spec.job import Job, TrainStage
 from orchestrator.spec.plan import BatchPlan, count_steps, plan_batch
+from orchestrator.spec.training import Data
+from orchestrator.train.confinement import check_confined
 from orchestrator.train.inputs import StageInputs
 from orchestrator.train.randomness import derive_seed
 
@@ -52,20 +54,20 @@ def build_parts(job: Job, stage: TrainStage, layout: RunLayout) -> Parts:
     tokenizer = open_tokenizer(inputs)
     tokens = token_info(tokenizer)
     objective = build_objective(stage, tokens, inputs.label_names)
-    readers, data = open_readers(job, inputs.train), stage.data
+    readers, data = open_readers(job, inputs.train, stage.data), stage.data
     reader = MixtureReader(readers, data.mixture, seed=job.seed, unit=data.mixture_unit)
     batch_plan = plan_batch(stage, job.resources)
     exhaustion = reader.mixture.exhaustion() if data.on_exhausted == "stop" else None
     max_steps = count_steps(stage.limits, batch_plan, reader.num_rows, exhaustion)
     assert max_steps is not None
     model = _first_model(job, stage, inputs, objective, tokens)
-    check_fit(model.config, tokens, stage.data.seq_len, f"stage '{stage.name}'")
+    check_model(stage, model, objective, tokens)
     return Parts(
         inputs=inputs,
         tokenizer=tokenizer,
         objective=objective,
         reader=reader,
-        evaluation=open_readers(job, inputs.evaluation),
+        evaluation=open_readers(job, inputs.evaluation, stage.data),
         model=model,
         batch_plan=batch_plan,
         max_steps=max_steps,
@@ -79,10 +81,25 @@ def open_tokenizer(inputs: StageInputs) -> Any:
     return for_classification(tokenizer) if inputs.label_names else tokenizer
 
 
-def open_readers(job: Job, folders: Mapping[str, str]) -> dict[str, RowReader]:
-    """Readers of prepared rows by dataset."""
+def check_model(stage: TrainStage, model: PreTrainedModel, objective: Objective, tokens: TokenInfo) -> None:
+    """Refuse a model that does not fit the stage's rows, or mixes documents that the stage keeps apart.
+
+    Raises:
+        ModelError: Naming the stage and the key to change.
+    """
+    where = f"stage '{stage.name}'"
+    check_fit(model.config, tokens, stage.data.seq_len, where)
+    kind = objective.row_layout(stage.objective, stage.data).kind
+    if stage.data.confines_documents and kind in ("packed", "best_fit"):
+        is_causal = objective.head == "causal_lm"
+        check_confined(model, tokens, is_causal=is_causal, seq_len=stage.data.seq_len, where=where)
+
+
+def open_readers(job: Job, folders: Mapping[str, str], data: Data) -> dict[str, RowReader]:
+    """Readers of prepared rows by dataset; ``data`` says whether rows tell their documents apart."""
+    mask = data.confines_documents
     return {
-        name: RowReader.open(Path(folder), seed=job.seed, source_name=name)
+        name: RowReader.open(Path(folder), seed=job.seed, source_name=name, document_mask=mask)
         for name, folder in folders.items()
     }
 

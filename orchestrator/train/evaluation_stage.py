@@ -16,7 +16,7 @@ from orchestrator.data.tokenizer import token_info
 from orchestrator.models import load_model
 from orchestrator.spec.job import EvaluateStage, Job, TrainStage
 from orchestrator.train.agreement import together
-from orchestrator.train.building import build_objective, open_readers, open_tokenizer
+from orchestrator.train.building import build_objective, check_model, open_readers, open_tokenizer
 from orchestrator.train.evaluate import evaluate_datasets
 from orchestrator.train.inputs import StageInputs
 from orchestrator.train.loop import Outcome
@@ -38,7 +38,9 @@ def run_evaluation_stage(
         objective = build_objective(trained, tokens, inputs.label_names)
         weights = str(layout.stage(stage.from_).weights)
         model = load_model(weights, objective.head, tokens, inputs.label_names)
-        return inputs, model.to(device), objective, open_readers(job, inputs.evaluation)
+        check_model(trained, model, objective, tokens)
+        readers = open_readers(job, inputs.evaluation, trained.data)
+        return inputs, model.to(device), objective, readers
 
     inputs, model, objective, readers = together("loading the weights", build)
     metrics = evaluate_datasets(

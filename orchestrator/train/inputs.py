@@ -87,6 +87,10 @@ class PreparedData:
     evaluation: Mapping[str, Path]
     label_names: tuple[str, ...]
 
+    def summaries(self) -> list[str]:
+        """One line for each training dataset: its rows, and how full they are."""
+        return [f"{name}: {Meta.open(folder).summary()}" for name, folder in self.train.items()]
+
     def digests(self) -> dict[str, str]:
         """Content digest of everything prepared, by name."""
         folders = {f"train.{name}": path for name, path in self.train.items()}

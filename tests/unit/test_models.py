@@ -59,6 +59,14 @@ def test_unknown_architecture_and_unknown_key_are_refused() -> None:
         make_config({**GPT, "num_layer": 2})
 
 
+def test_the_attention_implementation_is_a_key_of_every_configuration() -> None:
+    for name in ("eager", "sdpa"):
+        model = build_auto_model({**GPT, "attn_implementation": name}, "causal_lm", TOKENS, ())
+        assert model.config._attn_implementation == name
+    with pytest.raises(ModelError, match="'gpt2' cannot be built for causal_lm: FlashAttention2"):
+        build_auto_model({**GPT, "attn_implementation": "flash_attention_2"}, "causal_lm", TOKENS, ())
+
+
 def test_counting_parameters_builds_nothing_and_counts_tied_ones_once() -> None:
     model = build_auto_model(GPT, "causal_lm", TOKENS, ())
     counted = count_parameters({**GPT, "vocab_size": 40}, "causal_lm", 2)

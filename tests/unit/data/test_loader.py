@@ -71,13 +71,47 @@ def test_corpus_shorter_than_one_row(tmp_path: Path, tokenizer: Path, framed: bo
     assert ids(mixed.read_global(np.arange(3))) == [row] * 3
 
 
-@pytest.mark.parametrize("kind", ["packed", "documents", "pairs"])
+@pytest.mark.parametrize("kind", ["packed", "best_fit", "documents", "pairs"])
 def test_row_outside_the_folder_is_refused(tmp_path: Path, tokenizer: Path, kind: str) -> None:
     reader = open_rows(tmp_path, tokenizer, kind, framed=True)
     for row in (-1, reader.num_rows):
         with pytest.raises(IndexError, match=f"expected 0 to {reader.num_rows - 1}"):
             reader.read(np.array([0, row]), 0)
     assert reader.read(np.array([], dtype=np.int64), 0) == []
+
+
+@FRAMINGS
+def test_cut_rows_tell_their_documents_apart(tmp_path: Path, tokenizer: Path, framed: bool) -> None:
+    """The end token is the last of its document, and a frame belongs to the document beside it."""
+    plain = open_rows(tmp_path, tokenizer, "packed", framed=framed)
+    masked = RowReader.open(plain.folder, seed=5, source_name="a", document_mask=True)
+    rows = np.random.default_rng(0).permutation(plain.num_rows)
+    end = load_tokenizer(tokenizer).sep_token_id
+    for row, other in zip(masked.read(rows, 0), plain.read(rows, 0), strict=True):
+        assert row.input_ids.tolist() == other.input_ids.tolist()
+        assert other.document_ids is None
+        assert row.document_ids is not None
+        body = row.input_ids[1:-1] if framed else row.input_ids
+        ends_before = np.cumsum(body == end) - (body == end)
+        ids = row.document_ids[1:-1] if framed else row.document_ids
+        assert ids.tolist() == ends_before.tolist()
+        if framed:
+            assert row.document_ids[[0, -1]].tolist() == row.document_ids[[1, -2]].tolist()
+
+
+def test_best_fit_rows_tell_their_documents_apart_where_that_is_asked_for(
+    tmp_path: Path, tokenizer: Path
+) -> None:
+    plain = open_rows(tmp_path, tokenizer, "best_fit", framed=True)
+    masked = RowReader.open(plain.folder, seed=5, source_name="a", document_mask=True)
+    rows = np.arange(plain.num_rows)
+    cls = load_tokenizer(tokenizer).cls_token_id
+    for row, other in zip(masked.read(rows, 0), plain.read(rows, 0), strict=True):
+        assert row.input_ids.tolist() == other.input_ids.tolist()
+        assert other.document_ids is None
+        assert row.document_ids is not None
+        assert row.document_ids.tolist() == (np.cumsum(row.input_ids == cls) - 1).tolist()
+    assert any(row.document_ids[-1] > 0 for row in masked.read(rows, 0))
 
 
 def test_pair_is_framed_and_segmented(tmp_path: Path, tokenizer: Path) -> None:
@@ -158,7 +192,7 @@ def test_epoch_is_a_shuffle_of_all_rows_and_differs_from_the_next(tmp_path: Path
     assert epochs[0] != epochs[1] != epochs[2]
 
 
-@pytest.mark.parametrize("kind", ["packed", "documents", "pairs"])
+@pytest.mark.parametrize("kind", ["packed", "best_fit", "documents", "pairs"])
 def test_rows_do_not_depend_on_how_they_are_asked_for(tmp_path: Path, tokenizer: Path, kind: str) -> None:
     readers = {
         name: open_rows(tmp_path, tokenizer, kind, framed=True, name=name, num_documents=size)

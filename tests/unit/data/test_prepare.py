@@ -24,8 +24,8 @@ from orchestrator.contracts import RowLayout
 from orchestrator.data.cache import COMPLETE, make_folder
 from orchestrator.data.loader import RowReader
 from orchestrator.data.prepare import cut_segments, verify
-from orchestrator.data.prepared import Meta
-from orchestrator.data.tokenizer import for_classification, load_tokenizer
+from orchestrator.data.prepared import FORMAT_VERSION, Meta
+from orchestrator.data.tokenizer import end_id, for_classification, load_tokenizer
 from orchestrator.errors import DataError
 from orchestrator.spec.datasets import Dataset
 from tests.unit.data.corpus import make_texts, prepared, section, text_corpus, train_small, write_jsonl
@@ -88,6 +88,49 @@ def test_framed_packing_puts_each_row_between_cls_and_sep(
     ]
     assert joined(row[1:-1] for row in rows) == stream
     assert {len(row) for row in rows[:-1]} == {32}
+
+
+@pytest.mark.parametrize("algorithm", ["bpe", "wordpiece"])
+@pytest.mark.parametrize("framed", [False, True])
+def test_best_fit_rows_hold_whole_documents_as_they_are_alone(
+    tmp_path: Path, request: pytest.FixtureRequest, algorithm: str, framed: bool
+) -> None:
+    tokenizer_dir = request.getfixturevalue(algorithm)
+    tokenizer = load_tokenizer(tokenizer_dir)
+    layout = RowLayout("best_fit", 60, framed=framed, labelled=False)
+    made = prepare(text_corpus(tmp_path, 50), layout, tokenizer_dir, tmp_path)
+    reader = RowReader.open(made, seed=1, source_name="corpus", document_mask=True)
+    found = [
+        ids.tolist()
+        for row in reader.read(np.arange(reader.num_rows), 0)
+        for ids in np.split(row.input_ids, np.flatnonzero(np.diff(row.document_ids)) + 1)
+    ]
+    cls, sep = tokenizer.cls_token_id, tokenizer.sep_token_id
+    expected = []
+    for text in make_texts(50):
+        ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+        if framed:
+            expected += [[cls, *ids[at : at + 58], sep] for at in range(0, len(ids), 58)]
+        else:
+            ids = [*ids, end_id(tokenizer)]
+            expected += [ids[at : at + 60] for at in range(0, len(ids), 60)]
+    assert sorted(found) == sorted(expected)
+    meta = Meta.open(made)
+    assert (meta.num_documents, meta.num_truncated) == (50, 0)
+    assert meta.num_split == len(expected) - 50 > 0
+    assert meta.packing_efficiency == sum(map(len, expected)) / (60 * meta.num_rows)
+    assert meta.num_rows < 50
+
+
+def test_packing_efficiency_counts_the_frames_of_rows(tmp_path: Path, wordpiece: Path) -> None:
+    for kind in ("packed", "documents"):
+        layout = RowLayout(kind, 32, framed=True, labelled=False)  # type: ignore[arg-type]
+        made = prepare(text_corpus(tmp_path, 50), layout, wordpiece, tmp_path)
+        rows = ids_of(made)
+        assert Meta.open(made).packing_efficiency == sum(map(len, rows)) / (32 * len(rows))
+    pairs = RowLayout("pairs", 32, framed=True, labelled=False)
+    made = prepare(text_corpus(tmp_path, 50), pairs, wordpiece, tmp_path)
+    assert Meta.open(made).packing_efficiency is None
 
 
 def test_documents_for_causal_models_end_where_the_text_ends(tmp_path: Path, bpe: Path) -> None:
@@ -309,7 +352,7 @@ def test_missing_or_cut_file_is_refused_at_open_and_repaired(tmp_path: Path, bpe
 def test_folder_of_another_format_version_is_refused(tmp_path: Path, bpe: Path) -> None:
     meta = Meta.open(prepare(text_corpus(tmp_path, 50), PACKED, bpe, tmp_path))
     other = make_folder(tmp_path / "other", replace(meta, format_version=999).save)
-    with pytest.raises(DataError, match="has format version 999, this code reads 1"):
+    with pytest.raises(DataError, match=f"has format version 999, this code reads {FORMAT_VERSION}"):
         Meta.open(other)
 
 

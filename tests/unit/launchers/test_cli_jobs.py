@@ -156,6 +156,7 @@ def test_the_plan_as_json(console: Console, tmp_path: Path) -> None:
                 "grad_accum_steps": 4,
                 "global_batch_size": 16,
                 "seq_len": 64,
+                "packing_efficiency": None,
                 "tokens_per_step": 1024,
                 "steps": 10,
                 "tokens": 10240,
@@ -169,6 +170,23 @@ def test_the_plan_as_json(console: Console, tmp_path: Path) -> None:
         "refusal": None,
     }
     assert not (tmp_path / "runs").exists()
+
+
+def test_the_plan_knows_how_full_prepared_rows_are(console: Console, tmp_path: Path) -> None:
+    run = FakeRun(tmp_path)
+    stage = run.layout.stage("pretrain")
+    stage.root.mkdir()
+    meta = tmp_path / "rows" / "meta.json"
+    meta.parent.mkdir()
+    meta.write_text('{"num_rows": 100, "packing_efficiency": 0.875}')
+    stage.inputs.write_text(json.dumps({"train": {"rfc": str(meta.parent)}}))
+    path = write_job(tmp_path, TEXT)
+    command = ("plan", path, "--no-model", "--runs-dir", tmp_path)
+    assert console(*command, "--json").json()["stages"][0]["packing_efficiency"] == 0.875
+    assert "     rows are 87.50% full of tokens" in console(*command).output.splitlines()
+    # Pairs are not packed.
+    meta.write_text('{"num_rows": 100, "packing_efficiency": null}')
+    assert console(*command, "--json").json()["stages"][0]["packing_efficiency"] is None
 
 
 def test_the_plan_in_plain_lines(console: Console, tmp_path: Path) -> None:

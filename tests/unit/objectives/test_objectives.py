@@ -166,9 +166,18 @@ def test_statistics_add_up_over_any_split_of_the_rows() -> None:
 
 @pytest.mark.parametrize(
     ("packing", "next_sentence", "kind"),
-    [(True, False, "packed"), (False, False, "documents"), (True, True, "pairs")],
+    [
+        (True, False, "packed"),
+        ("cut", False, "packed"),
+        (False, False, "documents"),
+        ("none", False, "documents"),
+        ("best_fit", False, "best_fit"),
+        (True, True, "pairs"),
+    ],
 )
-def test_row_layouts(packing: bool, next_sentence: bool, kind: str) -> None:
+def test_row_layouts(packing: bool | str, next_sentence: bool, kind: str) -> None:
     data = Data(mixture={"a": 1.0}, seq_len=32, packing=packing)
     section = MaskedLMObjective(name="masked_lm", next_sentence=next_sentence)
     assert MaskedLM.row_layout(section, data).kind == kind
+    if not next_sentence:
+        assert CausalLM.row_layout(CausalLMObjective(name="causal_lm"), data).kind == kind

@@ -41,6 +41,8 @@ def changes(folder: Path, *overrides: str) -> list[str]:
         ),
         ("tokenizer.train.vocab_size=600", "tokenizer.train.vocab_size: 512 -> 600"),
         ("datasets.rfc.deduplicate=true", "datasets.rfc.deduplicate: False -> True"),
+        ("stages.pretrain.data.packing=false", "stages.pretrain.data.packing: cut -> none"),
+        ("stages.pretrain.data.document_mask=true", "stages.pretrain.data.document_mask: False -> True"),
     ],
 )
 def test_what_shapes_the_trajectory_is_a_difference(override: str, line: str, tmp_path: Path) -> None:
@@ -48,6 +50,9 @@ def test_what_shapes_the_trajectory_is_a_difference(override: str, line: str, tm
 
 
 FREE = [
+    "stages.pretrain.data.packing=true",
+    "stages.pretrain.data.packing=cut",
+    "stages.pretrain.data.document_mask=false",
     "resources.num_workers=2",
     "stages.pretrain.strategy={name: zero, stage: 3}",
     "stages.pretrain.strategy={name: fsdp2, activation_checkpointing: true}",

@@ -39,6 +39,7 @@ def test_every_job_in_the_repository_passes(path: Path, validator: Draft202012Va
     [
         VALID,
         changed("seed: 17", "seed: ${SEED:-3}"),
+        changed("seq_len: 64}", "seq_len: 64, packing: best_fit, document_mask: false}"),
         changed("{max_steps: 10}", "{max_tokens: '20_000_000'}"),
         changed("lr: 1e-3", "lr: ${LR}\n      max_grad_norm: null"),
         changed("{name: ddp}", "{name: 'mine.engine:Engine', options: {x: [1]}}"),
@@ -57,6 +58,7 @@ def test_what_the_loader_takes_passes(text: str, validator: Draft202012Validator
         changed("seed: 17", "sed: 17"),
         changed("seed: 17", "seed: -1"),
         changed("lr: 1e-3", "lr: fast"),
+        changed("seq_len: 64}", "seq_len: 64, packing: bestfit}"),
         changed("lr: 1e-3", "lr: 0"),
         changed("name: tiny", "name: Tiny"),
         changed("    strategy: {name: ddp}\n", ""),

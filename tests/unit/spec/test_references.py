@@ -55,6 +55,28 @@ MISTAKES = {
     VALID + EVALUATE.replace("name: test", "name: job.yaml"): (
         "24: stages[1].name: 'job.yaml' is a file of the run directory; give the stage another name"
     ),
+    VALID + TUNE.replace("seq_len: 64}", "seq_len: 64, packing: best_fit}"): (
+        "27: stages[1].data.packing: sequence_classification puts one document in each row, which"
+        " 'best_fit' cannot pack; leave packing out"
+    ),
+    VALID + TUNE.replace("seq_len: 64}", "seq_len: 64, document_mask: true}"): (
+        "27: stages[1].data.document_mask: sequence_classification puts one document in each row: there is"
+        " nothing to confine; leave it out"
+    ),
+    changed("{name: causal_lm}", "{name: masked_lm, next_sentence: true}").replace(
+        "seq_len: 64}", "seq_len: 64, packing: best_fit}"
+    ): (
+        "15: stages[0].data.packing: masked_lm with next_sentence puts one pair of segments in each row,"
+        " which 'best_fit' cannot pack; leave packing out"
+    ),
+    changed("seq_len: 64}", "seq_len: 64, packing: none, document_mask: true}"): (
+        "15: stages[0].data: document_mask: true needs rows of several documents, and packing none puts one"
+        " in each; set packing to 'best_fit' or 'cut', or leave document_mask out"
+    ),
+    changed("seq_len: 64}", "seq_len: 64, packing: bestfit}"): (
+        "15: stages[0].data.packing: expected one of 'cut', 'best_fit', 'none' or true or false, found"
+        " 'bestfit'"
+    ),
     VALID + TUNE.replace("stage: pretrain", "stage: tune"): (
         "26: stages[1].init.stage: stages wait for each other: tune -> tune"
     ),
