@@ -11,7 +11,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol, overload
 
 import numpy as np
 
@@ -70,6 +70,31 @@ class Row:
     document_ids: np.ndarray | None = None
     """int64 ``(S,)``, 0 in the first document of the row, 1 in the next and so on. Where a row has them,
     attention stays inside a document, positions begin anew in each, and none predicts the next one."""
+
+
+class EqualRows(Sequence[Row]):
+    """Rows of nothing but tokens, all of one length: one array, so that a batch is made without a loop."""
+
+    def __init__(self, input_ids_BS: np.ndarray) -> None:
+        """Hold rows.
+
+        Args:
+            input_ids_BS: int64 ``(B, S)``; nobody else's, so that a batch may keep it.
+        """
+        self.input_ids_BS = input_ids_BS
+
+    def __len__(self) -> int:
+        """B."""
+        return len(self.input_ids_BS)
+
+    @overload
+    def __getitem__(self, index: int) -> Row: ...
+    @overload
+    def __getitem__(self, index: slice) -> EqualRows: ...
+    def __getitem__(self, index: int | slice) -> Row | EqualRows:
+        """One row, or some of them."""
+        chosen = self.input_ids_BS[index]
+        return EqualRows(chosen) if isinstance(index, slice) else Row(chosen)
 
 
 Batch = dict[str, "Tensor"]

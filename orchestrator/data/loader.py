@@ -9,14 +9,14 @@ of the stream in each.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from orchestrator.contracts import Row
+from orchestrator.contracts import EqualRows, Row
 from orchestrator.data.mixture import Mixture, group
 from orchestrator.data.order import mix, order_key
 from orchestrator.data.pieces import BestFitRows, cut_pieces
@@ -105,19 +105,34 @@ class RowReader:
             IndexError: A row number outside the folder.
         """
         assert self.meta.layout.kind == "packed"
-        highest = self._check(rows)
+        if self._check(rows) < self._num_full:
+            return self._gather(rows)
         tokens_BS = np.empty((len(rows), self.meta.layout.seq_len), dtype=np.int64)
-        body_BC = tokens_BS
+        is_short = rows >= self._num_full
+        tokens_BS[~is_short] = self._gather(rows[~is_short])
+        tokens_BS[is_short] = self._last_row()
+        return tokens_BS
+
+    def read_equal(self, rows: np.ndarray) -> np.ndarray | None:
+        """Rows that are nothing but ``seq_len`` tokens each, int64 ``(B, S)``; ``None``: some are not.
+
+        Args:
+            rows: int64 ``(B,)``, each in ``[0, num_rows)``.
+        """
+        is_plain = self.meta.layout.kind == "packed" and not self._document_mask
+        if not is_plain or not len(rows) or rows.max() >= self._num_full:
+            return None
+        return self._gather(rows)
+
+    def _gather(self, rows: np.ndarray) -> np.ndarray:
+        """Full packed rows, int64 ``(B, S)``."""
+        tokens_BS = np.empty((len(rows), self.meta.layout.seq_len), dtype=np.int64)
         if self.meta.layout.framed:
-            body_BC = tokens_BS[:, 1:-1]
             tokens_BS[:, 0] = self._cls_id
             tokens_BS[:, -1] = self._sep_id
-        if highest < self._num_full:
-            body_BC[:] = self._grid_RC[rows]
-            return tokens_BS
-        is_short = rows >= self._num_full
-        body_BC[~is_short] = self._grid_RC[rows[~is_short]]
-        tokens_BS[is_short] = self._last_row()
+            tokens_BS[:, 1:-1] = self._grid_RC[rows]
+        else:
+            tokens_BS[:] = self._grid_RC[rows]
         return tokens_BS
 
     def row_lengths(self, rows: np.ndarray) -> np.ndarray:
@@ -241,13 +256,16 @@ class MixtureReader:
         self._seed = seed
         self._block = lru_cache(maxsize=4)(self._locate_block)
 
-    def read_global(self, global_rows: np.ndarray) -> list[Row]:
+    def read_global(self, global_rows: range | np.ndarray) -> Sequence[Row]:
         """The rows at these places of the cursor, in the order asked for.
 
         Args:
-            global_rows: int64 ``(B,)``, not negative; rows consumed by all ranks before each row.
+            global_rows: Rows consumed by all ranks before each row: consecutive ones, or int64 ``(B,)``.
         """
         sources, rows, epochs = self._locate(global_rows)
+        equal_BS = self._read_equal(sources, rows)
+        if equal_BS is not None:
+            return EqualRows(equal_BS)
         found: dict[int, Row] = {}
         for source, in_source in group(sources):
             for epoch, in_epoch in group(epochs[in_source]):
@@ -256,24 +274,27 @@ class MixtureReader:
                 found.update(zip(places.tolist(), read, strict=True))
         return [found[place] for place in range(len(global_rows))]
 
-    def read_tokens(self, global_rows: np.ndarray) -> np.ndarray:
-        """The same for packed rows, as one int64 array; see ``RowReader.read_tokens``."""
-        sources, rows, _ = self._locate(global_rows)
+    def _read_equal(self, sources: np.ndarray, rows: np.ndarray) -> np.ndarray | None:
+        """The rows as one array, int64 ``(B, S)``, where all of them are nothing but tokens."""
         if len(self._readers) == 1:
-            return self._readers[0].read_tokens(rows)
-        seq_len = self._readers[0].meta.layout.seq_len
-        tokens_BS = np.empty((len(global_rows), seq_len), dtype=np.int64)
+            return self._readers[0].read_equal(rows)
+        tokens_BS = np.empty((len(rows), self._readers[0].meta.layout.seq_len), dtype=np.int64)
         for source, places in group(sources):
-            tokens_BS[places] = self._readers[source].read_tokens(rows[places])
+            part_BS = self._readers[source].read_equal(rows[places])
+            if part_BS is None:
+                return None
+            tokens_BS[places] = part_BS
         return tokens_BS
 
-    def _locate(self, global_rows: np.ndarray) -> np.ndarray:
+    def _locate(self, global_rows: range | np.ndarray) -> np.ndarray:
         """Source, row number in it and epoch of each global row, int64 ``(3, B)``."""
-        blocks = global_rows // BLOCK_ROWS
-        if len(blocks) and (blocks == blocks[0]).all():
-            return self._block(int(blocks[0]))[:, global_rows % BLOCK_ROWS]
-        located = np.empty((3, len(blocks)), dtype=np.int64)
-        for block, places in group(blocks):
+        if isinstance(global_rows, range):
+            block, first = divmod(global_rows.start, BLOCK_ROWS)
+            if first + len(global_rows) <= BLOCK_ROWS:
+                return self._block(block)[:, first : first + len(global_rows)]
+            global_rows = np.arange(global_rows.start, global_rows.stop, dtype=np.int64)
+        located = np.empty((3, len(global_rows)), dtype=np.int64)
+        for block, places in group(global_rows // BLOCK_ROWS):
             located[:, places] = self._block(block)[:, global_rows[places] % BLOCK_ROWS]
         return located
 

@@ -19,7 +19,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor
@@ -112,7 +111,7 @@ class Loop:
             rows = micro_batch_rows(self.batch_plan, step, accum_index, self.rank)
             micro = global_micro_index(self.batch_plan, accum_index, self.rank)
             rng = derive_generator(self.seed, "collate", step, micro)
-            read = self.reader.read_global(np.arange(rows.start, rows.stop))
+            read = self.reader.read_global(rows)
             batches.append(self.objective.collate(read, rng))
         return batches
 

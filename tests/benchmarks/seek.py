@@ -68,7 +68,7 @@ def _first_batch(folder: Path, cursor: int, *, seed: int) -> None:
     """What a worker does before its first step, as far as its rows are concerned."""
     reader = RowReader.open(folder, seed=seed, source_name="tokens")
     mixed = MixtureReader({"tokens": reader}, {"tokens": 1.0}, seed=seed)
-    mixed.read_global(np.arange(cursor, cursor + BATCH_ROWS))
+    mixed.read_global(range(cursor, cursor + BATCH_ROWS))
 
 
 def _take_turns(sides: dict[str, tuple[Path, int]]) -> dict[str, float]:
