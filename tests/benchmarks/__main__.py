@@ -33,7 +33,7 @@ def main() -> None:
         measured = loader["ours_tokens_per_second"], loader[f"{name}_tokens_per_second"]
         row(f"loader / {theirs}, tokens/s", *measured, "at least 8")
     for kind, seek in measure_seek().items():
-        name = f"open + first batch of 10 M documents / of 10 k, {kind}, s"
+        name = f"open + first batch, 10 M documents / 10 k, {kind}, s"
         row(name, seek["many"], seek["few"], "at most 1.2", seek["many_to_few"])
         name = f"resume at 90% of an epoch / at 1%, {kind}, s"
         row(name, seek["late"], seek["early"], "at most 1.1", seek["late_to_early"])
