@@ -7,6 +7,7 @@ import os
 import platform
 
 from tests.benchmarks.loader import measure_loader
+from tests.benchmarks.packing import measure_packing
 from tests.benchmarks.seek import measure_seek
 from tests.benchmarks.startup import YARDSTICK, measure_startup
 from tests.benchmarks.step_loop import measure_step_loop
@@ -37,6 +38,19 @@ def main() -> None:
         row(name, seek["many"], seek["few"], "at most 1.2", seek["many_to_few"])
         name = f"resume at 90% of an epoch / at 1%, {kind}, s"
         row(name, seek["late"], seek["early"], "at most 1.1", seek["late_to_early"])
+    packing = measure_packing()
+    row(
+        "best-fit rows of 512 / one review per row, positions used",
+        packing["best_fit_efficiency"],
+        packing["unpacked_efficiency"],
+        "ours at least 0.995",
+    )
+    row(
+        "best-fit plan / item by item, s per million documents",
+        packing["plan_seconds_per_million"],
+        packing["by_item_seconds_per_million"],
+        "ours at most 0.1",
+    )
     startup = measure_startup()
     yardstick = startup.pop(YARDSTICK)["best_seconds"]
     for name, measured in startup.items():
