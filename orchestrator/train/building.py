@@ -13,8 +13,9 @@ from transformers import PreTrainedModel
 from orchestrator.checkpoint.layout import RunLayout
 from orchestrator.checkpoint.manager import CheckpointManager
 from orchestrator.contracts import Objective, TokenInfo
-from orchestrator.data.loader import MixtureReader, RowReader
+from orchestrator.data.loader import RowReader
 from orchestrator.data.prepared import content_digest
+from orchestrator.data.stream import MixtureReader
 from orchestrator.data.tokenizer import for_classification, load_tokenizer, token_info
 from orchestrator.errors import CheckpointError, DataError
 from orchestrator.models import check_fit, load_model

@@ -24,7 +24,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from orchestrator.contracts import Batch, Engine, Objective, Tracker
-from orchestrator.data.loader import MixtureReader
+from orchestrator.data.stream import MixtureReader
 from orchestrator.spec.job import TrainStage
 from orchestrator.spec.plan import BatchPlan, global_micro_index, micro_batch_rows
 from orchestrator.train.meter import Meter, source_metrics

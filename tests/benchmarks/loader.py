@@ -20,8 +20,9 @@ import torch
 from torch import Tensor
 
 from orchestrator.contracts import IGNORE_INDEX, Batch, TokenInfo
-from orchestrator.data.loader import MixtureReader, RowReader
+from orchestrator.data.loader import RowReader
 from orchestrator.data.order import order_key, permute
+from orchestrator.data.stream import MixtureReader
 from orchestrator.objectives.causal_lm import CausalLM
 from orchestrator.spec.training import CausalLMObjective
 from tests.prepared import write_prepared

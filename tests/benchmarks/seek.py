@@ -15,8 +15,9 @@ from typing import Literal
 
 import numpy as np
 
-from orchestrator.data.loader import MixtureReader, RowReader
+from orchestrator.data.loader import RowReader
 from orchestrator.data.prepared import Meta
+from orchestrator.data.stream import MixtureReader
 from tests.prepared import write_prepared
 
 FEW, MANY = 10_000, 10_000_000

@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from orchestrator.contracts import EqualRows, Row, RowLayout, TokenInfo
-from orchestrator.data.loader import BLOCK_ROWS, MixtureReader, RowReader
+from orchestrator.data.loader import RowReader
+from orchestrator.data.stream import BLOCK_ROWS, MixtureReader
 from orchestrator.data.tokenizer import load_tokenizer
 from orchestrator.objectives.causal_lm import CausalLM
 from orchestrator.spec.training import CausalLMObjective
@@ -270,7 +271,8 @@ def test_reading_needs_numpy_and_no_heavy_library(tmp_path: Path, tokenizer: Pat
 import sys
 from pathlib import Path
 import numpy as np
-from orchestrator.data.loader import MixtureReader, RowReader
+from orchestrator.data.loader import RowReader
+from orchestrator.data.stream import MixtureReader
 reader = RowReader.open(Path({str(reader.folder)!r}), seed=1, source_name="a")
 print(len(MixtureReader({{"a": reader}}, {{"a": 1.0}}, seed=1).read_global(range(2))))
 heavy = ("datasets", "transformers", "tokenizers", "torch", "pyarrow", "pandas", "xxhash", "pydantic")
