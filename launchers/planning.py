@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from launchers.counting import packing_efficiency, planned_steps
+from launchers.pins import pinned, read_pins
 from launchers.run_directory import refuse_changed
 from launchers.runs import read_result
 from orchestrator.checkpoint.layout import RunLayout
@@ -45,6 +46,7 @@ def plan_job(job: Job, *, runs_dir: Path, with_model: bool) -> dict[str, Any]:
     if complaints:
         raise PlanError("\n".join(complaints))
     run = RunLayout(runs_dir / job.name)
+    job = pinned(job, read_pins(run.pins))
     parameters = ParameterCounts(run.cache / "parameters.json", with_model=with_model)
     refusal = None
     try:

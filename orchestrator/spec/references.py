@@ -25,6 +25,7 @@ RESERVED = (
     "job.yaml",
     "submitted.yaml",
     "plan.json",
+    "pins.json",
     "environment.json",
     "events.jsonl",
     "driver.lock",
