@@ -63,6 +63,8 @@ class Row:
     input_ids: np.ndarray
     """int64 ``(S,)``."""
     label: int | None = None
+    labels: np.ndarray | None = None
+    """int64 ``(D,)``: label of each document of a row that tells its documents apart."""
     segment_ids: np.ndarray | None = None
     """int64 ``(S,)``, 0 in the first and 1 in the second segment of a pair."""
     is_next: bool | None = None

@@ -70,10 +70,10 @@ class Encoder:
             return Encoded(ids)
         if layout.kind == "packed":
             return Encoded([*ids, self._end])
-        if layout.kind == "best_fit":
-            return Encoded(self._frame_parts(ids) if layout.framed else [*ids, self._end])
         if layout.labelled:
             return Encoded(ids, bool(encoding.overflowing))
+        if layout.kind == "best_fit":
+            return Encoded(self._frame_parts(ids) if layout.framed else [*ids, self._end])
         if layout.framed:
             room = layout.seq_len - 2
             return Encoded([self._cls, *ids[:room], self._end], len(ids) > room)

@@ -9,6 +9,7 @@ of the stream in each.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -161,7 +162,14 @@ class RowReader:
         if not self._document_mask:
             return [Row(ids) for ids in tokens]
         documents = pieces.document_ids()
-        return [Row(ids, document_ids=in_row) for ids, in_row in zip(tokens, documents, strict=True)]
+        labels: Sequence[np.ndarray | None] = [None] * len(rows)
+        if self._labels is not None:
+            numbers = np.searchsorted(self._documents, pieces.starts, side="right") - 1
+            labels = np.split(self._labels[numbers], np.cumsum(pieces.counts)[:-1])
+        return [
+            Row(ids, document_ids=in_row, labels=of_row)
+            for ids, in_row, of_row in zip(tokens, documents, labels, strict=True)
+        ]
 
     def _read_document(self, row: int) -> Row:
         tokens = self._tokens[self._documents[row] : self._documents[row + 1]]

@@ -1,8 +1,9 @@
-"""Predict one label per row."""
+"""Predict one label per document."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Literal
 
 import numpy as np
 import torch
@@ -12,6 +13,8 @@ from torch.nn import functional
 from orchestrator.contracts import IGNORE_INDEX, Batch, Objective, Row, RowLayout, TokenInfo
 from orchestrator.errors import DataError
 from orchestrator.objectives.confusion import classification_metrics
+from orchestrator.objectives.document_heads import document_logits, document_places
+from orchestrator.objectives.documents import document_fields
 from orchestrator.objectives.language import input_ids_of, pad_rows, without_rows_after
 from orchestrator.spec.training import Data, SequenceClassificationObjective
 
@@ -43,12 +46,26 @@ class SequenceClassification(Objective):
 
     @classmethod
     def row_layout(cls, section: SequenceClassificationObjective, data: Data) -> RowLayout:
-        """One labelled document per row."""
-        return RowLayout(kind="documents", seq_len=data.seq_len, framed=True, labelled=True)
+        """Labelled documents: one in each row, or as many as fit with ``packing: best_fit``."""
+        kind: Literal["best_fit", "documents"] = "documents"
+        if data.packing_mode == "best_fit":
+            kind = "best_fit"
+        return RowLayout(kind=kind, seq_len=data.seq_len, framed=True, labelled=True)
 
     def collate(self, rows: Sequence[Row], rng: np.random.Generator) -> Batch:
-        """``input_ids`` and ``attention_mask`` ``(B, S)``, ``labels`` ``(B,)``."""
+        """``input_ids`` and ``attention_mask`` ``(B, S)``, ``labels`` ``(B,)``.
+
+        Packed rows have their documents instead of the ``attention_mask``, and ``labels`` ``(B, D)``.
+        """
         ids = input_ids_of(rows)
+        packed = [row.labels for row in rows if row.labels is not None]
+        if packed:
+            return {
+                "input_ids": pad_rows(ids, self._pad_id),
+                "labels": pad_rows(packed, IGNORE_INDEX),
+                "places": document_places(rows),
+                **document_fields(rows),
+            }
         return {
             "input_ids": pad_rows(ids, self._pad_id),
             "attention_mask": pad_rows([np.ones(len(row), np.int64) for row in ids], 0),
@@ -56,11 +73,13 @@ class SequenceClassification(Objective):
         }
 
     def num_targets(self, batch: Batch) -> Tensor:
-        """Rows."""
+        """Documents."""
         return (batch["labels"] != IGNORE_INDEX).sum().view(1)
 
     def _logits(self, model: nn.Module, batch: Batch) -> Tensor:
-        """float32 ``(B, num_labels)``."""
+        """float32 ``(B, num_labels)``, or ``(B, D, num_labels)`` of packed rows."""
+        if "document_ids" in batch:
+            return document_logits(model, batch, self._pad_id)
         inputs = {name: value for name, value in batch.items() if name != "labels"}
         logits: Tensor = model(**inputs).logits
         return logits.float()
@@ -73,7 +92,8 @@ class SequenceClassification(Objective):
         """Summed loss, then the confusion matrix ``[label, prediction]`` in row-major order."""
         logits = self._logits(model, batch)
         labels = without_rows_after(batch["labels"], num_valid)
-        cells = labels[:num_valid] * self._num_labels + logits[:num_valid].argmax(dim=-1)
+        is_target = labels != IGNORE_INDEX
+        cells = labels[is_target] * self._num_labels + logits.argmax(dim=-1)[is_target]
         confusion = torch.bincount(cells, minlength=self._num_labels**2)
         return torch.cat([_label_loss(logits, labels).double().view(1), confusion.double()])
 
@@ -85,5 +105,7 @@ class SequenceClassification(Objective):
 
 
 def _label_loss(logits: Tensor, labels: Tensor) -> Tensor:
-    """Cross-entropy summed over rows that have a label."""
-    return functional.cross_entropy(logits, labels, ignore_index=IGNORE_INDEX, reduction="sum")
+    """Cross-entropy summed over documents that have a label."""
+    return functional.cross_entropy(
+        logits.flatten(0, -2), labels.flatten(), ignore_index=IGNORE_INDEX, reduction="sum"
+    )

@@ -13,6 +13,7 @@ from orchestrator.spec.optimization import Adafactor, WarmupStableDecay
 from orchestrator.spec.plan import batch_complaint, count_steps, input_stage, plan_batch
 from orchestrator.spec.positions import first_position
 from orchestrator.spec.training import (
+    DDPStrategy,
     FSDP2Strategy,
     MaskedLMObjective,
     SequenceClassificationObjective,
@@ -122,18 +123,34 @@ def _check_data(job: Job, stage: TrainStage, path: KeyPath) -> Iterator[Complain
 
 
 def _check_packing(stage: TrainStage, path: KeyPath) -> Iterator[Complaint]:
-    """Rows that an objective lays out in its own way leave nothing to pack and nothing to confine."""
-    objective, data = stage.objective, stage.data
-    if isinstance(objective, SequenceClassificationObjective):
-        rows = "sequence_classification puts one document in each row"
-    elif isinstance(objective, MaskedLMObjective) and objective.next_sentence:
+    """What an objective's own way of laying out rows allows."""
+    objective, data, strategy = stage.objective, stage.data, stage.strategy
+    if isinstance(objective, MaskedLMObjective) and objective.next_sentence:
         rows = "masked_lm with next_sentence puts one pair of segments in each row"
-    else:
+        if data.packing_mode == "best_fit":
+            yield (*path, "data", "packing"), f"{rows}, which 'best_fit' cannot pack; leave packing out"
+        elif data.document_mask:
+            yield (*path, "data", "document_mask"), f"{rows}: there is nothing to confine; leave it out"
+    if not isinstance(objective, SequenceClassificationObjective):
         return
-    if data.packing_mode == "best_fit":
-        yield (*path, "data", "packing"), f"{rows}, which 'best_fit' cannot pack; leave packing out"
-    elif data.document_mask:
-        yield (*path, "data", "document_mask"), f"{rows}: there is nothing to confine; leave it out"
+    if data.packing_mode != "best_fit":
+        if data.document_mask:
+            yield (
+                (*path, "data", "document_mask"),
+                "sequence_classification puts one document in each row: there is nothing to confine;"
+                " leave it out, or set packing to 'best_fit'",
+            )
+    elif not data.confines_documents:
+        yield (
+            (*path, "data", "document_mask"),
+            "sequence_classification needs its packed documents apart; leave document_mask out",
+        )
+    elif isinstance(strategy, DDPStrategy | ZeROStrategy) and strategy.compile:
+        yield (
+            (*path, "strategy", "compile"),
+            "a model compiled as a whole cannot take sequence_classification's packed rows; set compile to"
+            " false, use strategy fsdp2, which compiles blocks, or leave packing out",
+        )
 
 
 def _check_evaluate(job: Job, stage: EvaluateStage, path: KeyPath) -> Iterator[Complaint]:

@@ -92,8 +92,7 @@ def check_model(stage: TrainStage, model: PreTrainedModel, objective: Objective,
     check_fit(model.config, tokens, stage.data.seq_len, where)
     kind = objective.row_layout(stage.objective, stage.data).kind
     if stage.data.confines_documents and kind in ("packed", "best_fit"):
-        is_causal = objective.head == "causal_lm"
-        check_confined(model, tokens, is_causal=is_causal, seq_len=stage.data.seq_len, where=where)
+        check_confined(model, tokens, head=objective.head, seq_len=stage.data.seq_len, where=where)
 
 
 def open_readers(job: Job, folders: Mapping[str, str], data: Data) -> dict[str, RowReader]:

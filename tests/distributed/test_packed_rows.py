@@ -9,11 +9,18 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
+from torch import nn
 
-from orchestrator.contracts import Objective, Row, TokenInfo
+from orchestrator.contracts import Head, Objective, Row, TokenInfo
+from orchestrator.models import AUTO_CLASSES, find_blocks
 from orchestrator.objectives.causal_lm import CausalLM
 from orchestrator.objectives.masked_lm import MaskedLM
-from orchestrator.spec.training import CausalLMObjective, MaskedLMObjective
+from orchestrator.objectives.sequence_classification import SequenceClassification
+from orchestrator.spec.training import (
+    CausalLMObjective,
+    MaskedLMObjective,
+    SequenceClassificationObjective,
+)
 from tests.distributed.test_engines import STRATEGIES
 from tests.distributed.training import (
     SEQ_LEN,
@@ -34,40 +41,58 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "zero 3 checkpointing": {"name": "zero", "stage": 3, "activation_checkpointing": True},
 }
 NUM_STEPS = 4
+NUM_LABELS = 3
 ROWS = [(9, 4, 3), (16,), (1, 15), (7, 5)]
+KINDS: dict[str, tuple[str, Head]] = {
+    "gpt2": ("gpt2", "causal_lm"),
+    "llama": ("llama", "causal_lm"),
+    "bert": ("bert", "masked_lm"),
+    "gpt2 classifier": ("gpt2", "sequence_classification"),
+    "bert classifier": ("bert", "sequence_classification"),
+}
 
 
-def make_objective(kind: str) -> Objective:
-    if kind == "bert":
+def make_objective(head: Head) -> Objective:
+    if head == "masked_lm":
         return MaskedLM(MaskedLMObjective(name="masked_lm", mlm_probability=0.3), TOKENS, ())
-    return CausalLM(CausalLMObjective(name="causal_lm"), TOKENS, ())
+    if head == "causal_lm":
+        return CausalLM(CausalLMObjective(name="causal_lm"), TOKENS, ())
+    section = SequenceClassificationObjective(name="sequence_classification", num_labels=NUM_LABELS)
+    return SequenceClassification(section, TOKENS, ())
 
 
-def make_rows(step: int, micro: int) -> list[Row]:
+def make_model(kind: str, head: Head) -> nn.Module:
+    """The tiny models of the other tests, with the head that is asked for."""
+    config = build_model(kind).config
+    config.num_labels, config.pad_token_id = NUM_LABELS, TOKENS.pad_id
+    torch.manual_seed(5)
+    model: nn.Module = AUTO_CLASSES[head].from_config(config)
+    return model
+
+
+def make_rows(step: int, micro: int, head: Head) -> list[Row]:
     """The two rows of a micro-batch."""
     rng = np.random.default_rng((step, micro))
     rows = []
     for lengths in (ROWS[(step + micro) % 4], ROWS[(step + micro + 1) % 4]):
         assert sum(lengths) <= SEQ_LEN
         ids = rng.integers(5, VOCAB_SIZE, sum(lengths))
-        rows.append(Row(ids, document_ids=np.repeat(np.arange(len(lengths)), lengths)))
+        labels = rng.integers(0, NUM_LABELS, len(lengths))
+        document_ids = np.repeat(np.arange(len(lengths)), lengths)
+        labelled = head == "sequence_classification"
+        rows.append(Row(ids, labels=labels if labelled else None, document_ids=document_ids))
     return rows
 
 
-def train_packed(kind: str, strategy: dict[str, Any]) -> Trajectory:
+def train_packed(name: str, strategy: dict[str, Any]) -> Trajectory:
     """This rank's part of a few steps of two micro-batches."""
-    # Masked LM needs the model without its next-sentence head, whose logits it does not ask for.
-    model = build_model(kind)
-    if kind == "bert":
-        from transformers import BertForMaskedLM
-
-        torch.manual_seed(5)
-        model = BertForMaskedLM(model.config)
-    engine = build_engine(model, strategy)
-    objective, found, rank = make_objective(kind), Trajectory(), dist.get_rank()
+    kind, head = KINDS[name]
+    model = make_model(kind, head)
+    engine = build_engine(model, strategy, blocks=find_blocks(model))
+    objective, found, rank = make_objective(head), Trajectory(), dist.get_rank()
     for step in range(NUM_STEPS):
         batches = [
-            objective.collate(make_rows(step, micro), np.random.default_rng((step, micro)))
+            objective.collate(make_rows(step, micro, head), np.random.default_rng((step, micro)))
             for micro in range(dist.get_world_size())
         ]
         count = sum(objective.num_targets(batch) for batch in batches)
@@ -84,9 +109,7 @@ def train_packed(kind: str, strategy: dict[str, Any]) -> Trajectory:
 def run_packed() -> dict[tuple[str, str], Trajectory]:
     """Every strategy's trajectory on this rank, by model and strategy."""
     return {
-        (kind, name): train_packed(kind, strategy)
-        for kind in ("gpt2", "llama", "bert")
-        for name, strategy in OPTIONS.items()
+        (kind, name): train_packed(kind, strategy) for kind in KINDS for name, strategy in OPTIONS.items()
     }
 
 
@@ -98,7 +121,7 @@ def trajectories() -> dict[tuple[str, str], Trajectory]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name in OPTIONS if name != "ddp"])
-@pytest.mark.parametrize("kind", ["gpt2", "llama", "bert"])
+@pytest.mark.parametrize("kind", KINDS)
 def test_packed_rows_give_one_trajectory_on_every_strategy(kind: str, name: str) -> None:
     found, expected = trajectories()[kind, name], trajectories()[kind, "ddp"]
     assert found.losses == expected.losses
