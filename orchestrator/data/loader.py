@@ -10,6 +10,7 @@ of the stream in each.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from orchestrator.contracts import Row
+from orchestrator.data.annotations import Annotations
 from orchestrator.data.mixture import Mixture, group
 from orchestrator.data.order import mix, order_key
 from orchestrator.data.pieces import BestFitRows, cut_pieces
@@ -47,7 +49,7 @@ class RowReader:
         layout = meta.layout
         self._cls_id: Any = meta.cls_id
         self._sep_id: Any = meta.sep_id
-        self._labels = self._map("labels.npy") if layout.labelled else None
+        self._annotations = Annotations(folder, layout)
         if layout.kind == "packed":
             self._body = layout.seq_len - (2 if layout.framed else 0)
             self._num_full = meta.num_tokens // self._body
@@ -155,13 +157,18 @@ class RowReader:
         tokens = pieces.split(self._tokens[pieces.places()].astype(np.int64))
         if not self._document_mask:
             return [Row(ids) for ids in tokens]
-        documents = pieces.document_ids()
-        return [Row(ids, document_ids=in_row) for ids, in_row in zip(tokens, documents, strict=True)]
+        found = [
+            Row(ids, document_ids=in_row) for ids, in_row in zip(tokens, pieces.document_ids(), strict=True)
+        ]
+        is_learned = self._annotations.is_learned(pieces.places())
+        if is_learned is None:
+            return found
+        by_row = zip(found, pieces.split(is_learned), strict=True)
+        return [replace(row, is_learned=in_row) for row, in_row in by_row]
 
     def _read_document(self, row: int) -> Row:
-        tokens = self._tokens[self._documents[row] : self._documents[row + 1]]
-        label = None if self._labels is None else int(self._labels[row])
-        return Row(tokens.astype(np.int64), label=label)
+        begin, end = int(self._documents[row]), int(self._documents[row + 1])
+        return self._annotations.row(row, self._tokens[begin:end].astype(np.int64), begin)
 
     def _read_pairs(self, rows: np.ndarray, epoch: int) -> list[Row]:
         """``[CLS] A [SEP] B [SEP]``; B is A's successor or, half of the time, from elsewhere."""

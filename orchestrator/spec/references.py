@@ -5,6 +5,7 @@ Each check yields key paths and messages; ``load.py`` adds files and lines.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 
 from orchestrator.spec.job import EvaluateStage, Job, Stage, TrainStage
@@ -16,6 +17,8 @@ from orchestrator.spec.training import (
     FSDP2Strategy,
     MaskedLMObjective,
     SequenceClassificationObjective,
+    SupervisedFinetuningObjective,
+    TokenClassificationObjective,
     ZeROStrategy,
 )
 from orchestrator.spec.tree import KeyPath
@@ -33,6 +36,8 @@ RESERVED = (
     "stop",
 )
 """Files of a run directory, beside which every stage has its folder."""
+CLASSIFICATION = (SequenceClassificationObjective, TokenClassificationObjective)
+CHAT_TEMPLATES = ("plain", "chatml")
 POSITIONS = ("max_position_embeddings", "n_positions")
 
 
@@ -117,14 +122,17 @@ def _check_data(job: Job, stage: TrainStage, path: KeyPath) -> Iterator[Complain
         )
     for where, name in used:
         yield from _check_dataset(job, where, name)
-        yield from _check_labels(job, stage, where, name)
+        yield from _check_columns(job, stage, where, name)
 
 
 def _check_packing(stage: TrainStage, path: KeyPath) -> Iterator[Complaint]:
     """Rows that an objective lays out in its own way leave nothing to pack and nothing to confine."""
     objective, data = stage.objective, stage.data
-    if isinstance(objective, SequenceClassificationObjective):
-        rows = "sequence_classification puts one document in each row"
+    if isinstance(objective, SupervisedFinetuningObjective):
+        yield from _check_conversations(stage, path)
+        return
+    if isinstance(objective, CLASSIFICATION):
+        rows = f"{objective.name} puts one document in each row"
     elif isinstance(objective, MaskedLMObjective) and objective.next_sentence:
         rows = "masked_lm with next_sentence puts one pair of segments in each row"
     else:
@@ -135,6 +143,33 @@ def _check_packing(stage: TrainStage, path: KeyPath) -> Iterator[Complaint]:
         yield (*path, "data", "document_mask"), f"{rows}: there is nothing to confine; leave it out"
 
 
+def _check_conversations(stage: TrainStage, path: KeyPath) -> Iterator[Complaint]:
+    """Conversations are rows, whole ones side by side at most; their template is a name or a file."""
+    data, template = stage.data, getattr(stage.objective, "chat_template", None)
+    if data.packing == "cut":
+        yield (
+            (*path, "data", "packing"),
+            "supervised_finetuning keeps conversations whole, which 'cut' would cut anywhere; set"
+            " 'best_fit' to put several in a row, or 'none'",
+        )
+    elif data.packing_mode == "best_fit" and data.document_mask is False:
+        yield (
+            (*path, "data", "document_mask"),
+            "supervised_finetuning keeps conversations that share a row apart; leave document_mask out",
+        )
+    elif data.packing_mode != "best_fit" and data.document_mask:
+        yield (
+            (*path, "data", "document_mask"),
+            "supervised_finetuning puts one conversation in each row unless packing is 'best_fit': there is"
+            " nothing to confine; leave it out",
+        )
+    if template is not None and template not in CHAT_TEMPLATES and not os.path.isfile(template):
+        yield (
+            (*path, "objective", "chat_template"),
+            f"'{template}' is neither {' nor '.join(map(repr, CHAT_TEMPLATES))}, and there is no such file",
+        )
+
+
 def _check_evaluate(job: Job, stage: EvaluateStage, path: KeyPath) -> Iterator[Complaint]:
     trained = {other.name: other for other in job.stages}.get(stage.from_)
     for index, name in enumerate(stage.datasets):
@@ -143,7 +178,7 @@ def _check_evaluate(job: Job, stage: EvaluateStage, path: KeyPath) -> Iterator[C
         if stage.split != "train":
             yield from _check_held_out(job, where, name, stage.split)
         if isinstance(trained, TrainStage):
-            yield from _check_labels(job, trained, where, name)
+            yield from _check_columns(job, trained, where, name)
 
 
 def _check_held_out(job: Job, path: KeyPath, name: str, split: str) -> Iterator[Complaint]:
@@ -156,23 +191,41 @@ def _check_held_out(job: Job, path: KeyPath, name: str, split: str) -> Iterator[
         )
 
 
-def _check_labels(job: Job, stage: TrainStage, path: KeyPath, name: str) -> Iterator[Complaint]:
-    """A classification stage reads labels, as many as it has."""
+def _check_columns(job: Job, stage: TrainStage, path: KeyPath, name: str) -> Iterator[Complaint]:
+    """A dataset names the columns that the stage's objective reads, and as many labels as it has."""
     dataset, objective = job.datasets.get(name), stage.objective
-    if dataset is None or not isinstance(objective, SequenceClassificationObjective):
+    if dataset is None:
         return
+    if isinstance(objective, SupervisedFinetuningObjective):
+        if dataset.messages_column is None and dataset.prompt_column is None:
+            yield (
+                path,
+                f"dataset '{name}' has no conversations, which supervised_finetuning reads. Give it"
+                f" 'datasets.{name}.messages_column: messages', or prompt_column and completion_column",
+            )
+        return
+    if not isinstance(objective, CLASSIFICATION):
+        return
+    if isinstance(objective, TokenClassificationObjective) and dataset.words_column is None:
+        yield (
+            path,
+            f"dataset '{name}' has no words_column, which token_classification reads."
+            f" Give it one, such as 'datasets.{name}.words_column: tokens'",
+        )
     if dataset.label_column is None:
         yield (
             path,
-            f"dataset '{name}' has no label_column, which sequence_classification reads."
+            f"dataset '{name}' has no label_column, which {objective.name} reads."
             f" Give it one, such as 'datasets.{name}.label_column: label'",
         )
     names = dataset.label_names
-    if names is not None and len(names) != objective.num_labels:
+    if names is not None and len(names) != objective.num_outputs:
+        is_regression = getattr(objective, "problem", None) == "regression"
+        key = "num_values" if is_regression else "num_labels"
         yield (
             path,
             f"dataset '{name}' has {len(names)} label_names, and the objective of stage"
-            f" '{stage.name}' has num_labels {objective.num_labels}; they must be equal",
+            f" '{stage.name}' has {key} {objective.num_outputs}; they must be equal",
         )
 
 
