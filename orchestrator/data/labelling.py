@@ -56,7 +56,9 @@ def find_labels(
         names = given or source.dataset.label_names or _value_names(source, num_values)
         return Labels(label_numbers(opened["label"][:], num_values, place_of), tuple(names))
     names = given or _names(source, opened)
-    ids = LabelIds.of(where, names, num_labels or _most(opened["label"][:]))
+    if num_labels is None:
+        num_labels = len(names) if names is not None else _most(opened["label"][:])
+    ids = LabelIds.of(where, names, num_labels)
     values = None if layout.document == "words" else label_sets(opened["label"][:], ids, place_of)
     return Labels(values, ids.names)
 
