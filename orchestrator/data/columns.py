@@ -1,4 +1,4 @@
-"""From a source's rows to checked rows of text and label.
+"""From a source's rows to checked rows of the fields that a stage reads.
 
 Works on any ``datasets.Dataset`` handed to it, without importing the library.
 """
@@ -11,6 +11,7 @@ from typing import Any, NoReturn
 
 import numpy as np
 
+from orchestrator.data.fields import columns_of, identities, problems
 from orchestrator.data.files import nearest
 from orchestrator.data.selection import hash_texts
 from orchestrator.errors import DataError
@@ -82,16 +83,17 @@ def _batches(source: Any, columns: list[str]) -> Iterator[dict[str, list[Any]]]:
 
 
 def select_columns(name: str, dataset: DatasetSection, source: Any) -> Any:
-    """``source`` with its text and label columns alone, renamed."""
-    columns = {dataset.text_column: "text"}
-    if dataset.label_column == dataset.text_column:
-        raise DataError(
-            f"datasets.{name}: text_column and label_column are both '{dataset.text_column}',"
-            f" expected two of the columns {source.column_names}."
-        )
-    if dataset.label_column is not None:
-        columns[dataset.label_column] = "label"
-    for key, column in zip(("text_column", "label_column"), columns, strict=False):
+    """``source`` with the columns alone that its rows are made of, named as their fields are."""
+    keys = columns_of(dataset)
+    columns: dict[str, str] = {}
+    for field, key in keys.items():
+        column = getattr(dataset, key)
+        if column in columns:
+            raise DataError(
+                f"datasets.{name}: {keys[columns[column]]} and {key} are both '{column}',"
+                f" expected two of the columns {source.column_names}."
+            )
+        columns[column] = field
         _require_column(name, key, column, source)
     # A saved dataset may carry a format of its own, such as torch.
     return source.select_columns(list(columns)).rename_columns(columns).with_format(None)
@@ -115,26 +117,23 @@ class Unsound:
 
 
 def unsound_rows(dataset: DatasetSection, rows: Any, numbers: np.ndarray) -> Iterator[Unsound]:
-    """Rows whose text is no string or whose label is missing.
+    """Rows with a field of the wrong kind, or without a label.
 
     Args:
-        rows: With the columns ``text`` and, where there are labels, ``label``.
+        rows: As ``select_columns`` returns them.
         numbers: Their numbers in the source.
     """
     first = 0
     for batch in _batches(rows, rows.column_names):
-        labels = batch.get("label", [0] * len(batch["text"]))
-        for number, text, label in zip(numbers[first:], batch["text"], labels, strict=False):
-            if not isinstance(text, str):
-                yield Unsound(
-                    int(number), f"column '{dataset.text_column}' holds {text!r}, expected a string"
-                )
-            elif label is None or label == "":
-                yield Unsound(int(number), f"column '{dataset.label_column}' holds no label")
-        first += len(batch["text"])
+        found = list(problems(dataset, batch))
+        for number, problem in zip(numbers[first:], found, strict=False):
+            if problem is not None:
+                yield Unsound(int(number), problem)
+        first += len(found)
 
 
 def hash_rows(rows: Any) -> np.ndarray:
-    """Hashes of the texts of ``rows``, uint64 ``(rows, 2)``."""
-    hashes = [hash_texts(batch["text"]) for batch in _batches(rows, ["text"])]
+    """Hashes of the texts of ``rows``, uint64 ``(rows, 2)``; labels do not count."""
+    fields = [field for field in rows.column_names if field != "label"]
+    hashes = [hash_texts(identities(batch)) for batch in _batches(rows, fields)]
     return np.concatenate([np.empty((0, 2), np.uint64), *hashes])

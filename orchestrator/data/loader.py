@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from orchestrator.contracts import Row
+from orchestrator.data.annotations import Annotations
 from orchestrator.data.order import mix, order_key
 from orchestrator.data.pieces import BestFitRows, cut_pieces
 from orchestrator.data.prepared import Meta
@@ -38,7 +39,7 @@ class RowReader:
         layout = meta.layout
         self._cls_id: Any = meta.cls_id
         self._sep_id: Any = meta.sep_id
-        self._labels = self._map("labels.npy") if layout.labelled else None
+        self._annotations = Annotations(folder, layout)
         if layout.kind == "packed":
             self._body = layout.seq_len - (2 if layout.framed else 0)
             self._num_full = meta.num_tokens // self._body
@@ -161,20 +162,24 @@ class RowReader:
         tokens = pieces.split(self._tokens[pieces.places()].astype(np.int64))
         if not self._document_mask:
             return [Row(ids) for ids in tokens]
-        documents = pieces.document_ids()
-        labels: Sequence[np.ndarray | None] = [None] * len(rows)
-        if self._labels is not None:
-            numbers = np.searchsorted(self._documents, pieces.starts, side="right") - 1
-            labels = np.split(self._labels[numbers], np.cumsum(pieces.counts)[:-1])
+        numbers = np.searchsorted(self._documents, pieces.starts, side="right") - 1
+        labels = self._annotations.classes(numbers)
+        is_learned = self._annotations.is_learned(pieces.places())
+        none: Sequence[None] = [None] * len(rows)
         return [
-            Row(ids, document_ids=in_row, labels=of_row)
-            for ids, in_row, of_row in zip(tokens, documents, labels, strict=True)
+            Row(ids, document_ids=in_row, labels=of_row, is_learned=learned)
+            for ids, in_row, of_row, learned in zip(
+                tokens,
+                pieces.document_ids(),
+                none if labels is None else np.split(labels, np.cumsum(pieces.counts)[:-1]),
+                none if is_learned is None else pieces.split(is_learned),
+                strict=True,
+            )
         ]
 
     def _read_document(self, row: int) -> Row:
-        tokens = self._tokens[self._documents[row] : self._documents[row + 1]]
-        label = None if self._labels is None else int(self._labels[row])
-        return Row(tokens.astype(np.int64), label=label)
+        begin, end = int(self._documents[row]), int(self._documents[row + 1])
+        return self._annotations.row(row, self._tokens[begin:end].astype(np.int64), begin)
 
     def _read_pairs(self, rows: np.ndarray, epoch: int) -> list[Row]:
         """``[CLS] A [SEP] B [SEP]``; B is A's successor or, half of the time, from elsewhere."""

@@ -22,6 +22,7 @@ import numpy as np
 
 from orchestrator.data.cache import make_folder
 from orchestrator.data.columns import (
+    SCAN_ROWS,
     Unsound,
     filter_rows,
     hash_rows,
@@ -58,7 +59,7 @@ class Rows:
     """Rows of the source that were skipped because something was wrong with them."""
 
     def open(self) -> Any:
-        """A map-style ``datasets.Dataset`` with the column ``text`` and, with labels, ``label``."""
+        """A map-style ``datasets.Dataset`` with the fields of a row as columns (``fields.py``)."""
         with quiet():
             opened = self.source.open()
             return select_columns(self.source.name, self.source.dataset, opened).select(self.numbers)
@@ -116,7 +117,11 @@ def distinct_labels(source: Source) -> list[Any]:
         opened = source.open()
         rows = opened.select(filter_rows(source.name, source.dataset, opened, range(len(opened))))
         rows = select_columns(source.name, source.dataset, rows)
-        return sorted(set(rows.unique("label")) - {None})
+        if not hasattr(rows.features["label"], "feature"):
+            return sorted(set(rows.unique("label")) - {None})
+        batches = rows.select_columns(["label"]).iter(SCAN_ROWS)
+        lists = [labels for batch in batches for labels in batch["label"] if labels is not None]
+        return sorted({label for labels in lists for label in labels} - {None})
 
 
 def _examined(source: Source, tasks: Tasks) -> Path:

@@ -13,8 +13,19 @@ class DatasetSection(Section):
 
     text_column: str = "text"
     """Column that holds the text."""
+    text_pair_column: str | None = None
+    """Column that holds the second text of a row, for classification of pairs."""
+    words_column: str | None = None
+    """Column that holds the words of a row as a list, for token classification."""
+    messages_column: str | None = None
+    """Column that holds a conversation, a list of messages with ``role`` and ``content``."""
+    prompt_column: str | None = None
+    """Column that holds the user's turn, where a conversation is one question and its answer."""
+    completion_column: str | None = None
+    """Column that holds the assistant's answer to the prompt."""
     label_column: str | None = None
-    """Column that holds the label, for classification."""
+    """Column that holds the label, for classification: one value, a list of them (multi-label, and the
+    tags of words), or a number or a list of numbers (regression)."""
     label_names: tuple[str, ...] | None = None
     """Label names in the order of their ids; absent: the sorted values found in the column."""
     filter: dict[str, Scalar | tuple[Scalar, ...]] = field(default_factory=dict)
@@ -37,6 +48,19 @@ class DatasetSection(Section):
                 f"validation_fraction {self.validation_fraction} + test_fraction"
                 f" {self.test_fraction} = {held_out} leaves no row for training; their sum must be"
                 " below 1"
+            )
+        if (self.prompt_column is None) != (self.completion_column is None):
+            missing, given = "prompt_column", self.completion_column
+            if self.completion_column is None:
+                missing, given = "completion_column", self.prompt_column
+            raise ValueError(
+                f"prompt_column and completion_column make a conversation together, found '{given}' alone;"
+                f" give {missing} too"
+            )
+        if self.messages_column is not None and self.prompt_column is not None:
+            raise ValueError(
+                f"messages_column '{self.messages_column}' and prompt_column '{self.prompt_column}' both say"
+                " where conversations are; give one of them"
             )
 
 

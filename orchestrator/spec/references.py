@@ -10,13 +10,13 @@ from collections.abc import Iterator
 from orchestrator.spec.job import EvaluateStage, Job, Stage, TrainStage
 from orchestrator.spec.messages import suggestion
 from orchestrator.spec.optimization import Adafactor, WarmupStableDecay
+from orchestrator.spec.packing_rules import CLASSIFICATION, check_packing
 from orchestrator.spec.plan import batch_complaint, count_steps, input_stage, plan_batch
 from orchestrator.spec.positions import first_position
 from orchestrator.spec.training import (
-    DDPStrategy,
     FSDP2Strategy,
-    MaskedLMObjective,
-    SequenceClassificationObjective,
+    SupervisedFinetuningObjective,
+    TokenClassificationObjective,
     ZeROStrategy,
 )
 from orchestrator.spec.tree import KeyPath
@@ -50,7 +50,7 @@ def check(job: Job) -> Iterator[Complaint]:
         path = ("stages", index)
         if isinstance(stage, TrainStage):
             yield from _check_data(job, stage, path)
-            yield from _check_packing(stage, path)
+            yield from check_packing(job, stage, path)
             yield from _check_model(job, stage, path)
             yield from _check_optimization(job, stage, path)
         elif isinstance(stage, EvaluateStage):
@@ -119,38 +119,7 @@ def _check_data(job: Job, stage: TrainStage, path: KeyPath) -> Iterator[Complain
         )
     for where, name in used:
         yield from _check_dataset(job, where, name)
-        yield from _check_labels(job, stage, where, name)
-
-
-def _check_packing(stage: TrainStage, path: KeyPath) -> Iterator[Complaint]:
-    """What an objective's own way of laying out rows allows."""
-    objective, data, strategy = stage.objective, stage.data, stage.strategy
-    if isinstance(objective, MaskedLMObjective) and objective.next_sentence:
-        rows = "masked_lm with next_sentence puts one pair of segments in each row"
-        if data.packing_mode == "best_fit":
-            yield (*path, "data", "packing"), f"{rows}, which 'best_fit' cannot pack; leave packing out"
-        elif data.document_mask:
-            yield (*path, "data", "document_mask"), f"{rows}: there is nothing to confine; leave it out"
-    if not isinstance(objective, SequenceClassificationObjective):
-        return
-    if data.packing_mode != "best_fit":
-        if data.document_mask:
-            yield (
-                (*path, "data", "document_mask"),
-                "sequence_classification puts one document in each row: there is nothing to confine;"
-                " leave it out, or set packing to 'best_fit'",
-            )
-    elif not data.confines_documents:
-        yield (
-            (*path, "data", "document_mask"),
-            "sequence_classification needs its packed documents apart; leave document_mask out",
-        )
-    elif isinstance(strategy, DDPStrategy | ZeROStrategy) and strategy.compile:
-        yield (
-            (*path, "strategy", "compile"),
-            "a model compiled as a whole cannot take sequence_classification's packed rows; set compile to"
-            " false, use strategy fsdp2, which compiles blocks, or leave packing out",
-        )
+        yield from _check_columns(job, stage, where, name)
 
 
 def _check_evaluate(job: Job, stage: EvaluateStage, path: KeyPath) -> Iterator[Complaint]:
@@ -161,7 +130,7 @@ def _check_evaluate(job: Job, stage: EvaluateStage, path: KeyPath) -> Iterator[C
         if stage.split != "train":
             yield from _check_held_out(job, where, name, stage.split)
         if isinstance(trained, TrainStage):
-            yield from _check_labels(job, trained, where, name)
+            yield from _check_columns(job, trained, where, name)
 
 
 def _check_held_out(job: Job, path: KeyPath, name: str, split: str) -> Iterator[Complaint]:
@@ -174,23 +143,41 @@ def _check_held_out(job: Job, path: KeyPath, name: str, split: str) -> Iterator[
         )
 
 
-def _check_labels(job: Job, stage: TrainStage, path: KeyPath, name: str) -> Iterator[Complaint]:
-    """A classification stage reads labels, as many as it has."""
+def _check_columns(job: Job, stage: TrainStage, path: KeyPath, name: str) -> Iterator[Complaint]:
+    """A dataset names the columns that the stage's objective reads, and as many labels as it has."""
     dataset, objective = job.datasets.get(name), stage.objective
-    if dataset is None or not isinstance(objective, SequenceClassificationObjective):
+    if dataset is None:
         return
+    if isinstance(objective, SupervisedFinetuningObjective):
+        if dataset.messages_column is None and dataset.prompt_column is None:
+            yield (
+                path,
+                f"dataset '{name}' has no conversations, which supervised_finetuning reads. Give it"
+                f" 'datasets.{name}.messages_column: messages', or prompt_column and completion_column",
+            )
+        return
+    if not isinstance(objective, CLASSIFICATION):
+        return
+    if isinstance(objective, TokenClassificationObjective) and dataset.words_column is None:
+        yield (
+            path,
+            f"dataset '{name}' has no words_column, which token_classification reads."
+            f" Give it one, such as 'datasets.{name}.words_column: tokens'",
+        )
     if dataset.label_column is None:
         yield (
             path,
-            f"dataset '{name}' has no label_column, which sequence_classification reads."
+            f"dataset '{name}' has no label_column, which {objective.name} reads."
             f" Give it one, such as 'datasets.{name}.label_column: label'",
         )
     names = dataset.label_names
-    if names is not None and len(names) != objective.num_labels:
+    if names is not None and len(names) != objective.num_outputs:
+        is_regression = getattr(objective, "problem", None) == "regression"
+        key = "num_values" if is_regression else "num_labels"
         yield (
             path,
             f"dataset '{name}' has {len(names)} label_names, and the objective of stage"
-            f" '{stage.name}' has num_labels {objective.num_labels}; they must be equal",
+            f" '{stage.name}' has {key} {objective.num_outputs}; they must be equal",
         )
 
 

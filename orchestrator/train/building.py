@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -124,13 +124,23 @@ def _first_model(
     """The model before its first step: the same on every rank, whatever their number."""
     torch.manual_seed(derive_seed(job.seed, "init"))
     if inputs.weights is not None:
-        return load_model(inputs.weights, objective.head, tokens, inputs.label_names, stage.init)
+        return _named_problem(
+            load_model(inputs.weights, objective.head, tokens, inputs.label_names, stage.init), objective
+        )
     assert stage.model is not None
-    factory = resolve("model", stage.model.factory)
-    model: PreTrainedModel = factory(stage.model.config, objective.head, tokens, inputs.label_names)
+    factory: Callable[..., PreTrainedModel] = resolve("model", stage.model.factory)
+    model = factory(stage.model.config, objective.head, tokens, inputs.label_names)
+    model = _named_problem(model, objective)
     if stage.init is not None and stage.init.checkpoint is not None:
         tokenizer = inputs.data_digests["tokenizer"]
         load_checkpoint_weights(model, Path(stage.init.checkpoint), tokenizer_digest=tokenizer)
+    return model
+
+
+def _named_problem(model: PreTrainedModel, objective: Objective) -> PreTrainedModel:
+    """The model, its configuration saying what its head predicts, so that others compute the same loss."""
+    if objective.problem_type is not None:
+        model.config.problem_type = objective.problem_type
     return model
 
 

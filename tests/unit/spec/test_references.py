@@ -68,7 +68,7 @@ MISTAKES = {
     ),
     VALID + TUNE.replace("seq_len: 64}", "seq_len: 64, document_mask: true}"): (
         "27: stages[1].data.document_mask: sequence_classification puts one document in each row: there is"
-        " nothing to confine; leave it out, or set packing to 'best_fit'"
+        " nothing to confine; leave it out"
     ),
     changed("{name: causal_lm}", "{name: masked_lm, next_sentence: true}").replace(
         "seq_len: 64}", "seq_len: 64, packing: best_fit}"
