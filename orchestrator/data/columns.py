@@ -12,7 +12,6 @@ from typing import Any, NoReturn
 import numpy as np
 
 from orchestrator.data.files import nearest
-from orchestrator.data.selection import hash_texts
 from orchestrator.errors import DataError
 from orchestrator.spec.datasets import DatasetSection, Scalar
 
@@ -45,8 +44,9 @@ def filter_rows(name: str, dataset: DatasetSection, source: Any, part: Sequence[
     numbers = np.arange(part[0], part[-1] + 1, dtype=np.int64)
     if not dataset.filter:
         return numbers
-    rows = source.select(part)
-    kept = [_matches(batch, dataset.filter) for batch in _batches(rows, list(dataset.filter))]
+    # A saved dataset may carry a format of its own, such as torch.
+    rows = source.select(part).with_format(None)
+    kept = [_matches(batch, dataset.filter) for batch in read_batches(rows, list(dataset.filter))]
     kept_numbers: np.ndarray = numbers[np.concatenate(kept)]
     return kept_numbers
 
@@ -76,9 +76,9 @@ def _matches(
     return kept
 
 
-def _batches(source: Any, columns: list[str]) -> Iterator[dict[str, list[Any]]]:
-    """``columns`` of ``source`` as Python values, ``SCAN_ROWS`` rows at a time."""
-    yield from source.select_columns(columns).with_format(None).iter(SCAN_ROWS)
+def read_batches(rows: Any, columns: list[str]) -> Iterator[dict[str, list[Any]]]:
+    """``columns`` of ``rows``, ``SCAN_ROWS`` rows at a time."""
+    yield from rows.select_columns(columns).iter(SCAN_ROWS)
 
 
 def select_columns(name: str, dataset: DatasetSection, source: Any) -> Any:
@@ -114,27 +114,16 @@ class Unsound:
     problem: str
 
 
-def unsound_rows(dataset: DatasetSection, rows: Any, numbers: np.ndarray) -> Iterator[Unsound]:
-    """Rows whose text is no string or whose label is missing.
+def problem_of(dataset: DatasetSection, text: object, label: object) -> str | None:
+    """What makes a row unfit: its text is no string, or its label is missing or none of the section's.
 
     Args:
-        rows: With the columns ``text`` and, where there are labels, ``label``.
-        numbers: Their numbers in the source.
+        dataset: Its columns and ``label_names`` are used.
+        text: What the text column holds.
+        label: What the label column holds; ignored where the section has none.
     """
-    first = 0
-    for batch in _batches(rows, rows.column_names):
-        labels = batch.get("label", [0] * len(batch["text"]))
-        for number, text, label in zip(numbers[first:], batch["text"], labels, strict=False):
-            if not isinstance(text, str):
-                yield Unsound(
-                    int(number), f"column '{dataset.text_column}' holds {text!r}, expected a string"
-                )
-            elif label is None or label == "":
-                yield Unsound(int(number), f"column '{dataset.label_column}' holds no label")
-        first += len(batch["text"])
-
-
-def hash_rows(rows: Any) -> np.ndarray:
-    """Hashes of the texts of ``rows``, uint64 ``(rows, 2)``."""
-    hashes = [hash_texts(batch["text"]) for batch in _batches(rows, ["text"])]
-    return np.concatenate([np.empty((0, 2), np.uint64), *hashes])
+    if not isinstance(text, str):
+        return f"column '{dataset.text_column}' holds {repr(text)[:100]}, expected a string"
+    if dataset.label_column is not None and (label is None or label == ""):
+        return f"column '{dataset.label_column}' holds no label"
+    return None

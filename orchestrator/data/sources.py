@@ -13,7 +13,7 @@ of the files than is asked for.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -61,21 +61,30 @@ class Source:
     """Digests of the files that hold it, in order."""
     groups: tuple[Group, ...]
     """Empty for a hub or saved dataset, which is Arrow already."""
+    against: tuple[Source, ...] = ()
+    """Sources whose evaluation rows it must share nothing with, as ``decontaminate`` names them."""
 
     @cached_property
     def digest(self) -> str:
         """Digest of the content: the bytes of the files and the keys that shape its rows.
 
-        Where the files lie does not matter. A hub dataset is digested as its Arrow files.
+        Where the files lie does not matter. A hub dataset is digested as its Arrow files. Sources whose
+        evaluation rows are kept out of the training rows are content too.
         """
         keys = self.dataset.model_dump(mode="json", exclude=KEYS_WITHOUT_CONTENT)
-        return digest_values({"keys": keys, "content": list(self.content)})
+        against = [other.digest for other in self.against]
+        return digest_values({"keys": keys, "content": list(self.content), "against": against})
 
     def without_labels(self) -> Source:
         """The same rows, read without their labels."""
         # Labels that nobody reads must not be able to spoil a run, nor to divide the cache.
         dataset = self.dataset.model_copy(update={"label_column": None, "label_names": None})
-        return Source(self.name, dataset, self.cache_dir, self.content, self.groups)
+        return replace(self, dataset=dataset)
+
+    def evaluated(self) -> Source:
+        """The same source for its evaluation rows' texts alone, which no other source has a part in."""
+        dataset = self.without_labels().dataset.model_copy(update={"decontaminate": None})
+        return replace(self, dataset=dataset, against=())
 
     def check_columns(self) -> None:
         """Refuse a source that lacks a column which its section names.
