@@ -12,6 +12,8 @@ from typing import Any, NoReturn
 import numpy as np
 
 from orchestrator.data.files import nearest
+from orchestrator.data.labels import outside
+from orchestrator.data.sound_lines import separator_hint
 from orchestrator.errors import DataError
 from orchestrator.spec.datasets import DatasetSection, Scalar
 
@@ -77,8 +79,30 @@ def _matches(
 
 
 def read_batches(rows: Any, columns: list[str]) -> Iterator[dict[str, list[Any]]]:
-    """``columns`` of ``rows``, ``SCAN_ROWS`` rows at a time."""
-    yield from rows.select_columns(columns).iter(SCAN_ROWS)
+    """``columns`` of ``rows``, ``SCAN_ROWS`` rows at a time; text that is not UTF-8 is given as ``bytes``."""
+    rows = rows.select_columns(columns)
+    for start in range(0, len(rows), SCAN_ROWS):
+        part = slice(start, start + SCAN_ROWS)
+        try:
+            yield rows[part]
+        except UnicodeDecodeError:
+            table = rows.with_format("arrow")[part]
+            yield {name: _decoded(table[name]) for name in columns}
+
+
+def _decoded(column: Any) -> list[Any]:
+    """Values of an Arrow column; the readers of JSON and Parquet do not check that texts are UTF-8."""
+    if str(column.type) not in ("string", "large_string"):
+        values: list[Any] = column.to_pylist()
+        return values
+    return [_text_or_bytes(value) for value in column.cast("binary").to_pylist()]
+
+
+def _text_or_bytes(value: bytes | None) -> str | bytes | None:
+    try:
+        return None if value is None else value.decode("utf-8")
+    except UnicodeDecodeError:
+        return value
 
 
 def select_columns(name: str, dataset: DatasetSection, source: Any) -> Any:
@@ -99,9 +123,11 @@ def select_columns(name: str, dataset: DatasetSection, source: Any) -> Any:
 
 def _require_column(name: str, key: str, column: str, source: Any) -> None:
     if column not in source.column_names:
+        hint = separator_hint(source.column_names)
         raise DataError(
             f"datasets.{name}: {key}: there is no column '{column}'; the columns are"
-            f" {source.column_names}.{nearest(column, source.column_names)}"
+            f" {source.column_names}."
+            + (f" {hint[0].upper()}{hint[1:]}." if hint else nearest(column, source.column_names))
         )
 
 
@@ -126,4 +152,9 @@ def problem_of(dataset: DatasetSection, text: object, label: object) -> str | No
         return f"column '{dataset.text_column}' holds {repr(text)[:100]}, expected a string"
     if dataset.label_column is not None and (label is None or label == ""):
         return f"column '{dataset.label_column}' holds no label"
+    if isinstance(label, bytes):
+        return f"column '{dataset.label_column}' holds {repr(label)[:100]}, which is not UTF-8"
+    names = dataset.label_names
+    if names is not None and outside([label], names, None).any():
+        return f"column '{dataset.label_column}' holds {label!r}, expected one of {list(names)[:10]}"
     return None

@@ -75,7 +75,9 @@ class Survey:
     num_rows: int
     """Rows of the source."""
     num_filtered: int
+    """Those that the filter keeps."""
     num_skipped: int
+    """Of these, rows that are not sound."""
     skipped: tuple[Unsound, ...]
     """The first of them."""
     dropped: Mapping[str, int]

@@ -12,9 +12,10 @@ split, the tokenizer's files, the layout of rows, and the version of this code. 
 
 from __future__ import annotations
 
+import logging
 import shutil
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from orchestrator.contracts import RowLayout
 from orchestrator.data.cache import damage, make_folder
 from orchestrator.data.encode import Encoder
 from orchestrator.data.files import digest_values
-from orchestrator.data.labels import label_ids
+from orchestrator.data.labels import label_ids, outside
 from orchestrator.data.packing import plan_best_fit
 from orchestrator.data.prepared import FORMAT_VERSION, Meta
 from orchestrator.data.rows import Rows, distinct_labels, find_rows
@@ -34,6 +35,8 @@ from orchestrator.data.tasks import IN_PROCESS, Tasks
 from orchestrator.data.tokenise import Documents, Progress, encode_rows, token_dtype
 from orchestrator.data.tokenizer import load_tokenizer, tokenizer_digest
 from orchestrator.errors import DataError
+
+log = logging.getLogger(__name__)
 
 
 def prepare_rows(
@@ -81,7 +84,9 @@ def prepare_rows(
 
     def build(folder: Path) -> None:
         rows = find_rows(source, split, tasks)
-        ids, names = _labels(rows, split, label_names, num_labels) if layout.labelled else (None, ())
+        ids, names = None, tuple[str, ...]()
+        if layout.labelled:
+            rows, ids, names = _labels(rows, split, label_names, num_labels)
         stream = folder / "tokens.bin"
         documents = encode_rows(
             rows, layout, tokenizer_dir, stream, parts_dir=parts_dir, tasks=tasks, on_progress=on_progress
@@ -111,12 +116,40 @@ def verify(folder: Path) -> str | None:
 
 def _labels(
     rows: Rows, split: Split, names: Sequence[str] | None, num_labels: int | None
-) -> tuple[np.ndarray, tuple[str, ...]]:
-    """Label ids of ``rows``, and their names."""
-    opened = rows.open()
-    known = names or _label_names(rows.source, opened)
-    where = f"datasets.{rows.source.name}: column '{rows.source.dataset.label_column}', split '{split}'"
-    return label_ids(where, opened["label"][:], known, num_labels)
+) -> tuple[Rows, np.ndarray, tuple[str, ...]]:
+    """``rows`` with a label of the set, their label ids, and the names of these.
+
+    Raises:
+        DataError: A label is outside the set and not to be skipped, or all are.
+    """
+    source, opened = rows.source, rows.open()
+    known = names or _label_names(source, opened)
+    where = f"datasets.{source.name}: column '{source.dataset.label_column}', split '{split}'"
+    labels = opened["label"][:]
+    is_outside = outside(labels, known, num_labels)
+    if is_outside.any():
+        first = int(np.argmax(is_outside))
+        place = source.place_of(int(rows.numbers[first]))
+        problem = f"label {labels[first]!r}, expected {_set_text(labels[first], known, num_labels)}"
+        if source.dataset.on_bad_row == "error" or is_outside.all():
+            raise DataError(
+                f"{where}: {place}: {problem}. Correct label_names or num_labels, filter the row, or set"
+                " on_bad_row: skip."
+            )
+        log.warning(
+            "%s: %d of %d rows are skipped, first %s: %s",
+            *(where, np.count_nonzero(is_outside), len(labels), place, problem),
+        )
+        rows = replace(rows, numbers=rows.numbers[~is_outside])
+        labels = [label for label, is_bad in zip(labels, is_outside, strict=True) if not is_bad]
+    return rows, *label_ids(where, labels, known, num_labels)
+
+
+def _set_text(label: Any, names: Sequence[str] | None, num_labels: int | None) -> str:
+    """Labels that have an id, for messages."""
+    if isinstance(label, str):
+        return f"one of {list(names or ())[:10]}"
+    return f"0 to {(len(names) if names is not None else num_labels or 1) - 1}"
 
 
 def _label_names(source: Source, rows: Any) -> Sequence[str] | None:

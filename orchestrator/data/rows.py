@@ -26,6 +26,9 @@ from orchestrator.data.tasks import IN_PROCESS, Tasks
 from orchestrator.data.texts import TextPart, open_rows
 from orchestrator.errors import DataError
 
+# Skipped rows that are looked up and shown.
+NUM_SHOWN = 5
+
 log = logging.getLogger(__name__)
 
 
@@ -34,13 +37,13 @@ class RowCounts:
     """What became of a source's rows on their way to a split."""
 
     num_rows: int
-    """Rows of the source."""
+    """Rows of the source, those that cannot be read included."""
     num_filtered: int
-    """Those that its filter keeps."""
+    """Those that its filter keeps, or that cannot be read."""
     num_skipped: int
-    """Of these, rows that cannot be used."""
-    skipped: tuple[tuple[int, str], ...]
-    """Number and problem of the first of them."""
+    """Of these, rows that cannot be read or used."""
+    skipped: tuple[tuple[str, str], ...]
+    """Place and problem of the first of them."""
     dropped: Mapping[str, int]
     """Rows by the key of the section that drops them, for all splits; ``decontaminate``: for this one."""
     scrubbed: Mapping[str, int]
@@ -77,7 +80,15 @@ def find_rows(source: Source, split: Split, tasks: Tasks = IN_PROCESS) -> Rows:
             no row is left.
     """
     found = survey(source, tasks)
-    _warn_of_skipped(source, found)
+    num_left_out, left_out = source.left_out()
+    num_skipped = found.num_skipped + num_left_out
+    skipped = [*left_out, *((source.place_of(row.number), row.problem) for row in found.skipped[:NUM_SHOWN])]
+    num_filtered = found.num_filtered + num_left_out
+    if skipped:
+        log.warning(
+            "datasets.%s: %d of %d rows are skipped, first %s: %s",
+            *(source.name, num_skipped, num_filtered, *skipped[0]),
+        )
     chosen = _choose(source, found, split)
     dropped = dict(found.dropped)
     if source.dataset.decontaminate is not None and split == "train":
@@ -91,12 +102,12 @@ def find_rows(source: Source, split: Split, tasks: Tasks = IN_PROCESS) -> Rows:
         dropped["decontaminate"] = len(chosen) - len(kept)
         chosen = chosen[kept]
     if len(chosen) == 0:
-        raise DataError(_nothing_left(source, found, split, dropped))
+        raise DataError(_nothing_left(source, num_filtered, num_skipped, split, dropped))
     counts = RowCounts(
-        num_rows=found.num_rows,
-        num_filtered=found.num_filtered,
-        num_skipped=found.num_skipped,
-        skipped=tuple((row.number, row.problem) for row in found.skipped),
+        num_rows=found.num_rows + num_left_out,
+        num_filtered=num_filtered,
+        num_skipped=num_skipped,
+        skipped=tuple(skipped[:NUM_SHOWN]),
         dropped=dropped,
         scrubbed=found.scrubbed,
         num_chars=int(found.chars[chosen].sum()),
@@ -131,24 +142,17 @@ def _held_out(source: Source, tasks: Tasks) -> list[TextPart]:
     return parts
 
 
-def _warn_of_skipped(source: Source, found: Survey) -> None:
-    if found.num_skipped:
-        row = found.skipped[0]
-        log.warning(
-            "datasets.%s: %d of %d rows are skipped, first %s: %s",
-            *(source.name, found.num_skipped, found.num_filtered, source.place_of(row.number), row.problem),
-        )
-
-
-def _nothing_left(source: Source, found: Survey, split: Split, dropped: Mapping[str, int]) -> str:
+def _nothing_left(
+    source: Source, num_filtered: int, num_skipped: int, split: Split, dropped: Mapping[str, int]
+) -> str:
     """Why a split has no row."""
     dataset = source.dataset
     text = (
-        f"datasets.{source.name}: split '{split}' has none of {found.num_filtered} rows with"
+        f"datasets.{source.name}: split '{split}' has none of {num_filtered} rows with"
         f" validation_fraction {dataset.validation_fraction} and test_fraction {dataset.test_fraction}."
     )
-    if found.num_skipped:
-        text += f" {found.num_skipped} of them are skipped."
+    if num_skipped:
+        text += f" {num_skipped} of them are skipped."
     lost = {reason: count for reason, count in dropped.items() if count}
     if lost:
         text += f" Dropped are {', '.join(f'{count} by {reason}' for reason, count in lost.items())}."
