@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 from orchestrator.data.files import nearest
@@ -29,11 +30,20 @@ class Catalog:
         self._found: dict[str, Source] = {}
 
     def find(self, name: str) -> Source:
-        """The dataset ``name``.
+        """The dataset ``name``, with those whose evaluation rows it must share nothing with.
 
         Raises:
             DataError: The job has no such dataset, or it is missing, empty or unreadable.
         """
+        source = self._alone(name)
+        decontaminate = source.dataset.decontaminate
+        if decontaminate is None:
+            return source
+        others = tuple(self._alone(other).evaluated() for other in decontaminate.against)
+        return replace(source, against=others)
+
+    def _alone(self, name: str) -> Source:
+        """The dataset ``name`` without the others that it is compared with."""
         if name not in self._datasets:
             raise DataError(
                 f"there is no dataset '{name}', the job has"

@@ -11,9 +11,9 @@ from typing import Any, NoReturn
 
 import numpy as np
 
-from orchestrator.data.fields import columns_of, identities, problems
+from orchestrator.data.fields import columns_of
 from orchestrator.data.files import nearest
-from orchestrator.data.selection import hash_texts
+from orchestrator.data.sound_lines import separator_hint
 from orchestrator.errors import DataError
 from orchestrator.spec.datasets import DatasetSection, Scalar
 
@@ -46,8 +46,9 @@ def filter_rows(name: str, dataset: DatasetSection, source: Any, part: Sequence[
     numbers = np.arange(part[0], part[-1] + 1, dtype=np.int64)
     if not dataset.filter:
         return numbers
-    rows = source.select(part)
-    kept = [_matches(batch, dataset.filter) for batch in _batches(rows, list(dataset.filter))]
+    # A saved dataset may carry a format of its own, such as torch.
+    rows = source.select(part).with_format(None)
+    kept = [_matches(batch, dataset.filter) for batch in read_batches(rows, list(dataset.filter))]
     kept_numbers: np.ndarray = numbers[np.concatenate(kept)]
     return kept_numbers
 
@@ -77,9 +78,31 @@ def _matches(
     return kept
 
 
-def _batches(source: Any, columns: list[str]) -> Iterator[dict[str, list[Any]]]:
-    """``columns`` of ``source`` as Python values, ``SCAN_ROWS`` rows at a time."""
-    yield from source.select_columns(columns).with_format(None).iter(SCAN_ROWS)
+def read_batches(rows: Any, columns: list[str]) -> Iterator[dict[str, list[Any]]]:
+    """``columns`` of ``rows``, ``SCAN_ROWS`` rows at a time; text that is not UTF-8 is given as ``bytes``."""
+    rows = rows.select_columns(columns)
+    for start in range(0, len(rows), SCAN_ROWS):
+        part = slice(start, start + SCAN_ROWS)
+        try:
+            yield rows[part]
+        except UnicodeDecodeError:
+            table = rows.with_format("arrow")[part]
+            yield {name: _decoded(table[name]) for name in columns}
+
+
+def _decoded(column: Any) -> list[Any]:
+    """Values of an Arrow column; the readers of JSON and Parquet do not check that texts are UTF-8."""
+    if str(column.type) not in ("string", "large_string"):
+        values: list[Any] = column.to_pylist()
+        return values
+    return [_text_or_bytes(value) for value in column.cast("binary").to_pylist()]
+
+
+def _text_or_bytes(value: bytes | None) -> str | bytes | None:
+    try:
+        return None if value is None else value.decode("utf-8")
+    except UnicodeDecodeError:
+        return value
 
 
 def select_columns(name: str, dataset: DatasetSection, source: Any) -> Any:
@@ -101,9 +124,11 @@ def select_columns(name: str, dataset: DatasetSection, source: Any) -> Any:
 
 def _require_column(name: str, key: str, column: str, source: Any) -> None:
     if column not in source.column_names:
+        hint = separator_hint(source.column_names)
         raise DataError(
             f"datasets.{name}: {key}: there is no column '{column}'; the columns are"
-            f" {source.column_names}.{nearest(column, source.column_names)}"
+            f" {source.column_names}."
+            + (f" {hint[0].upper()}{hint[1:]}." if hint else nearest(column, source.column_names))
         )
 
 
@@ -114,26 +139,3 @@ class Unsound:
     number: int
     """In the source, counted from 0."""
     problem: str
-
-
-def unsound_rows(dataset: DatasetSection, rows: Any, numbers: np.ndarray) -> Iterator[Unsound]:
-    """Rows with a field of the wrong kind, or without a label.
-
-    Args:
-        rows: As ``select_columns`` returns them.
-        numbers: Their numbers in the source.
-    """
-    first = 0
-    for batch in _batches(rows, rows.column_names):
-        found = list(problems(dataset, batch))
-        for number, problem in zip(numbers[first:], found, strict=False):
-            if problem is not None:
-                yield Unsound(int(number), problem)
-        first += len(found)
-
-
-def hash_rows(rows: Any) -> np.ndarray:
-    """Hashes of the texts of ``rows``, uint64 ``(rows, 2)``; labels do not count."""
-    fields = [field for field in rows.column_names if field != "label"]
-    hashes = [hash_texts(identities(batch)) for batch in _batches(rows, fields)]
-    return np.concatenate([np.empty((0, 2), np.uint64), *hashes])

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from orchestrator.contracts import RowLayout
+from orchestrator.data.labels import outside
 from orchestrator.spec.datasets import Dataset, DatasetSection
 
 OPTIONAL_KEYS = (
@@ -117,10 +118,22 @@ def _problem(dataset: DatasetSection, row: Mapping[str, Any]) -> str | None:
             return f"column '{column}' holds {_shown(row[field])}, expected a string"
     if "messages" in row:
         return _messages_problem(str(dataset.messages_column), row["messages"])
-    if "label" in row and (row["label"] is None or row["label"] == ""):
-        return f"column '{dataset.label_column}' holds no label"
+    if "label" in row and (problem := _label_problem(dataset, row["label"])):
+        return problem
     if "words" in row:
         return _words_problem(dataset, row["words"], row.get("label"))
+    return None
+
+
+def _label_problem(dataset: DatasetSection, label: Any) -> str | None:
+    """A label that is missing, no UTF-8, or none of the section's; lists are left to ``labels.py``."""
+    column, names = dataset.label_column, dataset.label_names
+    if label is None or label == "":
+        return f"column '{column}' holds no label"
+    if isinstance(label, bytes):
+        return f"column '{column}' holds {_shown(label)}, which is not UTF-8"
+    if names is not None and outside([label], names, None).any():
+        return f"column '{column}' holds {label!r}, expected one of {list(names)[:10]}"
     return None
 
 

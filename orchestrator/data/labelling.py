@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from orchestrator.contracts import RowLayout
-from orchestrator.data.labels import LabelIds, label_ids, label_numbers, label_sets
+from orchestrator.data.labels import LabelIds, label_ids, label_numbers, label_sets, outside
 from orchestrator.data.rows import Rows, distinct_labels
 from orchestrator.data.selection import Split
 from orchestrator.data.sources import Source
+from orchestrator.errors import DataError
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -30,8 +34,8 @@ NO_LABELS = Labels(None, ())
 
 def find_labels(
     rows: Rows, split: Split, layout: RowLayout, given: Sequence[str] | None, num_labels: int | None
-) -> Labels:
-    """Labels of ``rows`` as the layout wants them.
+) -> tuple[Rows, Labels]:
+    """Labels of ``rows`` as the layout wants them, and the rows that have one of the set.
 
     Args:
         given: Names in the order of their ids; absent: the section's, the source's own, or the sorted
@@ -46,7 +50,8 @@ def find_labels(
     where = f"datasets.{source.name}: column '{source.dataset.label_column}', split '{split}'"
     if layout.document == "text" and layout.labels == "class":
         names = given or _names(source, opened)
-        return Labels(*label_ids(where, opened["label"][:], names, num_labels))
+        rows, inside = _inside(rows, where, opened["label"][:], names, num_labels)
+        return rows, Labels(*label_ids(where, inside, names, num_labels))
 
     def place_of(row: int) -> str:
         return f"{where}: {source.place_of(int(rows.numbers[row]))}"
@@ -54,13 +59,48 @@ def find_labels(
     if layout.labels == "numbers":
         num_values = num_labels or 1
         names = given or source.dataset.label_names or _value_names(source, num_values)
-        return Labels(label_numbers(opened["label"][:], num_values, place_of), tuple(names))
+        return rows, Labels(label_numbers(opened["label"][:], num_values, place_of), tuple(names))
     names = given or _names(source, opened)
     if num_labels is None:
         num_labels = len(names) if names is not None else _most(opened["label"][:])
     ids = LabelIds.of(where, names, num_labels)
     values = None if layout.document == "words" else label_sets(opened["label"][:], ids, place_of)
-    return Labels(values, ids.names)
+    return rows, Labels(values, ids.names)
+
+
+def _inside(
+    rows: Rows, where: str, values: Sequence[Any], names: Sequence[str] | None, num_labels: int | None
+) -> tuple[Rows, list[Any]]:
+    """Rows whose label is one of the set, with their labels.
+
+    Raises:
+        DataError: A label is outside the set and not to be skipped, or all are.
+    """
+    source = rows.source
+    is_outside = outside(values, names, num_labels)
+    if not is_outside.any():
+        return rows, list(values)
+    first = int(np.argmax(is_outside))
+    place = source.place_of(int(rows.numbers[first]))
+    problem = f"label {values[first]!r}, expected {_set_text(values[first], names, num_labels)}"
+    if source.dataset.on_bad_row == "error" or is_outside.all():
+        raise DataError(
+            f"{where}: {place}: {problem}. Correct label_names or num_labels, filter the row, or set"
+            " on_bad_row: skip."
+        )
+    log.warning(
+        "%s: %d of %d rows are skipped, first %s: %s",
+        *(where, np.count_nonzero(is_outside), len(values), place, problem),
+    )
+    kept = [value for value, is_bad in zip(values, is_outside, strict=True) if not is_bad]
+    return replace(rows, numbers=rows.numbers[~is_outside]), kept
+
+
+def _set_text(label: Any, names: Sequence[str] | None, num_labels: int | None) -> str:
+    """Labels that have an id, for messages."""
+    if isinstance(label, str):
+        return f"one of {list(names or ())[:10]}"
+    return f"0 to {(len(names) if names is not None else num_labels or 1) - 1}"
 
 
 def _names(source: Source, rows: Any) -> Sequence[str] | None:

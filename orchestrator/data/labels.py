@@ -39,6 +39,25 @@ def label_ids(
     return _by_number(where, values, names, num_labels)
 
 
+def outside(values: Sequence[Any], names: Sequence[str] | None, num_labels: int | None) -> np.ndarray:
+    """Which label values have no id, bool ``(values,)``; where neither argument says so, all have one.
+
+    Args:
+        values: Strings, integers or booleans; others are left to ``label_ids`` to refuse.
+        names: Label names in the order of their ids.
+        num_labels: Size of the classifier.
+    """
+    limit = len(names) if names is not None else num_labels
+    known = None if names is None else set(names)
+
+    def is_outside(value: Any) -> bool:
+        if isinstance(value, str):
+            return known is not None and value not in known
+        return isinstance(value, int) and limit is not None and not 0 <= int(value) < limit
+
+    return np.fromiter(map(is_outside, values), bool, len(values))
+
+
 def _by_name(where: str, values: Sequence[Any], names: tuple[str, ...]) -> tuple[np.ndarray, tuple[str, ...]]:
     ids = {name: label_id for label_id, name in enumerate(names)}
     for row, value in enumerate(values):

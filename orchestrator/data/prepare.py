@@ -12,6 +12,7 @@ split, the tokenizer's files, the layout of rows, and the version of this code. 
 
 from __future__ import annotations
 
+import logging
 import shutil
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -34,6 +35,8 @@ from orchestrator.data.tasks import IN_PROCESS, Tasks
 from orchestrator.data.tokenise import Documents, Progress, Work, encode_rows, token_dtype
 from orchestrator.data.tokenizer import load_tokenizer, tokenizer_digest
 from orchestrator.errors import DataError
+
+log = logging.getLogger(__name__)
 
 
 def prepare_rows(
@@ -81,7 +84,9 @@ def prepare_rows(
 
     def build(folder: Path) -> None:
         rows = find_rows(source, split, tasks)
-        labels = find_labels(rows, split, layout, label_names, num_labels) if layout.labelled else NO_LABELS
+        labels = NO_LABELS
+        if layout.labelled:
+            rows, labels = find_labels(rows, split, layout, label_names, num_labels)
         work = Work(layout, tokenizer_dir, labels.names)
         documents = encode_rows(rows, work, folder, parts_dir=parts_dir, tasks=tasks, on_progress=on_progress)
         _write(rows, folder, documents, Encoder(layout, load_tokenizer(tokenizer_dir)), labels)

@@ -1,51 +1,55 @@
-"""Which rows of a source a split has: filtered, sound, unique, chosen by the hash of their text.
+"""Which rows of a source a split has: fit to train on, chosen by the hash of their text.
 
 ``find_rows`` goes through these steps:
 
-1. examine the source in ranges of rows, a task for each: keep what the filter names, check every kept
-   row, hash its text
-2. keep what was found, under the digest of the source
-3. choose the rows of the split
+1. examine the source, once for all splits (``examination.py``)
+2. choose the rows of the split (``selection.py``)
+3. of training rows, drop those that share text with evaluation rows (``decontamination.py``)
 """
 
 from __future__ import annotations
 
-import json
 import logging
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from itertools import islice
-from pathlib import Path
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from orchestrator.data.cache import make_folder
-from orchestrator.data.columns import (
-    SCAN_ROWS,
-    Unsound,
-    filter_rows,
-    hash_rows,
-    refuse_empty_filter,
-    select_columns,
-    unsound_rows,
-)
-from orchestrator.data.files import digest_values
+from orchestrator.data.columns import SCAN_ROWS, filter_rows, select_columns
+from orchestrator.data.decontamination import clean_rows
+from orchestrator.data.examination import Survey, survey
 from orchestrator.data.readers import quiet
 from orchestrator.data.selection import Split, needs_hashes, select_rows
-from orchestrator.data.sources import Source, no_rows
+from orchestrator.data.sources import Source
 from orchestrator.data.tasks import IN_PROCESS, Tasks
+from orchestrator.data.texts import TextPart, open_rows
 from orchestrator.errors import DataError
-from orchestrator.spec.datasets import Dataset
 
-# A million rows are examined in several seconds, which is worth a process elsewhere.
-RANGE_ROWS = 1_000_000
-# Raised when a row is judged or hashed in another way.
-EXAMINATION_VERSION = 1
-# Skipped rows that are written down with their problem.
-NUM_NAMED = 100
+# Skipped rows that are looked up and shown.
+NUM_SHOWN = 5
 
 log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class RowCounts:
+    """What became of a source's rows on their way to a split."""
+
+    num_rows: int
+    """Rows of the source, those that cannot be read included."""
+    num_filtered: int
+    """Those that its filter keeps, or that cannot be read."""
+    num_skipped: int
+    """Of these, rows that cannot be read or used."""
+    skipped: tuple[tuple[str, str], ...]
+    """Place and problem of the first of them."""
+    dropped: Mapping[str, int]
+    """Rows by the key of the section that drops them, for all splits; ``decontaminate``: for this one."""
+    scrubbed: Mapping[str, int]
+    """Placeholders put into the texts of all splits, by kind of personal data."""
+    num_chars: int
+    """Characters of the split's texts."""
 
 
 @dataclass(frozen=True)
@@ -55,27 +59,17 @@ class Rows:
     source: Source
     numbers: np.ndarray
     """int64: their numbers in the source, rising."""
-    num_skipped: int
-    """Rows of the source that were skipped because something was wrong with them."""
+    counts: RowCounts
+    """How they came about."""
+
+    @property
+    def num_skipped(self) -> int:
+        """Rows of the source that were skipped because something was wrong with them."""
+        return self.counts.num_skipped
 
     def open(self) -> Any:
         """A map-style ``datasets.Dataset`` with the fields of a row as columns (``fields.py``)."""
-        with quiet():
-            opened = self.source.open()
-            return select_columns(self.source.name, self.source.dataset, opened).select(self.numbers)
-
-
-@dataclass(frozen=True)
-class Examined:
-    """What one range of a source's rows holds."""
-
-    numbers: np.ndarray
-    """int64: rows that the filter keeps and that are sound, by their number in the source."""
-    hashes: np.ndarray
-    """uint64 ``(rows, 2)`` of their texts; without rows where the split does not need them."""
-    num_filtered: int
-    """Rows that the filter keeps, sound or not."""
-    unsound: tuple[Unsound, ...]
+        return open_rows(self.source, self.numbers)
 
 
 def find_rows(source: Source, split: Split, tasks: Tasks = IN_PROCESS) -> Rows:
@@ -85,30 +79,40 @@ def find_rows(source: Source, split: Split, tasks: Tasks = IN_PROCESS) -> Rows:
         DataError: The source is empty or lacks a column, a text or label is null or of the wrong type, or
             no row is left.
     """
-    name, dataset = source.name, source.dataset
-    folder = _examined(source, tasks)
-    numbers = np.load(folder / "numbers.npy", allow_pickle=False)
-    counts = json.loads((folder / "counts.json").read_text("utf-8"))
-    num_filtered, num_skipped = int(counts["num_filtered"]), int(counts["num_skipped"])
-    if num_skipped:
-        row = counts["skipped"][0]
+    found = survey(source, tasks)
+    num_left_out, left_out = source.left_out()
+    num_skipped = found.num_skipped + num_left_out
+    skipped = [*left_out, *((source.place_of(row.number), row.problem) for row in found.skipped[:NUM_SHOWN])]
+    num_filtered = found.num_filtered + num_left_out
+    if skipped:
         log.warning(
             "datasets.%s: %d of %d rows are skipped, first %s: %s",
-            *(name, num_skipped, num_filtered, source.place_of(row["number"]), row["problem"]),
+            *(source.name, num_skipped, num_filtered, *skipped[0]),
         )
-    if needs_hashes(dataset):
-        hashes = np.load(folder / "hashes.npy", allow_pickle=False)
-        numbers = numbers[select_rows(hashes, dataset, split)]
-    elif split != "train":
-        numbers = numbers[:0]
-    if len(numbers) == 0:
-        raise DataError(
-            f"datasets.{name}: split '{split}' has none of {num_filtered} rows with validation_fraction"
-            f" {dataset.validation_fraction} and test_fraction {dataset.test_fraction}."
-            + (f" {num_skipped} of them are skipped." if num_skipped else "")
-            + (" Lower them." if split == "train" else f" Raise {split}_fraction.")
+    chosen = _choose(source, found, split)
+    dropped = dict(found.dropped)
+    if source.dataset.decontaminate is not None and split == "train":
+        kept = clean_rows(
+            source,
+            found.numbers[chosen],
+            lambda: _held_out(source, tasks),
+            source.dataset.decontaminate,
+            tasks,
         )
-    return Rows(source, numbers, num_skipped)
+        dropped["decontaminate"] = len(chosen) - len(kept)
+        chosen = chosen[kept]
+    if len(chosen) == 0:
+        raise DataError(_nothing_left(source, num_filtered, num_skipped, split, dropped))
+    counts = RowCounts(
+        num_rows=found.num_rows + num_left_out,
+        num_filtered=num_filtered,
+        num_skipped=num_skipped,
+        skipped=tuple(skipped[:NUM_SHOWN]),
+        dropped=dropped,
+        scrubbed=found.scrubbed,
+        num_chars=int(found.chars[chosen].sum()),
+    )
+    return Rows(source, found.numbers[chosen], counts)
 
 
 def distinct_labels(source: Source) -> list[Any]:
@@ -124,53 +128,36 @@ def distinct_labels(source: Source) -> list[Any]:
         return sorted({label for labels in lists for label in labels} - {None})
 
 
-def _examined(source: Source, tasks: Tasks) -> Path:
-    """Folder with what all ranges of the source hold, made once."""
-    key = {"version": EXAMINATION_VERSION, "source": source.digest}
-
-    def build(folder: Path) -> None:
-        with quiet():
-            num_rows = len(source.open())
-        if num_rows == 0:
-            raise DataError(f"datasets.{source.name}: {no_rows(source.dataset)}")
-        ranges = [range(start, min(start + RANGE_ROWS, num_rows)) for start in range(0, num_rows, RANGE_ROWS)]
-        found = list(tasks.map(examine, [(source, part) for part in ranges]))
-        num_filtered = sum(part.num_filtered for part in found)
-        if num_filtered == 0:
-            refuse_empty_filter(source.name, source.dataset, source.open())
-        np.save(folder / "numbers.npy", np.concatenate([part.numbers for part in found]))
-        np.save(folder / "hashes.npy", np.concatenate([part.hashes for part in found]))
-        unsound = [asdict(row) for part in found for row in part.unsound]
-        counts = {"num_filtered": num_filtered, "num_skipped": len(unsound), "skipped": unsound[:NUM_NAMED]}
-        (folder / "counts.json").write_text(json.dumps(counts, indent=1), "utf-8")
-
-    return make_folder(source.cache_dir / "examined" / digest_values(key), build)
+def _choose(source: Source, found: Survey, split: Split) -> np.ndarray:
+    """Positions of the split's rows among those that are kept."""
+    if needs_hashes(source.dataset):
+        return select_rows(found.hashes, source.dataset, split)
+    return np.arange(len(found.numbers) if split == "train" else 0)
 
 
-def examine(work: tuple[Source, Sequence[int]]) -> Examined:
-    """Filter, check and hash one range of a source's rows.
+def _held_out(source: Source, tasks: Tasks) -> list[TextPart]:
+    """The evaluation rows of the sources that ``source`` must share nothing with."""
+    parts = []
+    for other in source.against:
+        fractions = {"validation": other.dataset.validation_fraction, "test": other.dataset.test_fraction}
+        splits: list[Split] = [split for split in ("validation", "test") if fractions[split] > 0.0]
+        for split in splits or ["train"]:
+            parts.append(TextPart(other, find_rows(other, split, tasks).numbers))
+    return parts
 
-    Raises:
-        DataError: A column is missing, or a row is unsound and not to be skipped.
-    """
-    source, part = work
+
+def _nothing_left(
+    source: Source, num_filtered: int, num_skipped: int, split: Split, dropped: Mapping[str, int]
+) -> str:
+    """Why a split has no row."""
     dataset = source.dataset
-    with quiet():
-        opened = source.open()
-        numbers = filter_rows(source.name, dataset, opened, part)
-        num_filtered = len(numbers)
-        rows = select_columns(source.name, dataset, opened)
-        unsound = list(islice(unsound_rows(dataset, rows.select(numbers), numbers), _most_unsound(dataset)))
-        if unsound and dataset.on_bad_row == "error":
-            raise DataError(
-                f"datasets.{source.name}: {source.place_of(unsound[0].number)}: {unsound[0].problem}."
-                " Correct or filter the row, or set on_bad_row: skip."
-            )
-        numbers = np.setdiff1d(numbers, [row.number for row in unsound], assume_unique=True)
-        hashes = hash_rows(rows.select(numbers)) if needs_hashes(dataset) else np.empty((0, 2), np.uint64)
-    return Examined(numbers, hashes, num_filtered, tuple(unsound))
-
-
-def _most_unsound(dataset: Dataset) -> int | None:
-    """Unsound rows to look for: the first one is an error, unless all are skipped."""
-    return 1 if dataset.on_bad_row == "error" else None
+    text = (
+        f"datasets.{source.name}: split '{split}' has none of {num_filtered} rows with"
+        f" validation_fraction {dataset.validation_fraction} and test_fraction {dataset.test_fraction}."
+    )
+    if num_skipped:
+        text += f" {num_skipped} of them are skipped."
+    lost = {reason: count for reason, count in dropped.items() if count}
+    if lost:
+        text += f" Dropped are {', '.join(f'{count} by {reason}' for reason, count in lost.items())}."
+    return text + (" Lower them." if split == "train" else f" Raise {split}_fraction.")

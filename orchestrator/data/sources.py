@@ -12,41 +12,29 @@ of the files than is asked for.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from orchestrator.data.columns import check_columns
+from orchestrator.data.conversion import NUM_NAMED, Conversion, Group, files_text
 from orchestrator.data.fields import LABEL_KEYS
 from orchestrator.data.files import digest_file, digest_values, find_files
-from orchestrator.data.readers import join, open_hub, open_saved, quiet, read_files, root_cause, saved_folder
+from orchestrator.data.readers import join, open_hub, open_saved, quiet, saved_folder
 from orchestrator.data.tasks import IN_PROCESS, Tasks
 from orchestrator.errors import DataError
 from orchestrator.spec.datasets import (
-    CSVDataset,
     Dataset,
     HubDataset,
-    JSONDataset,
     PackageDataset,
     SavedDataset,
-    TextDataset,
 )
 
 # Places of files and checks of them: the same content elsewhere is the same data.
 KEYS_WITHOUT_CONTENT = {"files", "path", "distribution", "file", "sha256"}
 # 256 MiB: a group is converted in seconds, and ten thousand small files are a few dozen groups.
 GROUP_BYTES = 1 << 28
-
-
-@dataclass(frozen=True)
-class Group:
-    """Consecutive files of a source that are converted together."""
-
-    files: tuple[Path, ...]
-    digest: str
-    """Of the bytes of its files."""
 
 
 @dataclass(frozen=True)
@@ -62,15 +50,19 @@ class Source:
     """Digests of the files that hold it, in order."""
     groups: tuple[Group, ...]
     """Empty for a hub or saved dataset, which is Arrow already."""
+    against: tuple[Source, ...] = ()
+    """Sources whose evaluation rows it must share nothing with, as ``decontaminate`` names them."""
 
     @cached_property
     def digest(self) -> str:
         """Digest of the content: the bytes of the files and the keys that shape its rows.
 
-        Where the files lie does not matter. A hub dataset is digested as its Arrow files.
+        Where the files lie does not matter. A hub dataset is digested as its Arrow files. Sources whose
+        evaluation rows are kept out of the training rows are content too.
         """
         keys = self.dataset.model_dump(mode="json", exclude=KEYS_WITHOUT_CONTENT)
-        return digest_values({"keys": keys, "content": list(self.content)})
+        against = [other.digest for other in self.against]
+        return digest_values({"keys": keys, "content": list(self.content), "against": against})
 
     def without_labels(self) -> Source:
         """The same rows, read without their labels."""
@@ -78,7 +70,12 @@ class Source:
 
     def with_section(self, dataset: Dataset) -> Source:
         """The same content, read by other keys."""
-        return Source(self.name, dataset, self.cache_dir, self.content, self.groups)
+        return replace(self, dataset=dataset)
+
+    def evaluated(self) -> Source:
+        """The same source for its evaluation rows' texts alone, which no other source has a part in."""
+        dataset = self.without_labels().dataset.model_copy(update={"decontaminate": None})
+        return replace(self, dataset=dataset, against=())
 
     def check_columns(self) -> None:
         """Refuse a source that lacks a column which its section names.
@@ -92,13 +89,25 @@ class Source:
         """Where a row stands, for messages: its file and its number there."""
         with quiet():
             for group in self.groups:
-                for path in group.files:
-                    rows = _convert((self, Group((path,), group.digest)))
-                    num_rows = 0 if rows is None else len(rows)
-                    if number < num_rows:
-                        return f"{path}: row {number} (counted from 0)"
-                    number -= num_rows
+                num_rows = self._num_rows(group)
+                if number < num_rows:
+                    return self._place_in(group, number)
+                number -= num_rows
         return f"row {number} (counted from 0)"
+
+    def _place_in(self, group: Group, number: int) -> str:
+        """The file of a group's row, and its number there."""
+        for alone in group.alone():
+            num_rows = self._num_rows(alone)
+            if number < num_rows:
+                break
+            number -= num_rows
+        rest = " of those that can be read" if self._conversion(alone).left_out().count else ""
+        return f"{alone.files[0]}: row {number}{rest} (counted from 0)"
+
+    def _num_rows(self, group: Group) -> int:
+        rows = self._conversion(group).open()
+        return 0 if rows is None else len(rows)
 
     def open(self) -> Any:
         """All rows and columns, as a map-style, memory-mapped ``datasets.Dataset``.
@@ -111,7 +120,21 @@ class Source:
                 return open_hub(self.name, self.dataset, self.cache_dir)
             if isinstance(self.dataset, SavedDataset):
                 return open_saved(self.name, self.dataset)
-            return self._join([(group, _convert((self, group))) for group in self.groups])
+            return self._join([(group, self._conversion(group).open()) for group in self.groups])
+
+    def left_out(self) -> tuple[int, list[tuple[str, str]]]:
+        """How many lines of its files cannot be read and were left out; place and problem of the first."""
+        count, named = 0, list[tuple[str, str]]()
+        for group in self.groups:
+            found = self._conversion(group).left_out()
+            count += found.count
+            named += [
+                (f"{group.files[file]}: line {line.number}", line.problem) for file, line in found.first
+            ]
+        return count, named[:NUM_NAMED]
+
+    def _conversion(self, group: Group) -> Conversion:
+        return Conversion(self.name, self.dataset, self.cache_dir, group)
 
     def _join(self, opened: list[tuple[Group, Any]]) -> Any:
         """The rows of all groups; those without any row have no columns either."""
@@ -122,8 +145,8 @@ class Source:
         for group, rows in filled:
             if rows.features != first.features:
                 raise DataError(
-                    f"datasets.{self.name}: {_files_text(group)}: columns {_columns_text(rows)}, expected"
-                    f" those of {_files_text(first_group)}: {_columns_text(first)}. Give all files the same"
+                    f"datasets.{self.name}: {files_text(group)}: columns {_columns_text(rows)}, expected"
+                    f" those of {files_text(first_group)}: {_columns_text(first)}. Give all files the same"
                     " columns, or make them two datasets."
                 )
         return join([rows for _, rows in filled])
@@ -155,7 +178,7 @@ def find_source(name: str, dataset: Dataset, cache_dir: Path, tasks: Tasks = IN_
     files = find_files(name, dataset)
     groups, content = [], list[str]()
     for members, digests in tasks.map(_digest_files, _consecutive(files)):
-        groups.append(Group(tuple(members), digest_values({"content": digests})))
+        groups.append(Group(tuple(members), tuple(digests)))
         content += digests
     source = Source(name, dataset, cache_dir, tuple(content), tuple(groups))
     for _ in tasks.map(_convert_alone, [(source, group) for group in groups]):
@@ -183,71 +206,14 @@ def _digest_files(files: list[Path]) -> tuple[list[Path], list[str]]:
 
 def _convert_alone(work: tuple[Source, Group]) -> None:
     """Make a group's Arrow copy."""
-    with quiet():
-        _convert(work)
-
-
-def _convert(work: tuple[Source, Group]) -> Any:
-    """The rows of a group from its Arrow copy, made if it is not there; ``None``: it has no row."""
     source, group = work
-    cache = str(source.cache_dir / "arrow" / group.digest)
-    kind, options = _reader(source.dataset)
-    files = [path for path in group.files if path.stat().st_size]
-    if not files:
-        return None
-    try:
-        return read_files(kind, files, cache, options)
-    except Exception as error:
-        if "corresponds to no data" in str(error):
-            return None
-        place, cause = _files_text(group), error
-        if len(files) > 1:
-            # The library seldom says which file it was.
-            place, cause = next(_unreadable(kind, files, cache, options), (place, cause))
-        raise DataError(
-            f"datasets.{source.name}: {place} cannot be read as {kind}: {root_cause(cause)}."
-            f" Expected {kind} files of one shape, in UTF-8."
-        ) from cause
-
-
-def _reader(dataset: Dataset) -> tuple[str, dict[str, Any]]:
-    """The library's name of the format, and the options that the section sets."""
-    kind = dataset.format if isinstance(dataset, PackageDataset) else dataset.source
-    options: dict[str, Any] = {}
-    if kind == "csv":
-        # pandas would read the texts "NA", "null" and "None" as missing.
-        options["keep_default_na"] = False
-        # A first row with one field too many would else shift every column by one.
-        options["index_col"] = False
-    if isinstance(dataset, CSVDataset):
-        options["delimiter"] = dataset.delimiter
-    if isinstance(dataset, TextDataset):
-        options["sample_by"] = dataset.sample_by
-    if isinstance(dataset, JSONDataset) and dataset.field is not None:
-        options["field"] = dataset.field
-    return kind, options
-
-
-def _unreadable(
-    kind: str, files: list[Path], cache: str, options: dict[str, Any]
-) -> Iterator[tuple[str, Exception]]:
-    """Files that cannot be read on their own, each with the reason."""
-    for path in files:
-        try:
-            read_files(kind, [path], cache, options)
-        except Exception as error:
-            yield str(path), error
+    with quiet():
+        Conversion(source.name, source.dataset, source.cache_dir, group).open()
 
 
 def no_rows(dataset: Dataset) -> str:
     """What to say of a source without rows."""
     return f"the corpus is empty: 0 rows in {_place(dataset)}, expected text."
-
-
-def _files_text(group: Group) -> str:
-    """A group's files, for messages."""
-    first, count = group.files[0], len(group.files)
-    return str(first) if count == 1 else f"{first} and {count - 1} files after it"
 
 
 def _columns_text(rows: Any) -> str:

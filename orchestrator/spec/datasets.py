@@ -2,10 +2,13 @@
 
 from typing import Annotated, Literal
 
+from orchestrator.spec.cleaning import Decontamination, NearDuplicates, Quality
 from orchestrator.spec.section import ChosenBy, Must, Section, field
 
 Fraction = Annotated[float, Must(ge=0.0, lt=1.0)]
 Scalar = str | int | float | bool
+PersonalData = Literal["email", "phone", "card"]
+REGION = Must(pattern="^[A-Z]{2}$", hint="two capital letters, such as 'US'")
 
 
 class DatasetSection(Section):
@@ -31,9 +34,23 @@ class DatasetSection(Section):
     filter: dict[str, Scalar | tuple[Scalar, ...]] = field(default_factory=dict)
     """Keep only rows whose column has this value (or one of these values)."""
     on_bad_row: Literal["error", "skip"] = "error"
-    """A row whose text is no string or whose label is missing: stop, or leave it out and count it."""
+    """A row that cannot be read, or has no text or no valid label: stop, or leave it out and count it."""
+    scrub: tuple[PersonalData, ...] = ()
+    """Personal data that placeholders such as ``<email>`` stand for, before anything else sees the text."""
+    phone_regions: tuple[Annotated[str, REGION], ...] = ("US",)
+    """Countries whose own notation of phone numbers is scrubbed; numbers with a + are in any case."""
+    min_chars: Annotated[int, Must(ge=0)] | None = None
+    """Drop rows whose text has fewer characters; absent: none."""
+    max_chars: Annotated[int, Must(ge=1)] | None = None
+    """Drop rows whose text has more characters; absent: none."""
+    quality: Quality | None = None
+    """Drop rows that are no prose, by published rules; ``{}`` takes all of them, absent: none."""
     deduplicate: bool = False
     """Drop rows whose text repeats an earlier row's exactly."""
+    near_duplicates: NearDuplicates | None = None
+    """Drop rows that repeat most of an earlier row; ``{}`` takes the defaults, absent: none."""
+    decontaminate: Decontamination | None = None
+    """Drop training rows that share text with evaluation rows; absent: none."""
     validation_fraction: Fraction = 0.0
     """Fraction of rows, chosen by a hash of their text, held out for evaluation during training."""
     test_fraction: Fraction = 0.0
@@ -61,6 +78,23 @@ class DatasetSection(Section):
             raise ValueError(
                 f"messages_column '{self.messages_column}' and prompt_column '{self.prompt_column}' both say"
                 " where conversations are; give one of them"
+            )
+        if self.min_chars is not None and self.max_chars is not None and self.min_chars > self.max_chars:
+            raise ValueError(
+                f"min_chars {self.min_chars} is above max_chars {self.max_chars}, which leaves no row"
+            )
+        self._refuse_cleaning_of_others()
+
+    def _refuse_cleaning_of_others(self) -> None:
+        """Keys that judge or change a text need rows that are one text."""
+        keys = ("scrub", "min_chars", "max_chars", "quality", "near_duplicates", "decontaminate")
+        columns = ("text_pair_column", "words_column", "messages_column", "prompt_column")
+        given = [key for key in keys if getattr(self, key)]
+        others = [column for column in columns if getattr(self, column) is not None]
+        if given and others:
+            raise ValueError(
+                f"{', '.join(given)}: rows of {others[0]} '{getattr(self, others[0])}' are no single text,"
+                " and only a text can be judged or changed; leave these keys out"
             )
 
 

@@ -46,6 +46,7 @@ def check(job: Job) -> Iterator[Complaint]:
         path: KeyPath = ("tokenizer", "train", "datasets")
         for index, name in enumerate(job.tokenizer.train.datasets):
             yield from _check_dataset(job, (*path, index), name)
+    yield from _check_decontamination(job)
     for index, stage in enumerate(job.stages):
         path = ("stages", index)
         if isinstance(stage, TrainStage):
@@ -97,6 +98,20 @@ def _cycle(stages: dict[str, Stage], start: Stage) -> list[str] | None:
         chain.append(name)
         name = input_stage(stages[name])
     return [*chain, start.name] if name == start.name else None
+
+
+def _check_decontamination(job: Job) -> Iterator[Complaint]:
+    """What a dataset is compared with exists, and is not the rows that are compared."""
+    for name, dataset in job.datasets.items():
+        for index, other in enumerate(dataset.decontaminate.against if dataset.decontaminate else ()):
+            path: KeyPath = ("datasets", name, "decontaminate", "against", index)
+            yield from _check_dataset(job, path, other)
+            if other == name and dataset.validation_fraction + dataset.test_fraction == 0.0:
+                yield (
+                    path,
+                    f"dataset '{name}' holds out no rows, so all of its training rows would be dropped."
+                    " Name another dataset, or give it a test_fraction",
+                )
 
 
 def _check_dataset(job: Job, path: KeyPath, name: str) -> Iterator[Complaint]:

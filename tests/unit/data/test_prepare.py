@@ -245,7 +245,9 @@ def test_more_labels_than_the_classifier_has_are_refused_every_time(tmp_path: Pa
     numbers = labelled(tmp_path / "a.jsonl", [0, 1, 2])
     prepare(numbers, LABELLED, bpe, tmp_path)
     for _ in range(2):
-        with pytest.raises(DataError, match=r"column 'y', split 'train': row 2 .* label 2, expected 0 to 1"):
+        with pytest.raises(
+            DataError, match=r"column 'y', split 'train': .*a.jsonl: row 2 .*: label 2, expected 0 to 1\."
+        ):
             prepare(numbers, LABELLED, bpe, tmp_path, num_labels=2)
     words = labelled(tmp_path / "b.jsonl", ["a", "b", "c"])
     with pytest.raises(DataError, match=r"3 labels \['a', 'b', 'c'\], but num_labels is 2"):
@@ -445,3 +447,22 @@ def test_meta_is_readable_json(tmp_path: Path, bpe: Path) -> None:
     assert layout.items() <= meta["layout"].items()
     listed = json.loads((made / COMPLETE).read_text("utf-8"))
     assert set(listed) == {"tokens.bin", "documents.npy", "meta.json"}
+
+
+def test_a_label_outside_the_set_is_left_out_and_said_where_the_section_skips(
+    tmp_path: Path, bpe: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    skip: dict[str, Any] = {"on_bad_row": "skip"}
+    numbers = labelled(tmp_path / "a.jsonl", [0, 1, 2, -1, 1], **skip)
+    with caplog.at_level(logging.WARNING):
+        rows = rows_of(prepare(numbers, LABELLED, bpe, tmp_path, num_labels=2))
+    assert [row.label for row in rows] == [0, 1, 1]
+    assert caplog.messages == [
+        f"datasets.corpus: column 'y', split 'train': 2 of 5 rows are skipped, first {tmp_path}/a.jsonl:"
+        " row 2 (counted from 0): label 2, expected 0 to 1"
+    ]
+    words = labelled(tmp_path / "b.jsonl", ["a", "c", "b"], **skip)
+    made = prepare(words, LABELLED, bpe, tmp_path, label_names=("a", "b"), num_labels=2)
+    assert [row.label for row in rows_of(made)] == [0, 1]
+    with pytest.raises(DataError, match=r"b.jsonl: row 0 .*: label 'a', expected one of \['x', 'y'\]"):
+        prepare(words, LABELLED, bpe, tmp_path, label_names=("x", "y"))

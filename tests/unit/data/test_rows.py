@@ -11,8 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from orchestrator.data import rows as rows_module
-from orchestrator.data import sources
+from orchestrator.data import examination, sources
 from orchestrator.data.rows import find_rows
 from orchestrator.data.sources import find_source
 from orchestrator.errors import DataError
@@ -59,7 +58,7 @@ def test_groups_and_ranges_are_pieces_of_work_that_give_the_same_rows(
     keys = {"source": "json", "files": many_files(tmp_path / "in"), "deduplicate": True, "test_fraction": 0.3}
     whole = find_rows(find_source("corpus", section(**keys), tmp_path / "whole"), "test").numbers
     monkeypatch.setattr(sources, "GROUP_BYTES", 1)
-    monkeypatch.setattr(rows_module, "RANGE_ROWS", 7)
+    monkeypatch.setattr(examination, "RANGE_ROWS", 7)
     tasks = CountingTasks()
     source = find_source("corpus", section(**keys), tmp_path / "cut", tasks)
     assert np.array_equal(find_rows(source, "test", tasks).numbers, whole)

@@ -273,11 +273,15 @@ def test_a_text_that_is_no_string_names_its_row(tmp_path: Path) -> None:
     ("source", "content", "expected"),
     [
         ("csv", b"text,label\na,1\nb,2\nc,3,4\n", "line 4"),
-        ("json", b'{"text": "a"}\n{"text": "b"\n', "row 1"),
-        ("json", b'{"text": "a"}\n' * 5 + b'{"text": b}\n', "in row 5"),
+        ("json", b'{"text": "a"}\n{"text": "b"\n', "line 2: no JSON"),
+        (
+            "json",
+            b'{"text": "a"}\n' * 5 + b'{"text": b}\n',
+            "line 6: no JSON: Expecting value (character 10)",
+        ),
         ("json", b"not json", "cannot be read as json"),
         ("parquet", b"not parquet", "cannot be read as parquet"),
-        ("text", b"caf\xe9\n", "codec can't decode"),
+        ("text", b"caf\xe9\n", "line 1: byte 0xe9 after 3 characters is not UTF-8"),
     ],
 )
 def test_unreadable_file_is_named(tmp_path: Path, source: str, content: bytes, expected: str) -> None:
@@ -410,7 +414,7 @@ def test_real_reviews_split_into_unique_texts(tmp_path: Path) -> None:
     [
         (
             "text,label\nGreat film, really,1\nBad film, no,0\n",
-            "cannot be read as csv: ParserWarning: Length of header",
+            "cannot be read as csv: line 2: 3 fields, expected 2 as in the header",
         ),
         ("text,label\ngood,1\nfoo,\n", "row 1 (counted from 0): column 'label' holds no label"),
     ],

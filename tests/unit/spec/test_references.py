@@ -171,3 +171,16 @@ def test_a_stage_behind_a_circle_is_not_blamed(tmp_path: Path) -> None:
 )
 def test_what_fits_is_accepted(text: str, tmp_path: Path) -> None:
     load(tmp_path, text)
+
+
+def test_a_dataset_is_compared_with_one_that_exists_and_is_not_itself(tmp_path: Path) -> None:
+    text = changed("    label_column: label\n", "    decontaminate: {against: [rfcs]}\n")
+    assert complaints(tmp_path, text) == [
+        "job.yaml:10: datasets.rfc.decontaminate.against[0]: no dataset is called 'rfcs'. Did you mean 'rfc'?"
+    ]
+    own = text.replace("rfcs", "rfc")
+    assert load(tmp_path, own).datasets["rfc"].decontaminate is not None
+    assert complaints(tmp_path, own.replace("    validation_fraction: 0.1\n", "")) == [
+        "job.yaml:9: datasets.rfc.decontaminate.against[0]: dataset 'rfc' holds out no rows, so all of its"
+        " training rows would be dropped. Name another dataset, or give it a test_fraction"
+    ]
