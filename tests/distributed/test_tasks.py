@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from launchers.cli import main
 from launchers.predict import predict
 from orchestrator.checkpoint.layout import RunLayout
 from orchestrator.contracts import IGNORE_INDEX, Objective, Row, TokenInfo
+from orchestrator.data.loader import RowReader
 from orchestrator.models import build_auto_model, find_blocks
 from orchestrator.objectives.sequence_classification import SequenceClassification
 from orchestrator.objectives.supervised_finetuning import SupervisedFinetuning
@@ -26,6 +28,8 @@ from orchestrator.spec.training import (
     SupervisedFinetuningObjective,
     TokenClassificationObjective,
 )
+from orchestrator.train.evaluate import evaluate_datasets
+from orchestrator.train.inputs import StageInputs
 from orchestrator.train.worker import run_stage
 from tests.distributed.training import build_engine
 from tests.support import run_ranks
@@ -130,7 +134,38 @@ def test_every_objective_has_the_bits_of_ddp_on_every_strategy(kind: str, name: 
 
 
 def run_stages(run_dir: str) -> list[str]:
-    return [run_stage(Path(run_dir), stage) for stage in ("chat", "tags", "topics", "sum")]
+    outcomes = [run_stage(Path(run_dir), stage) for stage in ("chat", "tags", "topics", "sum")]
+    assert_evaluated_in_order(Path(run_dir))
+    return outcomes
+
+
+def assert_evaluated_in_order(run_dir: Path) -> None:
+    """Metrics over both ranks' rows are those of all rows at once, to the bit."""
+    objective, _ = objective_of("numbers")
+    weights = RunLayout(run_dir).stage("sum").weights
+    model = AutoModelForSequenceClassification.from_pretrained(weights).eval()
+    inputs = StageInputs.read(RunLayout(run_dir).stage("sum"))
+    reader = RowReader.open(Path(inputs.evaluation["sums"]), seed=0, source_name="sums")
+    # Three micro-batches for two ranks, the last one short.
+    size = reader.num_rows // 2 - 1
+    metrics = evaluate_datasets(
+        model,
+        objective,
+        {"sums": reader},
+        micro_batch_size=size,
+        max_rows=None,
+        seed=0,
+        device=torch.device("cpu"),
+        forward_context=nullcontext,
+    )
+    found = []
+    for start in range(0, reader.num_rows, size):
+        rows = reader.read(np.arange(start, min(start + size, reader.num_rows)), 0)
+        with torch.no_grad():
+            batch = objective.collate(rows, np.random.default_rng(0))
+            found.append(objective.statistics(model, batch, len(rows)))
+    assert len(found) == 3
+    assert metrics == {f"eval/{name}": value for name, value in objective.metrics(torch.cat(found)).items()}
 
 
 @pytest.fixture(scope="module")
