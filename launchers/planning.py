@@ -13,7 +13,7 @@ from launchers.pins import pinned, read_pins
 from launchers.run_directory import refuse_changed
 from launchers.runs import read_result
 from orchestrator.checkpoint.layout import RunLayout
-from orchestrator.errors import PlanError
+from orchestrator.errors import ModelError, PlanError
 from orchestrator.spec.fingerprint import digest, spec_fingerprint
 from orchestrator.spec.job import Job, Stage, TrainStage
 from orchestrator.spec.plan import (
@@ -82,6 +82,10 @@ def _plan_stage(
     if not isinstance(stage, TrainStage):
         return plan
     batch = plan_batch(stage, job.resources)
+    try:
+        num_parameters = parameters.count(_model_config(job, stage), *_head(stage))
+    except ModelError as error:
+        raise ModelError(f"stage '{stage.name}': {error}") from error
     steps = planned_steps(stage, batch, run.stage(stage.name))
     return plan | {
         "objective": stage.objective.name,
@@ -97,7 +101,7 @@ def _plan_stage(
         "tokens": None if steps is None else steps * batch.tokens_per_step,
         "rows": None if steps is None else steps * batch.global_batch_size,
         "epochs": stage.limits.max_epochs,
-        "parameters": parameters.count(_model_config(job, stage), *_head(stage)),
+        "parameters": num_parameters,
         "promise": promise(stage, job.resources),
     }
 

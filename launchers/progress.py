@@ -6,6 +6,7 @@ Follows the stage's ``metrics.jsonl``, so it shows the same on every launcher.
 from __future__ import annotations
 
 import math
+import os
 import threading
 import time
 from collections.abc import Mapping
@@ -112,8 +113,7 @@ class ProgressDisplay:
                 if not _has_started(layout, began):
                     self._line(
                         stage,
-                        f"no worker has started in {PATIENCE_SECONDS} s: the cluster has no free room, or"
-                        " its machines are slow; 'ray status' shows what it is busy with",
+                        f"no worker has started in {PATIENCE_SECONDS} s: {_where()} has no free room, or is slow",
                     )
         # Twice: a file that was made anew is read at the second look.
         self._show_news(stage, news)
@@ -142,6 +142,12 @@ class ProgressDisplay:
             if record["event"] == "training_started" and record["stage"] == stage
         ]
         return f" of {started[-1]}" if started else ""
+
+
+def _where() -> str:
+    """What the workers wait for."""
+    address = os.environ.get("RAY_ADDRESS")
+    return f"the cluster at {address} ('ray status' shows what it does)" if address else "this machine"
 
 
 def _pace(done: int, left: int, seconds: float) -> str:

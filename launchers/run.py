@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import signal
 import sys
 import threading
@@ -90,7 +91,7 @@ def _print_end(job: Job, layout: RunLayout, runs_dir: Path) -> None:
         if stage_layout.weights.exists():
             print(f"  weights: {stage_layout.weights}")
     last = [stage.name for stage in job.stages if isinstance(stage, TrainStage)][-1]
-    options = "" if str(runs_dir) == "runs" else f" --runs-dir {runs_dir}"
+    options = "" if str(runs_dir) == "runs" else f" --runs-dir {shlex.quote(str(runs_dir))}"
     print("\nNext:")
     print(f'  orchestrator predict {job.name} --stage {last}{options} --text "..."')
     print(f"  orchestrator status {job.name}{options}")

@@ -51,11 +51,20 @@ def opened_run(
 
     Args:
         fresh: Rename what is there and start in an empty directory.
+
+    Raises:
+        PlanError: It cannot be made, or holds a run of another job.
     """
     if fresh and layout.root.exists():
         with only_driver(layout):
             set_aside(layout.root)
-    layout.root.mkdir(parents=True, exist_ok=True)
+    try:
+        layout.root.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise PlanError(
+            f"the run directory {layout.root} cannot be made: {error.strerror}. Name a folder that can be"
+            " written with --runs-dir"
+        ) from error
     with only_driver(layout):
         job, notes = look_up_pins(job, layout.pins)
         for note in notes:

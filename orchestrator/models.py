@@ -6,6 +6,7 @@ shard it.
 
 from __future__ import annotations
 
+import difflib
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
@@ -59,9 +60,9 @@ def make_config(config: Mapping[str, Any], tokens: TokenInfo | None = None) -> P
         ) from error
     unknown = sorted(key for key in keys if not hasattr(known, key) and key != ATTENTION)
     if unknown:
-        raise ModelError(
-            f"model.config: '{model_type}' has no keys {unknown}; it has {sorted(known.to_diff_dict())}"
-        )
+        near = difflib.get_close_matches(unknown[0], list(known.to_diff_dict()), n=1)
+        hint = f"Did you mean '{near[0]}'?" if near else f"It has {sorted(known.to_diff_dict())}."
+        raise ModelError(f"model.config: '{model_type}' has no keys {unknown}. {hint}")
     if tokens is not None:
         keys.setdefault("vocab_size", tokens.vocab_size)
         keys.setdefault("pad_token_id", tokens.pad_id)

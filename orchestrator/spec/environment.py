@@ -21,13 +21,14 @@ SECRET_NAME = re.compile(
 # Not ``token`` or ``key`` at the end of any word: ``pad_token`` and ``eos_token`` are model settings.
 SECRET_KEY = re.compile(
     r"(?:.*[_-])?(?:api|access|auth|secret|private|hf|hub|bearer|wandb|client)[_-]?(?:key|token|secret)s?"
-    r"|token|secrets?|(?:.*[_-])?(?:passwords?|passwd|credentials?)",
+    r"|token|secrets?|auth|authorization|(?:.*[_-])?(?:passwords?|passwd|credentials?)",
     re.IGNORECASE,
 )
 # Vocabularies are smaller: ``token: 50256`` is an entry of one.
 MAX_TOKEN_ID = 999_999
 SECRET_VALUE = re.compile(
     r"\bhf_[A-Za-z0-9]{16,}|\bsk-[A-Za-z0-9_-]{16,}|\bAKIA[0-9A-Z]{16}\b|\bgh[pousr]_[A-Za-z0-9]{20,}"
+    r"|\beyJ[\w-]{8,}\.eyJ[\w-]{8,}\.|\bBearer [\w.~+/-]{16,}"
     r"|\bgithub_pat_\w{20,}|\bxox[abprs]-[\w-]{10,}|-----BEGIN [A-Z ]*PRIVATE KEY"
     r"|://[^/\s:@]+:[^/\s@]+@"
 )

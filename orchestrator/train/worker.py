@@ -8,10 +8,12 @@ nothing else, and is the only place that reads rank variables.
 from __future__ import annotations
 
 import argparse
+import errno
 import logging
 import os
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -76,15 +78,17 @@ def run_stage(run_dir: Path, stage_name: str) -> Outcome:
         return run_export_stage(stage, layout)
     except BaseException as error:
         logger.exception("rank %d failed", rank.rank)
-        append_event(
-            layout.events,
-            "rank_failed",
-            stage=stage_name,
-            rank=rank.rank,
-            error=type(error).__name__,
-            message=str(error),
-            exit_code=error.exit_code if isinstance(error, OrchestratorError) else 1,
-        )
+        # On a full disk neither can be written, and the error itself says more than that.
+        with suppress(OSError):
+            append_event(
+                layout.events,
+                "rank_failed",
+                stage=stage_name,
+                rank=rank.rank,
+                error=type(error).__name__,
+                message=str(error),
+                exit_code=error.exit_code if isinstance(error, OrchestratorError) else 1,
+            )
         raise
 
 
@@ -182,6 +186,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except OrchestratorError as error:
         print(f"orchestrator: {error}", file=sys.stderr)
         return error.exit_code
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        print(
+            f"orchestrator: {parsed.run_dir}: {error.strerror}: free some space and run the same command"
+            " again; it goes on from the newest checkpoint",
+            file=sys.stderr,
+        )
+        return 1
     finally:
         if dist.is_initialized():
             dist.destroy_process_group()

@@ -55,8 +55,10 @@ def test_vocabulary_and_special_tokens_come_from_the_tokenizer() -> None:
 def test_unknown_architecture_and_unknown_key_are_refused() -> None:
     with pytest.raises(ModelError, match="'gpt9' is not a Hugging Face architecture"):
         make_config({"model_type": "gpt9"})
-    with pytest.raises(ModelError, match=r"'gpt2' has no keys \['num_layer'\]"):
-        make_config({**GPT, "num_layer": 2})
+    with pytest.raises(ModelError, match=r"'gpt2' has no keys \['n_layr'\]. Did you mean 'n_layer'\?"):
+        make_config({**GPT, "n_layr": 2})
+    with pytest.raises(ModelError, match=r"'gpt2' has no keys \['zebra'\]. It has \["):
+        make_config({**GPT, "zebra": 2})
 
 
 def test_the_attention_implementation_is_a_key_of_every_configuration() -> None:
