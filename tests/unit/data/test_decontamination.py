@@ -113,3 +113,10 @@ def test_what_is_found_is_what_shares_an_ngram(web: list[str], exam: list[str]) 
     plain = set().union(*(ngrams(text, 4) for text in exam))
     for text in web:
         assert shares_ngram(text, 4, known) == bool(ngrams(text, 4) & plain)
+
+
+def test_ngrams_are_the_same_however_many_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = distinct_ngrams(make_texts(50), 3)
+    monkeypatch.setattr(decontamination, "AT_ONCE", 10)
+    assert distinct_ngrams(make_texts(50), 3).tolist() == whole.tolist()
+    assert distinct_ngrams([], 3).tolist() == []
