@@ -145,6 +145,14 @@ def _add_run_commands(commands: Commands) -> None:
     predict.add_argument(
         "--text", dest="texts", metavar="TEXT", action="append", required=True, help="the input"
     )
+    predict.add_argument(
+        "--text-pair",
+        dest="pairs",
+        metavar="TEXT",
+        action="append",
+        default=[],
+        help="the second text, one for each --text, where the stage classifies pairs",
+    )
     for parser in (logs, cancel, verify, predict):
         parser.add_argument("run", metavar="RUN", help="a name, or a run directory")
     for parser in (logs, predict):

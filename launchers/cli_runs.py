@@ -127,25 +127,34 @@ def _verdict(part: dict[str, Any]) -> str:
 
 
 def predict(options: Namespace) -> int:
-    """Answer from a run's weights: a label, a filled mask, or generated text."""
+    """Answer from a run's weights: labels, numbers, tags, a filled mask, generated text, or a reply."""
     run_dir = runs.find_run(options.run, options.runs_dir)
     from launchers.predict import predict as answer_all
 
-    answers = answer_all(run_dir, stage=options.stage, texts=options.texts)
+    answers = answer_all(run_dir, stage=options.stage, texts=options.texts, pairs=options.pairs)
     if options.json:
         print_json({"name": run_dir.name, "predictions": answers})
         return 0
     for answer in answers:
-        print(f"{answer['text']}\n  {_answer_text(answer)}")
+        asked = [answer["text"], *([answer["text_pair"]] if "text_pair" in answer else [])]
+        print("\n".join([*asked, f"  {_answer_text(answer)}"]))
     return 0
 
 
 def _answer_text(answer: dict[str, Any]) -> str:
-    """What a person reads first: the label, the filled text or the generated one."""
+    """What a person reads first: the labels, the tagged or filled text, or the generated one."""
+    if "labels" in answer:
+        return f"{', '.join(answer['labels']) or 'no label'}  ({metrics_text(answer['probabilities'])})"
+    if "values" in answer:
+        return metrics_text(answer["values"])
+    if "tags" in answer:
+        # Words past the end of a row have no tag.
+        tagged = zip(answer["words"], answer["tags"], strict=True)
+        return "  ".join(f"{word}/{'?' if tag is None else tag}" for word, tag in tagged)
     if "label" in answer:
         return f"{answer['label']}  ({metrics_text(answer['probabilities'])})"
     if "filled" in answer:
         # In quotes: a space at the beginning of a token tells it from the one that continues a word.
         listed = [f"{each['token']!r} {each['probability']:.4g}" for each in answer["candidates"]]
         return f"{answer['filled']}  ({'  '.join(listed)})"
-    return str(answer["generated"])
+    return str(answer["reply"] if "reply" in answer else answer["generated"])

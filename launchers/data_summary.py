@@ -7,7 +7,7 @@ what is trained on, and a run that follows does not look at it again.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -59,11 +59,10 @@ def summarize(job: Job, *, runs_dir: Path, on_dataset: Callable[[str], None]) ->
 def _summarize_dataset(job: Job, name: str, catalog: Catalog) -> dict[str, Any]:
     from orchestrator.data.rows import find_rows
 
-    source = catalog.find(name)
-    is_labelled = _is_labelled(job, name)
-    source = source if is_labelled else source.without_labels()
+    readers = _readers(job, name)
+    source = _as_read(catalog.find(name), readers)
     splits = {split: find_rows(source, split, catalog.tasks) for split in _splits(source)}
-    count_tokens = _token_counter(job, name, catalog)
+    count_tokens = _token_counter(job, readers, catalog)
     counts = splits["train"].counts
     return {
         "name": name,
@@ -79,12 +78,26 @@ def _summarize_dataset(job: Job, name: str, catalog: Catalog) -> dict[str, Any]:
                 "rows": len(rows.numbers),
                 "chars": rows.counts.num_chars,
                 "tokens": None if count_tokens is None else _tokens(rows, count_tokens),
-                "labels": _labels(rows) if is_labelled else None,
+                "labels": None if source.dataset.label_column is None else _labels(rows),
             }
             for split, rows in splits.items()
         },
         "samples": _samples(splits["train"]),
     }
+
+
+def _as_read(source: Source, readers: Sequence[TrainStage]) -> Source:
+    """The source with the columns that stages read; of several kinds of stages, those with labels."""
+    from orchestrator.data.fields import section_for
+
+    layouts = [
+        resolve("objective", stage.objective.name).row_layout(stage.objective, stage.data)
+        for stage in readers
+    ]
+    if not layouts:
+        return source.without_labels()
+    layout = next((layout for layout in layouts if layout.labelled), layouts[0])
+    return source.with_section(section_for(source.dataset, layout))
 
 
 def _splits(source: Source) -> list[Split]:
@@ -109,21 +122,13 @@ def _readers(job: Job, name: str) -> list[TrainStage]:
     return found
 
 
-def _is_labelled(job: Job, name: str) -> bool:
-    """Whether a stage reads the dataset's labels; rows without one are fit for the others."""
-    layouts = (
-        resolve("objective", stage.objective.name).row_layout(stage.objective, stage.data)
-        for stage in _readers(job, name)
-    )
-    return any(layout.labelled for layout in layouts)
-
-
-def _token_counter(job: Job, name: str, catalog: Catalog) -> Callable[[list[str]], list[int]] | None:
+def _token_counter(
+    job: Job, readers: Sequence[TrainStage], catalog: Catalog
+) -> Callable[[list[str]], list[int]] | None:
     """Counts tokens as the first stage that reads a dataset does; ``None`` without a tokenizer."""
     from orchestrator.data.tokenizer import load_tokenizer, prepare_tokenizer
     from orchestrator.train.inputs import tokenizer_section
 
-    readers = _readers(job, name)
     section: Tokenizer | None = tokenizer_section(job, readers[0]) if readers else job.tokenizer
     if section is None:
         return None
@@ -172,8 +177,10 @@ def _histogram(lengths: np.ndarray) -> list[dict[str, int]]:
 
 
 def _labels(rows: Rows) -> dict[str, int]:
-    """Rows of each label, the most frequent first."""
-    counts = Counter(str(label) for label in rows.open()["label"][:])
+    """Rows of each label, the most frequent first; of lists of labels each counts."""
+    counts: Counter[str] = Counter()
+    for label in rows.open()["label"][:]:
+        counts.update(map(str, label) if isinstance(label, list) else [str(label)])
     return dict(counts.most_common(MOST_LABELS))
 
 

@@ -54,11 +54,11 @@ def run_stages(job: Job, layout: RunLayout, display: Display, *, fresh: bool, st
     Raises:
         OrchestratorError: The run cannot start, or a stage failed; ``events.jsonl`` says which.
     """
-    with opened_run(job, layout, fresh=fresh) as run_id:
+    with opened_run(job, layout, display, fresh=fresh) as (pinned_job, run_id):
         stop.open()
         append_event(layout.events, "run_started", pid=os.getpid(), host=socket.gethostname())
         try:
-            state = _walk(job, layout, display, run_id)
+            state = _walk(pinned_job, layout, display, run_id)
         except StoppedError:
             state = "stopped"
         except BaseException as error:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from launchers.counting import packing_efficiency, planned_steps
+from launchers.pins import pinned, read_pins
 from launchers.run_directory import refuse_changed
 from launchers.runs import read_result
 from orchestrator.checkpoint.layout import RunLayout
@@ -22,7 +23,13 @@ from orchestrator.spec.plan import (
     stage_order,
 )
 from orchestrator.spec.promise import promise
-from orchestrator.spec.training import CausalLMObjective, MaskedLMObjective, SequenceClassificationObjective
+from orchestrator.spec.training import (
+    CausalLMObjective,
+    MaskedLMObjective,
+    SequenceClassificationObjective,
+    SupervisedFinetuningObjective,
+    TokenClassificationObjective,
+)
 
 if TYPE_CHECKING:
     from orchestrator.contracts import Head
@@ -45,6 +52,7 @@ def plan_job(job: Job, *, runs_dir: Path, with_model: bool) -> dict[str, Any]:
     if complaints:
         raise PlanError("\n".join(complaints))
     run = RunLayout(runs_dir / job.name)
+    job = pinned(job, read_pins(run.pins))
     parameters = ParameterCounts(run.cache / "parameters.json", with_model=with_model)
     refusal = None
     try:
@@ -117,8 +125,11 @@ def _head(stage: TrainStage) -> tuple[Head | None, int]:
     if isinstance(objective, MaskedLMObjective):
         return ("pretraining" if objective.next_sentence else "masked_lm"), 2
     if isinstance(objective, SequenceClassificationObjective):
-        return "sequence_classification", objective.num_labels
-    return ("causal_lm" if isinstance(objective, CausalLMObjective) else None), 2
+        return "sequence_classification", objective.num_outputs
+    if isinstance(objective, TokenClassificationObjective):
+        return "token_classification", objective.num_outputs
+    is_causal = isinstance(objective, CausalLMObjective | SupervisedFinetuningObjective)
+    return ("causal_lm" if is_causal else None), 2
 
 
 def _finished(job: Job, run: RunLayout) -> set[str]:

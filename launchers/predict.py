@@ -5,16 +5,17 @@ The answers themselves are ``answers.py``.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from launchers.answers import ANSWERS, Trained
+from launchers.answers import ANSWERS, Question, Trained
 from orchestrator.checkpoint.layout import RunLayout
 from orchestrator.contracts import Head, RowLayout
-from orchestrator.data.encode import Encoder
+from orchestrator.data.encoders import encoder_for
 from orchestrator.data.tokenizer import load_tokenizer
 from orchestrator.errors import PlanError
 from orchestrator.models import AUTO_CLASSES
@@ -23,24 +24,63 @@ from orchestrator.spec.job import Job, TrainStage
 from orchestrator.spec.load import load_resolved
 
 
-def predict(run_dir: Path, *, stage: str | None, texts: list[str]) -> list[dict[str, Any]]:
-    """One answer per text: label with probabilities, filled mask, or generated text.
+def predict(
+    run_dir: Path, *, stage: str | None, texts: Sequence[str], pairs: Sequence[str] = ()
+) -> list[dict[str, Any]]:
+    """One answer per text: labels, numbers, tags, a filled mask, generated text, or a reply.
 
     Args:
         stage: A training stage, or one that reads its weights; ``None``: the last with weights.
+        pairs: Second texts, one for each text, where the stage classifies pairs.
 
     Raises:
         PlanError: The run has no such stage, it has no weights yet, or a text cannot be answered.
     """
     layout = RunLayout(run_dir)
-    chosen = _choose_stage(load_resolved(layout.job), layout, stage)
+    job = load_resolved(layout.job)
+    chosen = _choose_stage(job, layout, stage)
     objective = resolve("objective", chosen.objective.name)
     # Next-sentence models fill masks as any masked LM does.
     head: Head = "masked_lm" if chosen.objective.name == "masked_lm" else objective.head
     rows = objective.row_layout(chosen.objective, chosen.data)
+    questions = _questions(job, chosen, rows, texts, pairs)
+    answer = ANSWERS["conversation" if rows.document == "conversation" else head]
     trained = _load(chosen, head, rows, layout.stage(chosen.name).weights)
     with torch.no_grad():
-        return [{"text": text, **ANSWERS[head](trained, text)} for text in texts]
+        return [{**_asked(question), **answer(trained, question)} for question in questions]
+
+
+def _asked(question: Question) -> dict[str, str]:
+    """The texts of a question."""
+    pair = {} if question.pair is None else {"text_pair": question.pair}
+    return {"text": question.text, **pair}
+
+
+def _questions(
+    job: Job, stage: TrainStage, layout: RowLayout, texts: Sequence[str], pairs: Sequence[str]
+) -> list[Question]:
+    """Texts, each with its second one where the stage has learned pairs.
+
+    Raises:
+        PlanError: Second texts are missing, too many, or not what the stage has learned.
+    """
+    columns = [job.datasets[name].text_pair_column for name in stage.data.mixture]
+    reads_pairs = layout.labelled and layout.document == "text" and any(columns)
+    if pairs and not reads_pairs:
+        raise PlanError(
+            f"--text-pair: stage '{stage.name}' has learned single texts, no pairs; leave --text-pair out"
+        )
+    if not reads_pairs:
+        return [Question(text) for text in texts]
+    # A mixture of single texts and pairs has learned both.
+    if len(pairs) != len(texts) and (pairs or all(columns)):
+        raise PlanError(
+            f"stage '{stage.name}' has learned pairs of texts, found {len(texts)} --text and {len(pairs)}"
+            " --text-pair; give each text its second one, in the same order"
+        )
+    if not pairs:
+        return [Question(text) for text in texts]
+    return [Question(text, pair) for text, pair in zip(texts, pairs, strict=True)]
 
 
 def _choose_stage(job: Job, layout: RunLayout, name: str | None) -> TrainStage:
@@ -71,4 +111,4 @@ def _load(stage: TrainStage, head: Head, layout: RowLayout, folder: Path) -> Tra
     # only the end token of packed documents follows it.
     alone = replace(layout, kind="packed" if head == "causal_lm" else "documents")
     model = AUTO_CLASSES[head].from_pretrained(folder, dtype=torch.float32).eval()
-    return Trained(stage, layout, Encoder(alone, tokenizer), tokenizer, model)
+    return Trained(stage, layout, encoder_for(alone, tokenizer, ()), tokenizer, model)

@@ -18,6 +18,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from launchers.counting import planned_steps
+from launchers.display import Display
+from launchers.pins import look_up_pins
 from launchers.ray_session import available_cpus
 from launchers.runs import read_result
 from orchestrator.checkpoint.layout import RunLayout, StageLayout
@@ -42,8 +44,10 @@ PACKAGES = (
 
 
 @contextmanager
-def opened_run(job: Job, layout: RunLayout, *, fresh: bool = False) -> Iterator[str]:
-    """Hold the run directory, written for this job; gives the run's id.
+def opened_run(
+    job: Job, layout: RunLayout, display: Display, *, fresh: bool = False
+) -> Iterator[tuple[Job, str]]:
+    """Hold the run directory, written for this job; gives the job, hub entries pinned, and the run's id.
 
     Args:
         fresh: Rename what is there and start in an empty directory.
@@ -53,10 +57,13 @@ def opened_run(job: Job, layout: RunLayout, *, fresh: bool = False) -> Iterator[
             set_aside(layout.root)
     layout.root.mkdir(parents=True, exist_ok=True)
     with only_driver(layout):
+        job, notes = look_up_pins(job, layout.pins)
+        for note in notes:
+            display.note(job.name, note)
         refuse_changed(job, layout)
         # A request of an earlier start is not meant for this one.
         layout.stop_request.unlink(missing_ok=True)
-        yield write_run(job, layout)
+        yield job, write_run(job, layout)
 
 
 class StopWish:

@@ -20,6 +20,7 @@ from transformers import (
     AutoModelForMaskedLM,
     AutoModelForPreTraining,
     AutoModelForSequenceClassification,
+    AutoModelForTokenClassification,
     PretrainedConfig,
     PreTrainedModel,
 )
@@ -34,6 +35,7 @@ AUTO_CLASSES: Mapping[Head, Any] = {
     "masked_lm": AutoModelForMaskedLM,
     "pretraining": AutoModelForPreTraining,
     "sequence_classification": AutoModelForSequenceClassification,
+    "token_classification": AutoModelForTokenClassification,
 }
 
 # Takes part in every configuration, though only as an argument: sdpa, eager, flash_attention_2 and so on.
@@ -165,7 +167,6 @@ def _set_labels(config: PretrainedConfig, label_names: tuple[str, ...]) -> None:
         config.num_labels = len(label_names)
         config.id2label = dict(enumerate(label_names))
         config.label2id = {name: index for index, name in enumerate(label_names)}
-        config.problem_type = "single_label_classification"
 
 
 def _checked_head(model: PreTrainedModel, head: Head) -> PreTrainedModel:

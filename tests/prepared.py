@@ -39,6 +39,7 @@ def write_prepared(
             num_tokens=len(tokens),
             num_documents=num_documents,
             num_empty=0,
+            num_unfit=0,
             num_truncated=0,
             num_split=0,
             packing_efficiency=1.0,

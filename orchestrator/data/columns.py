@@ -1,4 +1,4 @@
-"""From a source's rows to checked rows of text and label.
+"""From a source's rows to checked rows of the fields that a stage reads.
 
 Works on any ``datasets.Dataset`` handed to it, without importing the library.
 """
@@ -11,8 +11,8 @@ from typing import Any, NoReturn
 
 import numpy as np
 
+from orchestrator.data.fields import columns_of
 from orchestrator.data.files import nearest
-from orchestrator.data.labels import outside
 from orchestrator.data.sound_lines import separator_hint
 from orchestrator.errors import DataError
 from orchestrator.spec.datasets import DatasetSection, Scalar
@@ -106,16 +106,17 @@ def _text_or_bytes(value: bytes | None) -> str | bytes | None:
 
 
 def select_columns(name: str, dataset: DatasetSection, source: Any) -> Any:
-    """``source`` with its text and label columns alone, renamed."""
-    columns = {dataset.text_column: "text"}
-    if dataset.label_column == dataset.text_column:
-        raise DataError(
-            f"datasets.{name}: text_column and label_column are both '{dataset.text_column}',"
-            f" expected two of the columns {source.column_names}."
-        )
-    if dataset.label_column is not None:
-        columns[dataset.label_column] = "label"
-    for key, column in zip(("text_column", "label_column"), columns, strict=False):
+    """``source`` with the columns alone that its rows are made of, named as their fields are."""
+    keys = columns_of(dataset)
+    columns: dict[str, str] = {}
+    for field, key in keys.items():
+        column = getattr(dataset, key)
+        if column in columns:
+            raise DataError(
+                f"datasets.{name}: {keys[columns[column]]} and {key} are both '{column}',"
+                f" expected two of the columns {source.column_names}."
+            )
+        columns[column] = field
         _require_column(name, key, column, source)
     # A saved dataset may carry a format of its own, such as torch.
     return source.select_columns(list(columns)).rename_columns(columns).with_format(None)
@@ -138,23 +139,3 @@ class Unsound:
     number: int
     """In the source, counted from 0."""
     problem: str
-
-
-def problem_of(dataset: DatasetSection, text: object, label: object) -> str | None:
-    """What makes a row unfit: its text is no string, or its label is missing or none of the section's.
-
-    Args:
-        dataset: Its columns and ``label_names`` are used.
-        text: What the text column holds.
-        label: What the label column holds; ignored where the section has none.
-    """
-    if not isinstance(text, str):
-        return f"column '{dataset.text_column}' holds {repr(text)[:100]}, expected a string"
-    if dataset.label_column is not None and (label is None or label == ""):
-        return f"column '{dataset.label_column}' holds no label"
-    if isinstance(label, bytes):
-        return f"column '{dataset.label_column}' holds {repr(label)[:100]}, which is not UTF-8"
-    names = dataset.label_names
-    if names is not None and outside([label], names, None).any():
-        return f"column '{dataset.label_column}' holds {label!r}, expected one of {list(names)[:10]}"
-    return None

@@ -19,10 +19,10 @@ import numpy as np
 
 from orchestrator.data.cache import make_folder
 from orchestrator.data.files import digest_values
+from orchestrator.data.ngrams import ngram_hashes
 from orchestrator.data.sources import Source
 from orchestrator.data.tasks import Tasks
 from orchestrator.data.texts import TextPart, cut_rows
-from orchestrator.data.words import ngram_hashes
 from orchestrator.spec.cleaning import Decontamination
 
 # 100,000 reviews are compared in about half a minute on one core.

@@ -20,11 +20,11 @@ from orchestrator.data.cache import make_folder
 from orchestrator.data.columns import (
     Unsound,
     filter_rows,
-    problem_of,
     read_batches,
     refuse_empty_filter,
     select_columns,
 )
+from orchestrator.data.fields import Batch, identities, problems
 from orchestrator.data.files import digest_values
 from orchestrator.data.near_duplicates import distinct_rows
 from orchestrator.data.quality import why_dropped
@@ -175,8 +175,9 @@ def examine(work: tuple[Source, Sequence[int]]) -> Examined:
         found = _Findings(source)
         first = 0
         for batch in read_batches(rows, rows.column_names):
-            found.add(filtered[first : first + len(batch["text"])], batch["text"], batch.get("label"))
-            first += len(batch["text"])
+            num_rows = len(next(iter(batch.values())))
+            found.add(filtered[first : first + num_rows], batch)
+            first += num_rows
     return found.result(len(filtered))
 
 
@@ -192,21 +193,24 @@ class _Findings:
         self._dropped: Counter[str] = Counter()
         self._scrubbed: Counter[str] = Counter()
 
-    def add(self, numbers: np.ndarray, texts: Sequence[object], labels: Sequence[object] | None) -> None:
+    def add(self, numbers: np.ndarray, batch: Batch) -> None:
         """Judge some rows.
 
         Raises:
             DataError: One is unsound and not to be skipped.
         """
         dataset = self._source.dataset
+        sound: list[int] = []
+        for position, problem in enumerate(problems(dataset, batch)):
+            if problem is None:
+                sound.append(position)
+            else:
+                self._refuse(Unsound(int(numbers[position]), problem))
+        texts = identities(
+            {field: [values[position] for position in sound] for field, values in batch.items()}
+        )
         kept: list[str] = []
-        for position, (number, text) in enumerate(zip(numbers.tolist(), texts, strict=True)):
-            problem = problem_of(dataset, text, None if labels is None else labels[position])
-            if problem is not None:
-                self._refuse(Unsound(number, problem))
-                continue
-            # problem_of has made sure that it is one.
-            text = str(text)
+        for number, text in zip(numbers[sound].tolist(), texts, strict=True):
             found: Mapping[str, int] = {}
             if dataset.scrub:
                 text, found = scrub(text, dataset.scrub, dataset.phone_regions)

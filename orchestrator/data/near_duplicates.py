@@ -24,10 +24,10 @@ import numpy as np
 
 from orchestrator.data.cache import make_folder
 from orchestrator.data.files import digest_values
+from orchestrator.data.ngrams import ngram_hashes
 from orchestrator.data.sources import Source
 from orchestrator.data.tasks import Tasks
 from orchestrator.data.texts import TextPart, cut_rows
-from orchestrator.data.words import ngram_hashes
 from orchestrator.spec.cleaning import NearDuplicates
 
 # 100,000 reviews are signed in under a minute on one core: little to lose, and worth a process.

@@ -173,7 +173,8 @@ def _in_corpus_order(order: np.ndarray, sizes: np.ndarray) -> tuple[np.ndarray, 
 def join_ranges(starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
     """The whole numbers of ``[start, start + length)`` of one range after the other, int64."""
     shifts = starts - (np.cumsum(lengths) - lengths)
-    numbers: np.ndarray = np.arange(lengths.sum()) + np.repeat(shifts, lengths)
+    numbers = np.repeat(shifts, lengths)
+    numbers += np.arange(len(numbers))
     return numbers
 
 

@@ -4,7 +4,7 @@ The folder's name is a digest of everything its content depends on: the source's
 split, the tokenizer's files, the layout of rows, and the version of this code. Its format is
 ``prepared.py``.
 
-1. find the rows of the split (``rows.py``) and turn labels into ids
+1. find the rows of the split (``rows.py``) and turn labels into ids or numbers
 2. encode them, in parts where there are many (``tokenise.py``)
 3. for pairs, cut documents into segments; for best-fit packing, plan the rows
 4. write meta.json and commit the folder
@@ -15,24 +15,24 @@ from __future__ import annotations
 import logging
 import shutil
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from orchestrator.contracts import RowLayout
 from orchestrator.data.cache import damage, make_folder
 from orchestrator.data.encode import Encoder
+from orchestrator.data.fields import section_for
 from orchestrator.data.files import digest_values
-from orchestrator.data.labels import label_ids, outside
+from orchestrator.data.labelling import NO_LABELS, Labels, find_labels
 from orchestrator.data.packing import plan_best_fit
 from orchestrator.data.prepared import FORMAT_VERSION, Meta
-from orchestrator.data.rows import Rows, distinct_labels, find_rows
+from orchestrator.data.rows import Rows, find_rows
 from orchestrator.data.selection import Split
 from orchestrator.data.sources import Source
 from orchestrator.data.tasks import IN_PROCESS, Tasks
-from orchestrator.data.tokenise import Documents, Progress, encode_rows, token_dtype
+from orchestrator.data.tokenise import Documents, Progress, Work, encode_rows, token_dtype
 from orchestrator.data.tokenizer import load_tokenizer, tokenizer_digest
 from orchestrator.errors import DataError
 
@@ -62,7 +62,7 @@ def prepare_rows(
         tokenizer_dir: Folder of the tokenizer.
         label_names: Label names in the order of their ids; absent: the section's, the source's own,
             or the sorted values found in all splits.
-        num_labels: Size of the classifier, to check labels against.
+        num_labels: Outputs of the classifier, to check labels against.
         tasks: Runs the parts of the work.
         on_progress: Called with the documents done and their total.
 
@@ -84,14 +84,12 @@ def prepare_rows(
 
     def build(folder: Path) -> None:
         rows = find_rows(source, split, tasks)
-        ids, names = None, tuple[str, ...]()
+        labels = NO_LABELS
         if layout.labelled:
-            rows, ids, names = _labels(rows, split, label_names, num_labels)
-        stream = folder / "tokens.bin"
-        documents = encode_rows(
-            rows, layout, tokenizer_dir, stream, parts_dir=parts_dir, tasks=tasks, on_progress=on_progress
-        )
-        _write(rows, folder, documents, Encoder(layout, load_tokenizer(tokenizer_dir)), ids, names)
+            rows, labels = find_labels(rows, split, layout, label_names, num_labels)
+        work = Work(layout, tokenizer_dir, labels.names)
+        documents = encode_rows(rows, work, folder, parts_dir=parts_dir, tasks=tasks, on_progress=on_progress)
+        _write(rows, folder, documents, Encoder(layout, load_tokenizer(tokenizer_dir)), labels)
 
     prepared = make_folder(target, build)
     # Parts are needed no longer, by whomever they were left.
@@ -100,13 +98,25 @@ def prepare_rows(
 
 
 def _needed_columns(source: Source, layout: RowLayout) -> Source:
-    """The source without its labels, where rows carry none."""
-    if layout.labelled and source.dataset.label_column is None:
+    """The source with the columns alone that these rows are made from.
+
+    Raises:
+        DataError: A column that is needed is not named.
+    """
+    dataset = source.dataset
+    where = f"datasets.{source.name}"
+    if layout.document == "words" and dataset.words_column is None:
+        raise DataError(f"{where}: words_column is not set. Set it to the column that holds lists of words.")
+    if layout.document == "conversation" and dataset.messages_column is dataset.prompt_column is None:
         raise DataError(
-            f"datasets.{source.name}: label_column is not set, and a classifier needs labels. Set it to"
+            f"{where}: it has no conversations. Set messages_column, or prompt_column and completion_column."
+        )
+    if layout.labelled and dataset.label_column is None:
+        raise DataError(
+            f"{where}: label_column is not set, and a classifier needs labels. Set it to"
             " the column that holds them."
         )
-    return source if layout.labelled else source.without_labels()
+    return source.with_section(section_for(dataset, layout))
 
 
 def verify(folder: Path) -> str | None:
@@ -114,65 +124,21 @@ def verify(folder: Path) -> str | None:
     return damage(folder)
 
 
-def _labels(
-    rows: Rows, split: Split, names: Sequence[str] | None, num_labels: int | None
-) -> tuple[Rows, np.ndarray, tuple[str, ...]]:
-    """``rows`` with a label of the set, their label ids, and the names of these.
-
-    Raises:
-        DataError: A label is outside the set and not to be skipped, or all are.
-    """
-    source, opened = rows.source, rows.open()
-    known = names or _label_names(source, opened)
-    where = f"datasets.{source.name}: column '{source.dataset.label_column}', split '{split}'"
-    labels = opened["label"][:]
-    is_outside = outside(labels, known, num_labels)
-    if is_outside.any():
-        first = int(np.argmax(is_outside))
-        place = source.place_of(int(rows.numbers[first]))
-        problem = f"label {labels[first]!r}, expected {_set_text(labels[first], known, num_labels)}"
-        if source.dataset.on_bad_row == "error" or is_outside.all():
-            raise DataError(
-                f"{where}: {place}: {problem}. Correct label_names or num_labels, filter the row, or set"
-                " on_bad_row: skip."
-            )
-        log.warning(
-            "%s: %d of %d rows are skipped, first %s: %s",
-            *(where, np.count_nonzero(is_outside), len(labels), place, problem),
-        )
-        rows = replace(rows, numbers=rows.numbers[~is_outside])
-        labels = [label for label, is_bad in zip(labels, is_outside, strict=True) if not is_bad]
-    return rows, *label_ids(where, labels, known, num_labels)
-
-
-def _set_text(label: Any, names: Sequence[str] | None, num_labels: int | None) -> str:
-    """Labels that have an id, for messages."""
-    if isinstance(label, str):
-        return f"one of {list(names or ())[:10]}"
-    return f"0 to {(len(names) if names is not None else num_labels or 1) - 1}"
-
-
-def _label_names(source: Source, rows: Any) -> Sequence[str] | None:
-    """The section's names, the source's own or its strings; ``None`` for plain numbers."""
-    own: Sequence[str] | None = getattr(rows.features["label"], "names", None)
-    if source.dataset.label_names is not None or own is not None:
-        return source.dataset.label_names or own
-    if isinstance(rows[0]["label"], str):
-        return distinct_labels(source)
-    return None
-
-
 def _write(
     rows: Rows,
     folder: Path,
     documents: Documents,
     encoder: Encoder,
-    labels: np.ndarray | None,
-    label_names: tuple[str, ...],
+    labels: Labels,
 ) -> None:
     """Write the files of the format beside tokens.bin."""
     name, info, num_texts = rows.source.name, encoder.info, len(rows.numbers)
     num_documents = len(documents.lengths)
+    if not num_documents and documents.num_unfit:
+        raise DataError(
+            f"datasets.{name}: none of {num_texts} rows has anything to learn in its first"
+            f" {encoder.layout.seq_len} tokens. Raise data.seq_len, or look at the rows that the log names."
+        )
     if not num_documents:
         raise DataError(
             f"datasets.{name}: none of {num_texts} rows holds a token, expected text. Check text_column."
@@ -180,15 +146,18 @@ def _write(
     offsets = np.concatenate([[0], np.cumsum(documents.lengths, dtype=np.int64)])
     np.save(folder / "documents.npy", offsets)
     num_rows, num_split = _lay_out(name, folder, encoder.layout, offsets)
-    if labels is not None:
-        np.save(folder / "labels.npy", labels[documents.kept])
+    if labels.values is not None:
+        np.save(folder / "labels.npy", labels.values[documents.kept])
+    if documents.second_begins.any():
+        np.save(folder / "seconds.npy", documents.second_begins)
     Meta(
         format_version=FORMAT_VERSION,
         layout=encoder.layout,
         num_rows=num_rows,
         num_tokens=int(offsets[-1]),
         num_documents=num_documents,
-        num_empty=num_texts - num_documents,
+        num_empty=num_texts - num_documents - documents.num_unfit,
+        num_unfit=documents.num_unfit,
         num_truncated=documents.num_truncated,
         num_split=num_split,
         packing_efficiency=_efficiency(encoder.layout, num_rows, int(offsets[-1])),
@@ -197,7 +166,7 @@ def _write(
         pad_id=info.pad_id,
         cls_id=encoder.cls_id,
         sep_id=encoder.sep_id,
-        label_names=label_names,
+        label_names=labels.names,
     ).save(folder)
 
 

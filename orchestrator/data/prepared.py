@@ -4,7 +4,11 @@ tokens.bin       all tokens, uint16 or uint32, little-endian, one document after
 documents.npy    int64 offsets into them, one more than there are documents
 rows.npy         int64 offsets of rows into the pieces, one more than there are rows (best_fit)
 pieces.npy       int64 (2, pieces): where each piece of a document begins and ends, row by row (best_fit)
-labels.npy       int64 label of each document, where rows are labelled
+targets.bin      what is to be predicted of each token, beside tokens.bin: int16 class of the word that begins
+                 with the token, or IGNORE_INDEX (words); uint8 1 for tokens to learn, else 0 (conversations)
+labels.npy       label of each document, where rows are labelled: int64 class, bool (documents, classes) or
+                 float32 (documents, numbers)
+seconds.npy      int64 number of the first token of each document's second text, where they are pairs
 segments.npy     int64 offsets of segments into the tokens, one more than there are segments (pairs)
 pairs.npy        int64 number of the first segment of each row (pairs)
 meta.json        ``Meta``
@@ -15,16 +19,18 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from orchestrator.contracts import RowLayout
+from orchestrator.contracts import DocumentKind, RowLayout
 from orchestrator.errors import DataError
 
 # Raised whenever folders written before can no longer be read, or would be written differently.
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 COMPLETE = "COMPLETE"
+TARGET_DTYPES: Mapping[DocumentKind, str] = {"words": "<i2", "conversation": "|u1"}
 
 
 @dataclass(frozen=True)
@@ -39,6 +45,8 @@ class Meta:
     num_documents: int
     num_empty: int
     """Documents without a token, which were left out."""
+    num_unfit: int
+    """Documents without a token to learn, or faulty ones that were to be skipped; left out, too."""
     num_truncated: int
     """Documents that were cut at ``seq_len`` and lost the rest."""
     num_split: int
@@ -73,6 +81,8 @@ class Meta:
         for number, fate in ((self.num_split, "cut into pieces"), (self.num_truncated, "truncated")):
             if number:
                 text += f"; {number:,} of {self.num_documents:,} documents are longer and were {fate}"
+        if self.num_unfit:
+            text += f"; {self.num_unfit:,} more have nothing to learn within a row and were left out"
         return text
 
     def save(self, folder: Path) -> None:

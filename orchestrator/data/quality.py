@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from orchestrator.data.words import hash_words, lengthen
+from orchestrator.data.ngrams import hash_words, lengthen
 from orchestrator.spec.cleaning import Quality
 from orchestrator.spec.datasets import DatasetSection
 

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from orchestrator.data.columns import filter_rows, select_columns
+from orchestrator.data.columns import SCAN_ROWS, filter_rows, select_columns
 from orchestrator.data.decontamination import clean_rows
 from orchestrator.data.examination import Survey, survey
 from orchestrator.data.readers import quiet
@@ -68,7 +68,7 @@ class Rows:
         return self.counts.num_skipped
 
     def open(self) -> Any:
-        """A map-style ``datasets.Dataset`` with the column ``text`` and, with labels, ``label``."""
+        """A map-style ``datasets.Dataset`` with the fields of a row as columns (``fields.py``)."""
         return open_rows(self.source, self.numbers)
 
 
@@ -121,7 +121,11 @@ def distinct_labels(source: Source) -> list[Any]:
         opened = source.open()
         rows = opened.select(filter_rows(source.name, source.dataset, opened, range(len(opened))))
         rows = select_columns(source.name, source.dataset, rows)
-        return sorted(set(rows.unique("label")) - {None})
+        if not hasattr(rows.features["label"], "feature"):
+            return sorted(set(rows.unique("label")) - {None})
+        batches = rows.select_columns(["label"]).iter(SCAN_ROWS)
+        lists = [labels for batch in batches for labels in batch["label"] if labels is not None]
+        return sorted({label for labels in lists for label in labels} - {None})
 
 
 def _choose(source: Source, found: Survey, split: Split) -> np.ndarray:

@@ -19,6 +19,7 @@ from typing import Any
 
 from orchestrator.data.columns import check_columns
 from orchestrator.data.conversion import NUM_NAMED, Conversion, Group, files_text
+from orchestrator.data.fields import LABEL_KEYS
 from orchestrator.data.files import digest_file, digest_values, find_files
 from orchestrator.data.readers import join, open_hub, open_saved, quiet, saved_folder
 from orchestrator.data.tasks import IN_PROCESS, Tasks
@@ -65,8 +66,10 @@ class Source:
 
     def without_labels(self) -> Source:
         """The same rows, read without their labels."""
-        # Labels that nobody reads must not be able to spoil a run, nor to divide the cache.
-        dataset = self.dataset.model_copy(update={"label_column": None, "label_names": None})
+        return self.with_section(self.dataset.model_copy(update=dict.fromkeys(LABEL_KEYS)))
+
+    def with_section(self, dataset: Dataset) -> Source:
+        """The same content, read by other keys."""
         return replace(self, dataset=dataset)
 
     def evaluated(self) -> Source:

@@ -17,6 +17,7 @@ import numpy as np
 from orchestrator.contracts import TokenInfo
 from orchestrator.data.cache import make_folder
 from orchestrator.data.catalog import Catalog
+from orchestrator.data.fields import texts_of
 from orchestrator.data.files import digest_file, digest_values
 from orchestrator.data.rows import find_rows
 from orchestrator.data.vocabulary import train_tokenizer
@@ -29,14 +30,14 @@ TRAINING_VERSION = 1
 BATCH_ROWS = 1000
 HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w.-]+)?", re.ASCII)
 # What tokenizers are stored in; a folder of weights holds other files besides.
-TOKENIZER_FILES = (
+VOCABULARY_FILES = (
     "*token*.json",
     "vocab.*",
     "merges.txt",
     "*.model",
     "*.tiktoken",
-    "chat_template*",
 )
+TOKENIZER_FILES = (*VOCABULARY_FILES, "chat_template*")
 # Markers of a token that begins a word: byte-level space, newline, tab and return, and
 # SentencePiece's space.
 BYTE_LEVEL_STARTS = ("\u0120", "\u010a", "\u0109", "\u010d")
@@ -83,8 +84,8 @@ def _prepare_trained(training: TokenizerTraining, catalog: Catalog, folder: Path
 
         def batches() -> Iterator[list[str]]:
             for rows in texts:
-                for batch in rows.select_columns(["text"]).iter(BATCH_ROWS):
-                    yield batch["text"]
+                for batch in rows.iter(BATCH_ROWS):
+                    yield texts_of(batch)
 
         save_tokenizer(train_tokenizer(training, batches), target)
 
@@ -218,9 +219,20 @@ def tokenizer_digest(folder: Path) -> str:
     Raises:
         DataError: The folder holds no tokenizer file.
     """
-    paths = {path.name: path for pattern in TOKENIZER_FILES for path in folder.glob(pattern)}
+    return _digest(folder, TOKENIZER_FILES)
+
+
+def vocabulary_digest(folder: Path) -> str:
+    """The same of the files that say what tokens mean: without the chat template, which makes texts.
+
+    Raises:
+        DataError: The folder holds no tokenizer file.
+    """
+    return _digest(folder, VOCABULARY_FILES)
+
+
+def _digest(folder: Path, patterns: tuple[str, ...]) -> str:
+    paths = {path.name: path for pattern in patterns for path in folder.glob(pattern)}
     if not paths:
-        raise DataError(
-            f"{folder} holds no tokenizer file ({', '.join(TOKENIZER_FILES)}), expected tokenizer.json."
-        )
+        raise DataError(f"{folder} holds no tokenizer file ({', '.join(patterns)}), expected tokenizer.json.")
     return digest_values({name: digest_file(path) for name, path in paths.items()})

@@ -1,74 +1,65 @@
-"""Words of a text and hashes of its n-grams, for questions of what texts share.
-
-A word is a run of letters and digits in lower case; a character of Chinese or Japanese is a word of its
-own, since no spaces part them. Punctuation, case and white space make no difference.
-"""
+"""From words and their tags to tokens, of which the first of each word carries its tag."""
 
 from __future__ import annotations
 
-import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from typing import Any
 
-import numpy as np
-
-# Kana, ideographs and their compatibility forms.
-_WITHOUT_SPACES = "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
-_WORD = re.compile(rf"[{_WITHOUT_SPACES}]|[^\W{_WITHOUT_SPACES}]+")
-_ASCII_WORD = re.compile(r"\w+", re.ASCII)
-# An odd multiplier of 64 bits (the golden ratio), so that the order of words matters.
-_MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)
-# A million words are about 100 MB; most texts use a tenth of them.
-_MAX_KNOWN_WORDS = 1_000_000
+from orchestrator.contracts import IGNORE_INDEX, RowLayout
+from orchestrator.data.encode import Encoded, Encoder, Unfit
+from orchestrator.data.labels import LabelIds
 
 
-class _WordHashes(dict[str, int]):
-    """xxh3 of each word, computed when it is first met."""
+class WordEncoder(Encoder):
+    """Encodes lists of words; their tokens are those of the words joined with spaces.
 
-    def __missing__(self, word: str) -> int:
-        import xxhash
-
-        found = self[word] = xxhash.xxh3_64_intdigest(word.encode("utf-8"))
-        return found
-
-
-_known = _WordHashes()
-
-
-def words_of(text: str) -> list[str]:
-    """The words of ``text``, in order."""
-    text = text.casefold()
-    return (_ASCII_WORD if text.isascii() else _WORD).findall(text)
-
-
-def ngram_hashes(text: str, ngram: int) -> np.ndarray:
-    """Hashes of all n-grams of ``text``, uint64 in their order.
-
-    A text of fewer words is one n-gram; one without words has none. Two different n-grams have the same
-    hash once in 2^64 pairs.
+    A word's later tokens, special tokens and what is cut at ``seq_len`` have no tag, as in Hugging Face's
+    ``run_ner``; so does a word that the tokenizer makes no token of.
     """
-    words = hash_words(words_of(text))
-    hashes = words
-    for size in range(2, min(ngram, len(words)) + 1):
-        hashes = lengthen(hashes, words, size)
-    return hashes
+
+    def __init__(self, layout: RowLayout, tokenizer: Any, tags: LabelIds) -> None:
+        """Check that layout and tokenizer fit.
+
+        Args:
+            tags: Ids of tags.
+
+        Raises:
+            DataError: As for texts.
+        """
+        super().__init__(layout, tokenizer)
+        self._tags = tags
+
+    def encode(self, documents: Sequence[Any]) -> Iterator[Encoded | Unfit | None]:
+        """One result for each pair of words and tags, in order; ``None`` where no word has a token."""
+        spaced = [_spaced(words) for words, _ in documents]
+        encodings = self._backend.encode_batch(spaced, is_pretokenized=True)
+        for encoding, (_, tags) in zip(encodings, documents, strict=True):
+            if len(encoding.ids) <= self._num_added:
+                yield None
+                continue
+            ids = [self._tags.find(tag) for tag in tags]
+            if None in ids:
+                word = ids.index(None)
+                yield Unfit(f"word {word} (counted from 0) has {self._tags.complaint(tags[word])}", True)
+                continue
+            begun = [None if word is None else ids[word] for word in first_words(encoding)]
+            targets = [IGNORE_INDEX if target is None else target for target in begun]
+            yield Encoded(encoding.ids, bool(encoding.overflowing), targets=targets)
+
+    def encode_words(self, words: Sequence[str]) -> tuple[list[int], list[int | None]]:
+        """Tokens of some words, and for each the number of the word that begins with it."""
+        encoding = self._backend.encode(_spaced(words), is_pretokenized=True)
+        return list(encoding.ids), first_words(encoding)
 
 
-def hash_words(words: Sequence[str]) -> np.ndarray:
-    """A hash of each word, uint64."""
-    if len(_known) > _MAX_KNOWN_WORDS:
-        _known.clear()
-    return np.fromiter(map(_known.__getitem__, words), np.uint64, len(words))
+def _spaced(words: Sequence[str]) -> list[str]:
+    """Words as they follow each other in a text: byte-level tokens carry the space before them."""
+    return [word if number == 0 else f" {word}" for number, word in enumerate(words)]
 
 
-def lengthen(hashes: np.ndarray, words: np.ndarray, size: int) -> np.ndarray:
-    """Hashes of all n-grams of ``size`` words, from those of one word less.
-
-    Args:
-        hashes: uint64 hashes of the n-grams of ``size - 1`` words, at least one.
-        words: uint64 hashes of all words.
-        size: At least 2.
-    """
-    longer: np.ndarray = hashes[:-1] * _MULTIPLIER + words[size - 1 :]
-    # Without it a hash would be linear in those of its words.
-    longer ^= longer >> np.uint64(29)
-    return longer
+def first_words(encoding: Any) -> list[int | None]:
+    """For each token the number of the word that begins with it; ``None`` for all other tokens."""
+    numbers: list[int | None] = encoding.word_ids
+    return [
+        None if place and number == numbers[place - 1] else number for place, number in enumerate(numbers)
+    ]

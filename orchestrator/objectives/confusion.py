@@ -35,6 +35,18 @@ def classification_metrics(confusion: np.ndarray) -> dict[str, float]:
     }
 
 
+def f1_scores(correct: np.ndarray, wanted: np.ndarray, predicted: np.ndarray) -> tuple[float, np.ndarray]:
+    """F1 of all labels together (the micro average), and of each alone, ``(C,)``; 0 without cases.
+
+    Args:
+        correct: ``(C,)``: how often a label is given and predicted.
+        wanted: ``(C,)``: how often it is given.
+        predicted: ``(C,)``: how often it is predicted.
+    """
+    micro = 2 * correct.sum() / max(float(wanted.sum() + predicted.sum()), 1.0)
+    return float(micro), _ratio(2 * correct, wanted + predicted)
+
+
 def _mean(values: np.ndarray) -> float:
     """The mean; 0 of nothing."""
     return float(values.mean()) if len(values) else 0.0

@@ -83,6 +83,11 @@ def model_inputs(model: nn.Module, batch: Batch, *, is_causal: bool) -> dict[str
     return {**inputs, "attention_mask": mask}
 
 
+def attends_causally(model: nn.Module) -> bool:
+    """Whether the attention of ``model`` is causal, as its own modules say."""
+    return _traits(model).is_causal
+
+
 def _bidirectional_mask(
     documents: Tensor, attention: str, dtype: torch.dtype, *, window: int | None = None
 ) -> Any:
@@ -115,6 +120,7 @@ class _Traits:
     """What of a model decides how it takes documents."""
 
     attention: str
+    is_causal: bool
     first_position: int
     """Number of a document's first position: RoBERTa and its kin leave room for the padding's."""
     window: int | None
@@ -131,10 +137,14 @@ def _traits(model: nn.Module) -> _Traits:
     return _known_traits[model]
 
 
-def _find_traits(model: nn.Module) -> _Traits:
-    """Look through the wrappers of strategies, which have no Hugging Face configuration."""
+def config_of(model: nn.Module) -> Any:
+    """The Hugging Face configuration of a model, or of what a strategy has wrapped; ``None`` without one."""
     configs = (getattr(module, "config", None) for module in model.modules())
-    config = next((config for config in configs if hasattr(config, "_attn_implementation")), None)
+    return next((config for config in configs if hasattr(config, "_attn_implementation")), None)
+
+
+def _find_traits(model: nn.Module) -> _Traits:
+    config = config_of(model)
     padding = [
         module.padding_idx
         for name, module in model.named_modules()
@@ -143,6 +153,7 @@ def _find_traits(model: nn.Module) -> _Traits:
     is_mixed = "sliding_attention" in (getattr(config, "layer_types", None) or ())
     return _Traits(
         attention=str(getattr(config, "_attn_implementation", None)),
+        is_causal=any(getattr(module, "is_causal", False) for module in model.modules()),
         first_position=padding[0] + 1 if padding else 0,
         window=config.sliding_window if config is not None and is_mixed else None,
     )

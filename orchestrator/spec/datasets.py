@@ -16,8 +16,19 @@ class DatasetSection(Section):
 
     text_column: str = "text"
     """Column that holds the text."""
+    text_pair_column: str | None = None
+    """Column that holds the second text of a row, for classification of pairs."""
+    words_column: str | None = None
+    """Column that holds the words of a row as a list, for token classification."""
+    messages_column: str | None = None
+    """Column that holds a conversation, a list of messages with ``role`` and ``content``."""
+    prompt_column: str | None = None
+    """Column that holds the user's turn, where a conversation is one question and its answer."""
+    completion_column: str | None = None
+    """Column that holds the assistant's answer to the prompt."""
     label_column: str | None = None
-    """Column that holds the label, for classification."""
+    """Column that holds the label, for classification: one value, a list of them (multi-label, and the
+    tags of words), or a number or a list of numbers (regression)."""
     label_names: tuple[str, ...] | None = None
     """Label names in the order of their ids; absent: the sorted values found in the column."""
     filter: dict[str, Scalar | tuple[Scalar, ...]] = field(default_factory=dict)
@@ -55,9 +66,35 @@ class DatasetSection(Section):
                 f" {self.test_fraction} = {held_out} leaves no row for training; their sum must be"
                 " below 1"
             )
+        if (self.prompt_column is None) != (self.completion_column is None):
+            missing, given = "prompt_column", self.completion_column
+            if self.completion_column is None:
+                missing, given = "completion_column", self.prompt_column
+            raise ValueError(
+                f"prompt_column and completion_column make a conversation together, found '{given}' alone;"
+                f" give {missing} too"
+            )
+        if self.messages_column is not None and self.prompt_column is not None:
+            raise ValueError(
+                f"messages_column '{self.messages_column}' and prompt_column '{self.prompt_column}' both say"
+                " where conversations are; give one of them"
+            )
         if self.min_chars is not None and self.max_chars is not None and self.min_chars > self.max_chars:
             raise ValueError(
                 f"min_chars {self.min_chars} is above max_chars {self.max_chars}, which leaves no row"
+            )
+        self._refuse_cleaning_of_others()
+
+    def _refuse_cleaning_of_others(self) -> None:
+        """Keys that judge or change a text need rows that are one text."""
+        keys = ("scrub", "min_chars", "max_chars", "quality", "near_duplicates", "decontaminate")
+        columns = ("text_pair_column", "words_column", "messages_column", "prompt_column")
+        given = [key for key in keys if getattr(self, key)]
+        others = [column for column in columns if getattr(self, column) is not None]
+        if given and others:
+            raise ValueError(
+                f"{', '.join(given)}: rows of {others[0]} '{getattr(self, others[0])}' are no single text,"
+                " and only a text can be judged or changed; leave these keys out"
             )
 
 

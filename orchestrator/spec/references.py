@@ -10,12 +10,13 @@ from collections.abc import Iterator
 from orchestrator.spec.job import EvaluateStage, Job, Stage, TrainStage
 from orchestrator.spec.messages import suggestion
 from orchestrator.spec.optimization import Adafactor, WarmupStableDecay
+from orchestrator.spec.packing_rules import CLASSIFICATION, check_packing
 from orchestrator.spec.plan import batch_complaint, count_steps, input_stage, plan_batch
 from orchestrator.spec.positions import first_position
 from orchestrator.spec.training import (
     FSDP2Strategy,
-    MaskedLMObjective,
-    SequenceClassificationObjective,
+    SupervisedFinetuningObjective,
+    TokenClassificationObjective,
     ZeROStrategy,
 )
 from orchestrator.spec.tree import KeyPath
@@ -25,6 +26,7 @@ RESERVED = (
     "job.yaml",
     "submitted.yaml",
     "plan.json",
+    "pins.json",
     "environment.json",
     "events.jsonl",
     "driver.lock",
@@ -49,7 +51,7 @@ def check(job: Job) -> Iterator[Complaint]:
         path = ("stages", index)
         if isinstance(stage, TrainStage):
             yield from _check_data(job, stage, path)
-            yield from _check_packing(stage, path)
+            yield from check_packing(job, stage, path)
             yield from _check_model(job, stage, path)
             yield from _check_optimization(job, stage, path)
         elif isinstance(stage, EvaluateStage):
@@ -132,22 +134,7 @@ def _check_data(job: Job, stage: TrainStage, path: KeyPath) -> Iterator[Complain
         )
     for where, name in used:
         yield from _check_dataset(job, where, name)
-        yield from _check_labels(job, stage, where, name)
-
-
-def _check_packing(stage: TrainStage, path: KeyPath) -> Iterator[Complaint]:
-    """Rows that an objective lays out in its own way leave nothing to pack and nothing to confine."""
-    objective, data = stage.objective, stage.data
-    if isinstance(objective, SequenceClassificationObjective):
-        rows = "sequence_classification puts one document in each row"
-    elif isinstance(objective, MaskedLMObjective) and objective.next_sentence:
-        rows = "masked_lm with next_sentence puts one pair of segments in each row"
-    else:
-        return
-    if data.packing_mode == "best_fit":
-        yield (*path, "data", "packing"), f"{rows}, which 'best_fit' cannot pack; leave packing out"
-    elif data.document_mask:
-        yield (*path, "data", "document_mask"), f"{rows}: there is nothing to confine; leave it out"
+        yield from _check_columns(job, stage, where, name)
 
 
 def _check_evaluate(job: Job, stage: EvaluateStage, path: KeyPath) -> Iterator[Complaint]:
@@ -158,7 +145,7 @@ def _check_evaluate(job: Job, stage: EvaluateStage, path: KeyPath) -> Iterator[C
         if stage.split != "train":
             yield from _check_held_out(job, where, name, stage.split)
         if isinstance(trained, TrainStage):
-            yield from _check_labels(job, trained, where, name)
+            yield from _check_columns(job, trained, where, name)
 
 
 def _check_held_out(job: Job, path: KeyPath, name: str, split: str) -> Iterator[Complaint]:
@@ -171,23 +158,41 @@ def _check_held_out(job: Job, path: KeyPath, name: str, split: str) -> Iterator[
         )
 
 
-def _check_labels(job: Job, stage: TrainStage, path: KeyPath, name: str) -> Iterator[Complaint]:
-    """A classification stage reads labels, as many as it has."""
+def _check_columns(job: Job, stage: TrainStage, path: KeyPath, name: str) -> Iterator[Complaint]:
+    """A dataset names the columns that the stage's objective reads, and as many labels as it has."""
     dataset, objective = job.datasets.get(name), stage.objective
-    if dataset is None or not isinstance(objective, SequenceClassificationObjective):
+    if dataset is None:
         return
+    if isinstance(objective, SupervisedFinetuningObjective):
+        if dataset.messages_column is None and dataset.prompt_column is None:
+            yield (
+                path,
+                f"dataset '{name}' has no conversations, which supervised_finetuning reads. Give it"
+                f" 'datasets.{name}.messages_column: messages', or prompt_column and completion_column",
+            )
+        return
+    if not isinstance(objective, CLASSIFICATION):
+        return
+    if isinstance(objective, TokenClassificationObjective) and dataset.words_column is None:
+        yield (
+            path,
+            f"dataset '{name}' has no words_column, which token_classification reads."
+            f" Give it one, such as 'datasets.{name}.words_column: tokens'",
+        )
     if dataset.label_column is None:
         yield (
             path,
-            f"dataset '{name}' has no label_column, which sequence_classification reads."
+            f"dataset '{name}' has no label_column, which {objective.name} reads."
             f" Give it one, such as 'datasets.{name}.label_column: label'",
         )
     names = dataset.label_names
-    if names is not None and len(names) != objective.num_labels:
+    if names is not None and len(names) != objective.num_outputs:
+        is_regression = getattr(objective, "problem", None) == "regression"
+        key = "num_values" if is_regression else "num_labels"
         yield (
             path,
             f"dataset '{name}' has {len(names)} label_names, and the objective of stage"
-            f" '{stage.name}' has num_labels {objective.num_labels}; they must be equal",
+            f" '{stage.name}' has {key} {objective.num_outputs}; they must be equal",
         )
 
 

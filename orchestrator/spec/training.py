@@ -45,16 +45,63 @@ class MaskedLMObjective(Section):
 
 
 class SequenceClassificationObjective(Section):
-    """Predict one label per row."""
+    """Predict the label of a text or of a pair of texts; or several labels, or numbers."""
 
     name: Literal["sequence_classification"]
-    """Predict one label per row."""
+    """Predict the label of a text or of a pair of texts."""
+    problem: Literal["single_label", "multi_label", "regression"] = "single_label"
+    """One label a row; any number of labels a row; or one number or several a row."""
     num_labels: Annotated[int, Must(ge=2)] = 2
-    """Number of labels; a row with another label is an error."""
+    """Number of labels; a row with another label is an error. Not used by ``regression``."""
+    num_values: Positive = 1
+    """Numbers that a row of ``regression`` holds."""
+
+    def __post_init__(self) -> None:
+        if self.problem != "regression" and self.num_values != 1:
+            raise ValueError(
+                f"num_values {self.num_values} belongs to problem 'regression', found '{self.problem}';"
+                " leave it out, or set the problem"
+            )
+
+    @property
+    def num_outputs(self) -> int:
+        """Outputs of the head."""
+        return self.num_values if self.problem == "regression" else self.num_labels
+
+
+class TokenClassificationObjective(Section):
+    """Predict a tag for every word, such as the parts of names."""
+
+    name: Literal["token_classification"]
+    """Predict a tag for every word."""
+    num_labels: Annotated[int, Must(ge=2)]
+    """Number of tags; a word with another tag is an error."""
+
+    @property
+    def num_outputs(self) -> int:
+        """Outputs of the head."""
+        return self.num_labels
+
+
+class SupervisedFinetuningObjective(Section):
+    """Predict the next token of an assistant's turns in conversations."""
+
+    name: Literal["supervised_finetuning"]
+    """Predict the next token of an assistant's turns."""
+    train_on: Literal["assistant", "all"] = "assistant"
+    """Tokens with a loss: those of the assistant's turns with the token that ends each, or all."""
+    chat_template: str | None = None
+    """How conversations become text: ``plain`` (role, colon, content), ``chatml``, or a Jinja file;
+    absent: the tokenizer's own, or that of the stage whose weights it starts from."""
 
 
 Objective = Annotated[
-    CausalLMObjective | MaskedLMObjective | SequenceClassificationObjective | Plugin,
+    CausalLMObjective
+    | MaskedLMObjective
+    | SequenceClassificationObjective
+    | TokenClassificationObjective
+    | SupervisedFinetuningObjective
+    | Plugin,
     ChosenBy("name"),
 ]
 
@@ -113,7 +160,8 @@ class Data(Section):
     """Tokens per row."""
     packing: Packing | bool = True
     """``cut`` or true: join documents with an end token and cut at ``seq_len``; ``best_fit``: put whole
-    documents side by side, cut only those longer than a row; ``none`` or false: one document per row."""
+    documents side by side, cut only those longer than a row; ``none`` or false: one document per row.
+    Conversations have a row each unless it is ``best_fit``; classification always has one text a row."""
     document_mask: bool | None = None
     """Keep attention inside a document and let positions begin anew in each; default: with ``best_fit``."""
 

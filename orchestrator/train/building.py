@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,8 +13,9 @@ from transformers import PreTrainedModel
 from orchestrator.checkpoint.layout import RunLayout
 from orchestrator.checkpoint.manager import CheckpointManager
 from orchestrator.contracts import Objective, TokenInfo
-from orchestrator.data.loader import MixtureReader, RowReader
+from orchestrator.data.loader import RowReader
 from orchestrator.data.prepared import content_digest
+from orchestrator.data.stream import MixtureReader
 from orchestrator.data.tokenizer import for_classification, load_tokenizer, token_info
 from orchestrator.errors import CheckpointError, DataError
 from orchestrator.models import check_fit, load_model
@@ -91,8 +92,7 @@ def check_model(stage: TrainStage, model: PreTrainedModel, objective: Objective,
     check_fit(model.config, tokens, stage.data.seq_len, where)
     kind = objective.row_layout(stage.objective, stage.data).kind
     if stage.data.confines_documents and kind in ("packed", "best_fit"):
-        is_causal = objective.head == "causal_lm"
-        check_confined(model, tokens, is_causal=is_causal, seq_len=stage.data.seq_len, where=where)
+        check_confined(model, tokens, head=objective.head, seq_len=stage.data.seq_len, where=where)
 
 
 def open_readers(job: Job, folders: Mapping[str, str], data: Data) -> dict[str, RowReader]:
@@ -124,13 +124,23 @@ def _first_model(
     """The model before its first step: the same on every rank, whatever their number."""
     torch.manual_seed(derive_seed(job.seed, "init"))
     if inputs.weights is not None:
-        return load_model(inputs.weights, objective.head, tokens, inputs.label_names, stage.init)
+        return _named_problem(
+            load_model(inputs.weights, objective.head, tokens, inputs.label_names, stage.init), objective
+        )
     assert stage.model is not None
-    factory = resolve("model", stage.model.factory)
-    model: PreTrainedModel = factory(stage.model.config, objective.head, tokens, inputs.label_names)
+    factory: Callable[..., PreTrainedModel] = resolve("model", stage.model.factory)
+    model = factory(stage.model.config, objective.head, tokens, inputs.label_names)
+    model = _named_problem(model, objective)
     if stage.init is not None and stage.init.checkpoint is not None:
         tokenizer = inputs.data_digests["tokenizer"]
         load_checkpoint_weights(model, Path(stage.init.checkpoint), tokenizer_digest=tokenizer)
+    return model
+
+
+def _named_problem(model: PreTrainedModel, objective: Objective) -> PreTrainedModel:
+    """The model, its configuration saying what its head predicts, so that others compute the same loss."""
+    if objective.problem_type is not None:
+        model.config.problem_type = objective.problem_type
     return model
 
 

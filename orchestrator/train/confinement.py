@@ -14,8 +14,9 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from orchestrator.contracts import Row, TokenInfo
+from orchestrator.contracts import Batch, Head, Row, TokenInfo
 from orchestrator.errors import ModelError
+from orchestrator.objectives.document_heads import document_logits, document_places
 from orchestrator.objectives.documents import document_fields, model_inputs
 from orchestrator.objectives.language import pad_rows
 
@@ -30,14 +31,14 @@ ON_A_CPU = ("sdpa", "eager")
 
 
 def check_confined(
-    model: PreTrainedModel, tokens: TokenInfo, *, is_causal: bool, seq_len: int, where: str
+    model: PreTrainedModel, tokens: TokenInfo, *, head: Head, seq_len: int, where: str
 ) -> None:
     """Refuse a model whose documents would influence each other, or whose positions would not begin anew.
 
     Args:
         model: float32, on the CPU; it is tried there, or as a copy on the GPU where its attention runs
             there only.
-        is_causal: Whether its attention is causal.
+        head: Its head, which says how it is told of documents.
         where: What the message calls the stage.
 
     Raises:
@@ -51,7 +52,7 @@ def check_confined(
     tried.eval()
     try:
         with torch.no_grad():
-            found = _try_out(tried, tokens, is_causal=is_causal, seq_len=seq_len)
+            found = _try_out(tried, tokens, head=head, seq_len=seq_len)
     except ModelError:
         raise
     except Exception as error:
@@ -83,7 +84,7 @@ def _on_gpu(model: PreTrainedModel, attention: str, named: str) -> PreTrainedMod
 
 
 def _try_out(
-    model: PreTrainedModel, tokens: TokenInfo, *, is_causal: bool, seq_len: int
+    model: PreTrainedModel, tokens: TokenInfo, *, head: Head, seq_len: int
 ) -> tuple[float, float, float, float]:
     """How far the second document's logits move, at most, and how large they are.
 
@@ -100,27 +101,33 @@ def _try_out(
 
     def confined(before: np.ndarray) -> Tensor:
         row = Row(np.concatenate([before, second]), document_ids=document_ids)
-        batch = {"input_ids": pad_rows([row.input_ids], tokens.pad_id), **document_fields([row])}
-        on_device = {name: value.to(model.device) for name, value in batch.items()}
-        return _logits(model, **model_inputs(model, on_device, is_causal=is_causal))[first_length:]
+        batch = {
+            "input_ids": pad_rows([row.input_ids], tokens.pad_id),
+            "places": document_places([row]),
+            **document_fields([row]),
+        }
+        batch = {name: value.to(model.device) for name, value in batch.items()}
+        return _confined_logits(model, batch, tokens, head)[-second_length:]
 
     def plain(ids: np.ndarray) -> Tensor:
-        return _logits(model, input_ids=torch.from_numpy(ids)[None].to(model.device))
+        logits: Tensor = model(input_ids=torch.from_numpy(ids)[None].to(model.device)).logits
+        return logits[0].float()[-second_length:] if head != "sequence_classification" else logits.float()
 
     packed, alone = confined(first), plain(second)
-    unmasked = plain(np.concatenate([first, second]))[first_length:]
     return (
         _distance(packed, confined(other)),
         _distance(packed, alone),
-        _distance(unmasked, alone),
+        _distance(plain(np.concatenate([first, second])), alone),
         alone.abs().max().item(),
     )
 
 
-def _logits(model: PreTrainedModel, **inputs: Tensor) -> Tensor:
-    """Logits of the only row, float32 ``(S, V)``."""
-    logits: Tensor = model(**inputs).logits[0].float()
-    return logits
+def _confined_logits(model: PreTrainedModel, batch: Batch, tokens: TokenInfo, head: Head) -> Tensor:
+    """Logits of the only row's tokens, float32 ``(S, V)``; or of its second document, ``(1, C)``."""
+    if head == "sequence_classification":
+        return document_logits(model, batch, tokens.pad_id)[0, 1:]
+    logits: Tensor = model(**model_inputs(model, batch, is_causal=head == "causal_lm")).logits
+    return logits[0].float()
 
 
 def _distance(found: Tensor, expected: Tensor) -> float:

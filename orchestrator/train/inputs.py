@@ -16,6 +16,7 @@ from transformers import PretrainedConfig
 from orchestrator.checkpoint.layout import StageLayout
 from orchestrator.contracts import TokenInfo
 from orchestrator.data.catalog import Catalog
+from orchestrator.data.conversations import prepare_chat_template
 from orchestrator.data.prepare import prepare_rows, verify
 from orchestrator.data.prepared import Meta
 from orchestrator.data.selection import Split
@@ -23,7 +24,7 @@ from orchestrator.data.tokenizer import (
     load_tokenizer,
     prepare_tokenizer,
     token_info,
-    tokenizer_digest,
+    vocabulary_digest,
 )
 from orchestrator.errors import DataError
 from orchestrator.models import check_fit, load_config, make_config
@@ -97,7 +98,7 @@ class PreparedData:
         folders |= {f"evaluation.{name}": path for name, path in self.evaluation.items()}
         # A folder of prepared rows is named by the digest of all that its content depends on.
         rows = {name: path.name for name, path in folders.items()}
-        return {"tokenizer": tokenizer_digest(self.tokenizer), **rows}
+        return {"tokenizer": vocabulary_digest(self.tokenizer), **rows}
 
 
 def prepare_data(
@@ -112,6 +113,8 @@ def prepare_data(
     objective = resolve("objective", trained.objective.name)
     rows = objective.row_layout(trained.objective, trained.data)
     tokenizer = prepare_tokenizer(tokenizer_section(job, trained), catalog)
+    if rows.document == "conversation":
+        tokenizer = prepare_chat_template(tokenizer, chat_template(job, trained), catalog.cache_dir)
 
     tokens = token_info(load_tokenizer(tokenizer))
     check_fit(_model_config(job, trained, tokens), tokens, trained.data.seq_len, f"stage '{trained.name}'")
@@ -123,13 +126,13 @@ def prepare_data(
             rows,
             tokenizer,
             label_names=label_names,
-            num_labels=_num_labels(trained),
+            num_labels=_num_outputs(trained),
             tasks=catalog.tasks,
             on_progress=lambda done, total: on_progress(f"{name} ({split})", done, total),
         )
 
     train = {name: prepare(name, "train", None) for name in trained.data.mixture}
-    label_names = _common_labels(train, _num_labels(trained)) if rows.labelled else None
+    label_names = _common_labels(train, _num_outputs(trained)) if rows.labelled else None
     if isinstance(stage, EvaluateStage):
         held_out = {name: prepare(name, stage.split, label_names) for name in stage.datasets}
         return PreparedData(tokenizer, {}, held_out, label_names or ())
@@ -196,9 +199,17 @@ def _model_config(job: Job, stage: TrainStage, tokens: TokenInfo) -> PretrainedC
     return load_config(str(stage.init.pretrained), stage.init)
 
 
-def _num_labels(stage: TrainStage) -> int | None:
-    """Size of the stage's classifier; ``None`` for another objective."""
-    return getattr(stage.objective, "num_labels", None)
+def chat_template(job: Job, stage: TrainStage) -> str | None:
+    """The chat template that a stage names, or else the nearest stage that its weights come from."""
+    named: str | None = getattr(stage.objective, "chat_template", None)
+    if named is None and stage.init is not None and stage.init.stage is not None:
+        return chat_template(job, _trained_stage(job, stage.init.stage))
+    return named
+
+
+def _num_outputs(stage: TrainStage) -> int | None:
+    """Outputs of the stage's classifier; ``None`` for another objective."""
+    return getattr(stage.objective, "num_outputs", None)
 
 
 def _common_labels(folders: Mapping[str, Path], num_labels: int | None) -> tuple[str, ...]:

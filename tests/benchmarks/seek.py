@@ -15,8 +15,9 @@ from typing import Literal
 
 import numpy as np
 
-from orchestrator.data.loader import MixtureReader, RowReader
+from orchestrator.data.loader import RowReader
 from orchestrator.data.prepared import Meta
+from orchestrator.data.stream import MixtureReader
 from tests.prepared import write_prepared
 
 FEW, MANY = 10_000, 10_000_000
@@ -68,7 +69,7 @@ def _first_batch(folder: Path, cursor: int, *, seed: int) -> None:
     """What a worker does before its first step, as far as its rows are concerned."""
     reader = RowReader.open(folder, seed=seed, source_name="tokens")
     mixed = MixtureReader({"tokens": reader}, {"tokens": 1.0}, seed=seed)
-    mixed.read_global(np.arange(cursor, cursor + BATCH_ROWS))
+    mixed.read_global(range(cursor, cursor + BATCH_ROWS))
 
 
 def _take_turns(sides: dict[str, tuple[Path, int]]) -> dict[str, float]:

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from orchestrator.data import decontamination
 from orchestrator.data.catalog import Catalog
 from orchestrator.data.decontamination import distinct_ngrams, shares_ngram
+from orchestrator.data.ngrams import words_of
 from orchestrator.data.rows import Rows, find_rows
-from orchestrator.data.words import words_of
 from tests.unit.data.corpus import make_texts, section, write_jsonl
 from tests.unit.data.test_rows import CountingTasks
 
@@ -96,6 +96,17 @@ def test_parts_are_pieces_of_work_that_drop_the_same_rows(
         "_distinct_ngrams": 3,
         "_is_clean": 8,
     }
+
+
+def test_evaluation_rows_may_be_conversations(tmp_path: Path) -> None:
+    messages = [{"role": "user", "content": EVALUATION}, {"role": "assistant", "content": "yes"}]
+    exam = write_jsonl(tmp_path / "exam.jsonl", [{"chat": messages}])
+    web = write_jsonl(tmp_path / "web.jsonl", [{"text": f"say {EVALUATION}"}, {"text": "free of it"}])
+    datasets = {
+        "exam": section(source="json", files=str(exam), messages_column="chat"),
+        "web": section(source="json", files=str(web), decontaminate={"against": ["exam"]}),
+    }
+    assert training_rows(Catalog(datasets, tmp_path / "cache")).numbers.tolist() == [1]
 
 
 def ngrams(text: str, size: int) -> set[tuple[str, ...]]:

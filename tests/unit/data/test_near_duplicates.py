@@ -10,9 +10,9 @@ import pytest
 
 from orchestrator.data import near_duplicates
 from orchestrator.data.near_duplicates import Signatures, earliest_of_clusters, near_pairs
+from orchestrator.data.ngrams import ngram_hashes
 from orchestrator.data.rows import find_rows
 from orchestrator.data.sources import find_source
-from orchestrator.data.words import ngram_hashes
 from tests.unit.data.corpus import WORDS, section, write_jsonl
 from tests.unit.data.test_rows import CountingTasks
 

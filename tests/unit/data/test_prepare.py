@@ -122,6 +122,34 @@ def test_best_fit_rows_hold_whole_documents_as_they_are_alone(
     assert meta.num_rows < 50
 
 
+def test_best_fit_rows_carry_the_label_of_each_document(tmp_path: Path, bpe: Path) -> None:
+    """And a document is what it is in a row of its own."""
+    records = [{"text": text, "y": row % 3} for row, text in enumerate(make_texts(60))]
+    records[7]["text"] = ""
+    dataset = section(source="json", files=str(write_jsonl(tmp_path / "a.jsonl", records)), label_column="y")
+    alone = rows_of(prepare(dataset, LABELLED, bpe, tmp_path, num_labels=3))
+    layout = replace(LABELLED, kind="best_fit")
+    made = prepare(dataset, layout, bpe, tmp_path, num_labels=3)
+    reader = RowReader.open(made, seed=1, source_name="corpus", document_mask=True)
+    rows = reader.read(np.arange(reader.num_rows), 0)
+    found = [
+        (ids.tolist(), label)
+        for row in rows
+        for ids, label in zip(
+            np.split(row.input_ids, np.flatnonzero(np.diff(row.document_ids)) + 1),
+            row.labels.tolist(),
+            strict=True,
+        )
+    ]
+    assert sorted(found) == sorted((row.input_ids.tolist(), row.label) for row in alone)
+    assert len(rows) < len(alone) == 59
+    meta = Meta.open(made)
+    assert meta.num_split == 0
+    assert (
+        meta.num_truncated == Meta.open(prepare(dataset, LABELLED, bpe, tmp_path, num_labels=3)).num_truncated
+    )
+
+
 def test_packing_efficiency_counts_the_frames_of_rows(tmp_path: Path, wordpiece: Path) -> None:
     for kind in ("packed", "documents"):
         layout = RowLayout(kind, 32, framed=True, labelled=False)  # type: ignore[arg-type]
@@ -415,7 +443,8 @@ def test_full_disk_is_told_and_leaves_nothing_half_written(tmp_path: Path) -> No
 def test_meta_is_readable_json(tmp_path: Path, bpe: Path) -> None:
     made = prepare(text_corpus(tmp_path, 50), PACKED, bpe, tmp_path)
     meta = json.loads((made / "meta.json").read_text("utf-8"))
-    assert meta["layout"] == {"kind": "packed", "seq_len": 32, "framed": False, "labelled": False}
+    layout = {"kind": "packed", "seq_len": 32, "framed": False, "labelled": False}
+    assert layout.items() <= meta["layout"].items()
     listed = json.loads((made / COMPLETE).read_text("utf-8"))
     assert set(listed) == {"tokens.bin", "documents.npy", "meta.json"}
 
@@ -437,3 +466,12 @@ def test_a_label_outside_the_set_is_left_out_and_said_where_the_section_skips(
     assert [row.label for row in rows_of(made)] == [0, 1]
     with pytest.raises(DataError, match=r"b.jsonl: row 0 .*: label 'a', expected one of \['x', 'y'\]"):
         prepare(words, LABELLED, bpe, tmp_path, label_names=("x", "y"))
+
+
+def test_the_scrubbed_text_is_what_is_hashed_and_tokenised(tmp_path: Path, bpe: Path) -> None:
+    records = [{"text": text} for text in ("write to a@b.org", "write to c@d.org", "or call")]
+    files = str(write_jsonl(tmp_path / "a.jsonl", records))
+    dataset = section(source="json", files=files, scrub=["email"], deduplicate=True)
+    tokenizer = load_tokenizer(bpe)
+    ids = joined(ids_of(prepare(dataset, PACKED, bpe, tmp_path)))
+    assert tokenizer.decode(ids) == f"write to <email>{tokenizer.eos_token}or call{tokenizer.eos_token}"

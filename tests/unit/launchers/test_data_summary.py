@@ -155,6 +155,22 @@ def test_a_person_reads_tables(job: Path, console: Console, tmp_path: Path) -> N
     assert any(line.startswith("> ") for line in lines)
 
 
+def test_conversations_are_shown_as_the_stage_reads_them(console: Console, tmp_path: Path) -> None:
+    messages = [{"role": "user", "content": "hello there"}, {"role": "assistant", "content": "hello"}]
+    write_jsonl(tmp_path / "exam.jsonl", [{"chat": messages, "y": None}] * 3)
+    write_jsonl(tmp_path / "web.jsonl", [{"text": text, "use": True} for text in make_texts(30)])
+    text = JOB.replace("    label_column: y\n", "    label_column: y\n    messages_column: chat\n")
+    text = text.replace("{name: sequence_classification, num_labels: 2}", "{name: supervised_finetuning}")
+    text = text.replace("    validation_fraction: 0.4\n", "").replace(
+        "    decontaminate: {against: [exam]}\n", ""
+    )
+    path = write_job(tmp_path, text)
+    exam = console("data", path, "--json", "--runs-dir", tmp_path / "runs").json()["datasets"][1]
+    assert exam["splits"]["train"]["rows"] == 3
+    assert exam["splits"]["train"]["labels"] is None
+    assert exam["samples"] == ["hello there\nhello"] * 3
+
+
 def test_a_missing_file_is_the_users_error(job: Path, console: Console, tmp_path: Path) -> None:
     (tmp_path / "exam.jsonl").unlink()
     ended = console("data", job, "--json", "--runs-dir", tmp_path / "runs")

@@ -179,5 +179,8 @@ def test_row_layouts(packing: bool | str, next_sentence: bool, kind: str) -> Non
     data = Data(mixture={"a": 1.0}, seq_len=32, packing=packing)
     section = MaskedLMObjective(name="masked_lm", next_sentence=next_sentence)
     assert MaskedLM.row_layout(section, data).kind == kind
+    labelled = SequenceClassificationObjective(name="sequence_classification")
+    expected = "best_fit" if packing == "best_fit" else "documents"
+    assert SequenceClassification.row_layout(labelled, data).kind == expected
     if not next_sentence:
         assert CausalLM.row_layout(CausalLMObjective(name="causal_lm"), data).kind == kind

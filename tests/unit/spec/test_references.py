@@ -55,9 +55,16 @@ MISTAKES = {
     VALID + EVALUATE.replace("name: test", "name: job.yaml"): (
         "24: stages[1].name: 'job.yaml' is a file of the run directory; give the stage another name"
     ),
-    VALID + TUNE.replace("seq_len: 64}", "seq_len: 64, packing: best_fit}"): (
-        "27: stages[1].data.packing: sequence_classification puts one document in each row, which"
-        " 'best_fit' cannot pack; leave packing out"
+    VALID + TUNE.replace("seq_len: 64}", "seq_len: 64, packing: best_fit, document_mask: false}"): (
+        "27: stages[1].data.document_mask: sequence_classification needs its packed documents apart; leave"
+        " document_mask out"
+    ),
+    VALID
+    + TUNE.replace("seq_len: 64}", "seq_len: 64, packing: best_fit}").replace(
+        "{name: ddp}", "{name: ddp, compile: true}"
+    ): (
+        "30: stages[1].strategy.compile: a model compiled as a whole cannot take sequence_classification's"
+        " packed rows; set compile to false, use strategy fsdp2, which compiles blocks, or leave packing out"
     ),
     VALID + TUNE.replace("seq_len: 64}", "seq_len: 64, document_mask: true}"): (
         "27: stages[1].data.document_mask: sequence_classification puts one document in each row: there is"

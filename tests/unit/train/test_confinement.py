@@ -9,7 +9,7 @@ import pytest
 import torch
 from transformers import PreTrainedModel
 
-from orchestrator.contracts import TokenInfo
+from orchestrator.contracts import Head, TokenInfo
 from orchestrator.errors import ModelError
 from orchestrator.models import build_auto_model
 from orchestrator.train.confinement import check_confined
@@ -26,13 +26,13 @@ GPT2 = {"model_type": "gpt2", "n_layer": 2, "n_head": 2, "n_embd": 16, "n_positi
 LLAMA = {"model_type": "llama", **SIZE, "num_key_value_heads": 2}
 
 
-def build(config: dict[str, Any], head: str = "causal_lm") -> PreTrainedModel:
+def build(config: dict[str, Any], head: Head = "causal_lm") -> PreTrainedModel:
     torch.manual_seed(0)
-    return build_auto_model(config, head, TOKENS, ())  # type: ignore[arg-type]
+    return build_auto_model(config, head, TOKENS, ())
 
 
-def check(model: PreTrainedModel, *, is_causal: bool = True, seq_len: int = 64) -> None:
-    check_confined(model, TOKENS, is_causal=is_causal, seq_len=seq_len, where="stage 'a'")
+def check(model: PreTrainedModel, *, head: Head = "causal_lm", seq_len: int = 64) -> None:
+    check_confined(model, TOKENS, head=head, seq_len=seq_len, where="stage 'a'")
 
 
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
@@ -65,7 +65,7 @@ def test_decoders_pass(config: dict[str, Any]) -> None:
     ids=lambda config: config["model_type"],
 )
 def test_encoders_pass(config: dict[str, Any]) -> None:
-    check(build(config, "masked_lm"), is_causal=False)
+    check(build(config, "masked_lm"), head="masked_lm")
 
 
 def test_positions_that_do_not_begin_anew_are_refused() -> None:
@@ -87,7 +87,7 @@ def test_a_model_that_mixes_neighbours_without_attention_is_refused() -> None:
 def test_a_bidirectional_model_that_is_told_to_be_causal_is_refused() -> None:
     model = build({"model_type": "bert", **SIZE}, "masked_lm")
     with pytest.raises(ModelError, match="does not keep attention inside a document"):
-        check(model, is_causal=True)
+        check(model, head="causal_lm")
 
 
 def test_a_model_without_an_effect_of_attention_cannot_be_judged() -> None:
@@ -101,7 +101,7 @@ def test_a_model_without_an_effect_of_attention_cannot_be_judged() -> None:
 def test_a_model_that_cannot_take_the_mask_is_refused_with_its_own_words() -> None:
     model = build({"model_type": "esm", **SIZE}, "masked_lm")
     with pytest.raises(ModelError, match=r"cannot be told where documents begin: RuntimeError: .*to false"):
-        check(model, is_causal=False)
+        check(model, head="masked_lm")
 
 
 def test_an_implementation_for_gpus_needs_one() -> None:

@@ -6,7 +6,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orchestrator.data.words import ngram_hashes, words_of
+from orchestrator.data.ngrams import ngram_hashes, words_of
 
 
 def test_case_punctuation_and_space_make_no_difference() -> None:
