@@ -1,4 +1,4 @@
-"""The commands that take a job file: validate, plan, run, prepare, submit, schema."""
+"""The commands that take a job file: validate, plan, data, run, prepare, submit, schema."""
 
 from __future__ import annotations
 
@@ -137,6 +137,23 @@ def _plan_row(stage: dict[str, Any]) -> tuple[str, ...]:
         number_text(stage["tokens"]),
         number_text(stage["parameters"]),
     )
+
+
+def data(options: Namespace) -> int:
+    """Show what a job's datasets hold, and what becomes of their rows."""
+    job = _load_job(options)
+    from launchers.data_summary import summarize
+    from launchers.data_text import print_summary
+
+    def on_dataset(name: str) -> None:
+        print(f"reading dataset '{name}'", file=sys.stderr)
+
+    document = summarize(job, runs_dir=options.runs_dir, on_dataset=on_dataset)
+    if options.json:
+        print_json(document)
+    else:
+        print_summary(document)
+    return 0
 
 
 def run(options: Namespace) -> int:

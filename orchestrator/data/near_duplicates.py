@@ -16,6 +16,7 @@ same rows always lose the same ones. Rows without a word are nobody's duplicates
 from __future__ import annotations
 
 import shutil
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -29,7 +30,7 @@ from orchestrator.data.tasks import Tasks
 from orchestrator.data.texts import TextPart, cut_rows
 from orchestrator.spec.cleaning import NearDuplicates
 
-# 100,000 rows are signed in about half a minute on one core: little to lose, and worth a process.
+# 100,000 reviews are signed in under a minute on one core: little to lose, and worth a process.
 PART_ROWS = 100_000
 SEED = 1
 SIGNATURE_VERSION = 1
@@ -69,22 +70,20 @@ def _sign_part(part: _Part) -> None:
     """Make a part's folder, unless it is there."""
 
     def build(folder: Path) -> None:
-        np.save(folder / "signatures.npy", sign(part.rows, part.near))
+        np.save(folder / "signatures.npy", sign(part.rows.texts(), part.near))
 
     make_folder(part.folder, build)
 
 
-def sign(rows: TextPart, near: NearDuplicates) -> np.ndarray:
-    """Signatures of the texts of ``rows``, uint32 ``(rows, num_hashes)``; all ones without a word."""
+def sign(texts: Iterable[str], near: NearDuplicates) -> np.ndarray:
+    """Signatures of ``texts``, uint32 ``(texts, num_hashes)``; all ones without a word."""
     from datasketch import MinHash
 
     # The low half of a 64-bit hash is as good a hash; lists of numbers are what the library reads.
-    ngrams = (np.unique(ngram_hashes(text, near.ngram).astype(np.uint32)).tolist() for text in rows.texts())
+    ngrams = (np.unique(ngram_hashes(text, near.ngram).astype(np.uint32)).tolist() for text in texts)
     made = MinHash.generator(ngrams, num_perm=near.num_hashes, seed=SEED, hashfunc=_itself, scheme="affine32")
-    signatures = np.full((len(rows.numbers), near.num_hashes), _EMPTY, np.uint32)
-    for row, signature in enumerate(made):
-        signatures[row] = signature.hashvalues
-    return signatures
+    signatures = [signature.hashvalues for signature in made]
+    return np.array(signatures, np.uint32).reshape(len(signatures), near.num_hashes)
 
 
 def _itself(value: int) -> int:

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from orchestrator.data.columns import read_batches, select_columns
+from orchestrator.data.fields import texts_of
 from orchestrator.data.readers import quiet
 from orchestrator.data.scrub import Scrubbed
 from orchestrator.data.sources import Source
@@ -26,14 +27,15 @@ class TextPart:
     """int64: their numbers in the source, rising."""
 
     def texts(self) -> Iterator[str]:
-        """Their texts, in order."""
+        """All text of each row, in order: of conversations what is said, of words what they are joined to."""
         with quiet():
-            for batch in read_batches(open_rows(self.source, self.numbers), ["text"]):
-                yield from batch["text"]
+            rows = open_rows(self.source, self.numbers)
+            for batch in read_batches(rows, [field for field in rows.column_names if field != "label"]):
+                yield from texts_of(batch)
 
 
 def open_rows(source: Source, numbers: np.ndarray) -> Any:
-    """A map-style ``datasets.Dataset`` with the column ``text`` and, with labels, ``label``.
+    """A map-style ``datasets.Dataset`` with the fields of a row as columns (``fields.py``).
 
     Args:
         source: Where they are.

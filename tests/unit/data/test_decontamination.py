@@ -98,6 +98,17 @@ def test_parts_are_pieces_of_work_that_drop_the_same_rows(
     }
 
 
+def test_evaluation_rows_may_be_conversations(tmp_path: Path) -> None:
+    messages = [{"role": "user", "content": EVALUATION}, {"role": "assistant", "content": "yes"}]
+    exam = write_jsonl(tmp_path / "exam.jsonl", [{"chat": messages}])
+    web = write_jsonl(tmp_path / "web.jsonl", [{"text": f"say {EVALUATION}"}, {"text": "free of it"}])
+    datasets = {
+        "exam": section(source="json", files=str(exam), messages_column="chat"),
+        "web": section(source="json", files=str(web), decontaminate={"against": ["exam"]}),
+    }
+    assert training_rows(Catalog(datasets, tmp_path / "cache")).numbers.tolist() == [1]
+
+
 def ngrams(text: str, size: int) -> set[tuple[str, ...]]:
     words = words_of(text)
     size = min(size, len(words))
@@ -113,3 +124,10 @@ def test_what_is_found_is_what_shares_an_ngram(web: list[str], exam: list[str]) 
     plain = set().union(*(ngrams(text, 4) for text in exam))
     for text in web:
         assert shares_ngram(text, 4, known) == bool(ngrams(text, 4) & plain)
+
+
+def test_ngrams_are_the_same_however_many_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = distinct_ngrams(make_texts(50), 3)
+    monkeypatch.setattr(decontamination, "AT_ONCE", 10)
+    assert distinct_ngrams(make_texts(50), 3).tolist() == whole.tolist()
+    assert distinct_ngrams([], 3).tolist() == []

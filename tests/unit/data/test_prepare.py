@@ -466,3 +466,12 @@ def test_a_label_outside_the_set_is_left_out_and_said_where_the_section_skips(
     assert [row.label for row in rows_of(made)] == [0, 1]
     with pytest.raises(DataError, match=r"b.jsonl: row 0 .*: label 'a', expected one of \['x', 'y'\]"):
         prepare(words, LABELLED, bpe, tmp_path, label_names=("x", "y"))
+
+
+def test_the_scrubbed_text_is_what_is_hashed_and_tokenised(tmp_path: Path, bpe: Path) -> None:
+    records = [{"text": text} for text in ("write to a@b.org", "write to c@d.org", "or call")]
+    files = str(write_jsonl(tmp_path / "a.jsonl", records))
+    dataset = section(source="json", files=files, scrub=["email"], deduplicate=True)
+    tokenizer = load_tokenizer(bpe)
+    ids = joined(ids_of(prepare(dataset, PACKED, bpe, tmp_path)))
+    assert tokenizer.decode(ids) == f"write to <email>{tokenizer.eos_token}or call{tokenizer.eos_token}"
