@@ -111,10 +111,8 @@ class ProgressDisplay:
             if time.time() > began + patience:
                 patience = math.inf
                 if not _has_started(layout, began):
-                    self._line(
-                        stage,
-                        f"no worker has started in {PATIENCE_SECONDS} s: {_where()} has no free room, or is slow",
-                    )
+                    waited = f"no worker has started in {PATIENCE_SECONDS} s"
+                    self._line(stage, f"{waited}: {_where()} has no free room, or is slow")
         # Twice: a file that was made anew is read at the second look.
         self._show_news(stage, news)
         self._show_news(stage, news)

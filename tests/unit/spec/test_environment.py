@@ -96,7 +96,7 @@ def test_a_name_that_only_resembles_a_secret_is_fine(name: str, tmp_path: Path) 
         "note: hf_abcdefghijklmnopqrstuvwx",
         "header: 'Bearer abcdefghijklmnopqrst'",
         "note: eyJhbGciOiJIUzI1.eyJzdWIiOiIxMjM0.abc",
-        "Authorization: x",
+        "Authorization: zzzz",
         "note: sk-abcdefghijklmnopqrstuvwx",
         "note: AKIAABCDEFGHIJKLMNOP",
         "note: ghp_abcdefghijklmnopqrstuvwx0123456789",
