@@ -58,15 +58,15 @@ def plan_best_fit(documents: np.ndarray, seq_len: int) -> Plan:
             of them empty.
     """
     offsets, num_split = cut_long(documents, seq_len)
-    lengths = np.diff(offsets)
+    lengths = np.diff(offsets).astype(np.min_scalar_type(seq_len))
     shapes = fill_rows(np.bincount(lengths, minlength=seq_len + 1), seq_len)
     order, sizes = _in_corpus_order(*_assign(shapes, lengths))
     rows = np.zeros(len(sizes) + 1, dtype=np.int64)
     np.cumsum(sizes, out=rows[1:])
     pieces = np.empty((2, len(order)), dtype=np.int64)
     # Places that are known to exist need no check, which would cost a copy.
-    np.take(offsets[:-1], order, out=pieces[0], mode="clip")
-    np.take(offsets[1:], order, out=pieces[1], mode="clip")
+    np.take(offsets, order, out=pieces[0], mode="clip")
+    np.add(pieces[0], lengths[order], out=pieces[1])
     return Plan(rows, pieces, num_split)
 
 
@@ -141,14 +141,15 @@ def cut_long(documents: np.ndarray, seq_len: int) -> tuple[np.ndarray, int]:
 
 def _assign(shapes: Sequence[Shape], lengths: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Numbers of the pieces, row after row, and the number of pieces of each row."""
-    by_length = stable_order(lengths)
+    # Half the memory to move, which is what most of the time goes to.
+    dtype = np.int32 if len(lengths) < 2**31 else np.int64
+    by_length = stable_order(lengths).astype(dtype)
     counts = np.bincount(lengths)
     next_piece = (np.cumsum(counts) - counts).tolist()
     order = np.empty_like(by_length)
-    sizes = []
+    sizes = np.array([sum(number for _, number in shape.content) for shape in shapes], dtype)
     begin = 0
-    for num_rows, content in shapes:
-        size = sum(number for _, number in content)
+    for (num_rows, content), size in zip(shapes, sizes.tolist(), strict=True):
         places = order[begin : begin + num_rows * size].reshape(num_rows, size)
         column = 0
         for length, number in content:
@@ -157,24 +158,23 @@ def _assign(shapes: Sequence[Shape], lengths: np.ndarray) -> tuple[np.ndarray, n
             places[:, column : column + number] = by_length[first:end].reshape(num_rows, number)
             column += number
         begin += num_rows * size
-        sizes.append(np.full(num_rows, size))
-    return order, np.concatenate(sizes)
+    return order, np.repeat(sizes, [shape.num_rows for shape in shapes])
 
 
 def _in_corpus_order(order: np.ndarray, sizes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """The same rows, numbered as their first pieces are."""
-    starts = np.cumsum(sizes) - sizes
-    row_of_piece = np.full(len(order), -1)
-    row_of_piece[order[starts]] = np.arange(len(sizes))
-    rows = row_of_piece[row_of_piece >= 0]
+    starts = np.cumsum(sizes, dtype=sizes.dtype) - sizes
+    numbers = np.zeros(len(order), dtype=sizes.dtype)
+    numbers[order[starts]] = np.arange(1, len(sizes) + 1, dtype=sizes.dtype)
+    rows = numbers[np.flatnonzero(numbers)] - 1
     return order[join_ranges(starts[rows], sizes[rows])], sizes[rows]
 
 
 def join_ranges(starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
-    """The whole numbers of ``[start, start + length)`` of one range after the other, int64."""
-    shifts = starts - (np.cumsum(lengths) - lengths)
+    """The whole numbers of ``[start, start + length)`` of one range after the other; dtype as ``starts``."""
+    shifts = starts - (np.cumsum(lengths, dtype=starts.dtype) - lengths)
     numbers = np.repeat(shifts, lengths)
-    numbers += np.arange(len(numbers))
+    numbers += np.arange(len(numbers), dtype=starts.dtype)
     return numbers
 
 
@@ -184,7 +184,7 @@ def stable_order(keys: np.ndarray) -> np.ndarray:
     Digit by digit, since numpy sorts 16-bit numbers in linear time and larger ones by comparing them:
     measured on a million, 15 ms a digit instead of 130 in all.
     """
-    order = np.argsort(keys.astype(np.uint16), kind="stable")
+    order = np.argsort(keys.astype(np.uint16, copy=False), kind="stable")
     for shift in range(DIGIT_BITS, int(keys.max()).bit_length(), DIGIT_BITS):
         digits = (keys >> shift).astype(np.uint16)
         order = order[np.argsort(digits[order], kind="stable")]

@@ -53,9 +53,8 @@ def main() -> None:
 def row(name: str, ours: float, theirs: float, wanted: str, ratio: float | None = None) -> None:
     """Print one line; the ratio is that of the two numbers unless it was measured itself."""
     digits = 0 if theirs > 100 else 3
-    print(
-        f"{name:<58}{ours:>14,.{digits}f}{theirs:>14,.{digits}f}{ours / theirs if ratio is None else ratio:>8.2f}  {wanted}"
-    )
+    shown = ours / theirs if ratio is None else ratio
+    print(f"{name:<58}{ours:>14,.{digits}f}{theirs:>14,.{digits}f}{shown:>8.2f}  {wanted}")
 
 
 if __name__ == "__main__":
