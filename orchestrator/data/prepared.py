@@ -2,8 +2,8 @@
 
 tokens.bin       all tokens, uint16 or uint32, little-endian, one document after the other
 documents.npy    int64 offsets into them, one more than there are documents
-rows.npy         int64 offsets of rows into the pieces, one more than there are rows (best_fit)
-pieces.npy       int64 (2, pieces): where each piece of a document begins and ends, row by row (best_fit)
+rows.npy         int32 or int64 (2, rows): where each row's pieces begin, and how many they are (best_fit)
+pieces.npy       int32 or int64 (2, pieces): where each piece begins and ends in the tokens (best_fit)
 labels.npy       int64 label of each document, where rows are labelled
 segments.npy     int64 offsets of segments into the tokens, one more than there are segments (pairs)
 pairs.npy        int64 number of the first segment of each row (pairs)
