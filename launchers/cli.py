@@ -101,12 +101,13 @@ def _add(commands: Commands, name: str, run: str, summary: str) -> _Parser:
 def _add_job_commands(commands: Commands) -> None:
     validate = _add(commands, "validate", "cli_jobs:validate", "check a job file")
     plan = _add(commands, "plan", "cli_jobs:plan", "show what a job will do, in numbers")
+    data = _add(commands, "data", "cli_jobs:data", "show what the datasets hold and what is left of them")
     run = _add(commands, "run", "cli_jobs:run", "run a job, or go on where it stopped")
     prepare = _add(
         commands, "prepare", "cli_jobs:prepare", "make tokenizers and data for workers started by hand"
     )
     submit = _add(commands, "submit", "cli_jobs:submit", "start a job elsewhere, without waiting for it")
-    for parser in (validate, plan, run, prepare, submit):
+    for parser in (validate, plan, data, run, prepare, submit):
         parser.add_argument("job", metavar="JOB", type=Path, help="the job file (YAML)")
         parser.add_argument(
             "--set",
@@ -116,7 +117,7 @@ def _add_job_commands(commands: Commands) -> None:
             default=[],
             help="set a key, such as stages.pretrain.optimizer.lr=3e-4; may be repeated",
         )
-    for parser in (plan, run, prepare, submit):
+    for parser in (plan, data, run, prepare, submit):
         _add_runs_dir(parser)
     submit.add_argument("--launcher", help="where to (default: launcher.name of the job file)")
     submit.add_argument("--dry-run", action="store_true", help="print what would be submitted")
@@ -137,15 +138,27 @@ def _add_run_commands(commands: Commands) -> None:
     logs.add_argument("-f", "--follow", action="store_true", help="go on until the run ends")
     logs.add_argument("--rank", type=int, default=0, help="the worker (default: 0)")
     cancel = _add(commands, "cancel", "cli_runs:cancel", "ask a run to save its work and stop")
+    verify = _add(
+        commands, "verify", "cli_runs:verify", "prove what a run read, and that its checkpoints are sound"
+    )
     predict = _add(commands, "predict", "cli_runs:predict", "answer from a run's weights")
     predict.add_argument(
         "--text", dest="texts", metavar="TEXT", action="append", required=True, help="the input"
     )
-    for parser in (logs, cancel, predict):
+    predict.add_argument(
+        "--text-pair",
+        dest="pairs",
+        metavar="TEXT",
+        action="append",
+        default=[],
+        help="the second text, one for each --text, where the stage classifies pairs",
+    )
+    for parser in (logs, cancel, verify, predict):
         parser.add_argument("run", metavar="RUN", help="a name, or a run directory")
     for parser in (logs, predict):
         parser.add_argument("--stage", help="the stage (default: the latest)")
-    for parser in (status, logs, cancel, predict):
+    verify.add_argument("--stage", help="the training stage (default: all)")
+    for parser in (status, logs, cancel, verify, predict):
         _add_runs_dir(parser)
 
 

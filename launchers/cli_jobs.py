@@ -1,11 +1,60 @@
-"""The commands that take a job file: validate, plan, run, prepare, submit, schema."""
+"""The commands that take a job file: validate, plan, data, run, prepare, submit, schema."""
 
 from __future__ import annotations
 
+import glob
+import os
+import sys
 from argparse import Namespace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from launchers.cli_print import number_text, print_json, print_table
+
+if TYPE_CHECKING:
+    from orchestrator.errors import Problem
+    from orchestrator.spec.job import Job
+    from orchestrator.spec.load import LoadedJob
+
+
+def _load_job(options: Namespace) -> Job:
+    """The job of a command that carries it out, checked with the files that it names.
+
+    Raises:
+        SpecError: Everything wrong with them.
+    """
+    from orchestrator.errors import SpecError
+    from orchestrator.spec.load import load_located
+
+    loaded = load_located(options.job, overrides=options.overrides)
+    problems = _file_problems(loaded)
+    if problems:
+        raise SpecError(problems)
+    return loaded.job
+
+
+def _file_problems(loaded: LoadedJob) -> list[Problem]:
+    """What is wrong with the DeepSpeed files that a job names; most jobs name none."""
+    strategies = [getattr(stage, "strategy", None) for stage in loaded.job.stages]
+    if all(getattr(strategy, "config", None) is None for strategy in strategies):
+        return []
+    from orchestrator.spec.deepspeed_file import complaints
+
+    return [loaded.problem(path, message) for path, message in complaints(loaded.job)]
+
+
+def _warn_of_missing_files(job: Job) -> list[str]:
+    """Say on stderr which files are not here; a job may be checked on another machine than it runs on."""
+    warnings = []
+    for name, dataset in job.datasets.items():
+        files: str | tuple[str, ...] = getattr(dataset, "files", ())
+        warnings += [
+            f"datasets.{name}.files: nothing matches {pattern} on this machine"
+            for pattern in ((files,) if isinstance(files, str) else files)
+            if not os.path.exists(pattern) and next(glob.iglob(pattern, recursive=True), None) is None
+        ]
+    for warning in warnings:
+        print(f"orchestrator: warning: {warning}", file=sys.stderr)
+    return warnings
 
 
 def validate(options: Namespace) -> int:
@@ -18,11 +67,12 @@ def validate(options: Namespace) -> int:
     problems = [
         loaded.problem(("stages", index, "global_batch_size"), complaint)
         for index, complaint in batch_complaints(loaded.job)
-    ]
+    ] + _file_problems(loaded)
     if problems:
         raise SpecError(problems)
+    warnings = _warn_of_missing_files(loaded.job)
     if options.json:
-        print_json({"ok": True, "errors": []})
+        print_json({"ok": True, "errors": [], "warnings": warnings})
         return 0
     names = [stage.name for stage in loaded.job.stages]
     count = f"{len(names)} stage" if len(names) == 1 else f"{len(names)} stages"
@@ -33,10 +83,10 @@ def validate(options: Namespace) -> int:
 def plan(options: Namespace) -> int:
     """Show what a job will do, in numbers."""
     from launchers.planning import plan_job
-    from orchestrator.spec.load import load_job
 
-    job = load_job(options.job, overrides=options.overrides)
+    job = _load_job(options)
     document = plan_job(job, runs_dir=options.runs_dir, with_model=options.with_model)
+    _warn_of_missing_files(job)
     if options.json:
         print_json(document)
     else:
@@ -65,6 +115,8 @@ def _print_plan(document: dict[str, Any]) -> None:
             print(f"     {stage['promise']}")
             if stage["packing_efficiency"] is not None:
                 print(f"     rows are {stage['packing_efficiency']:.2%} full of tokens")
+    if document["refusal"]:
+        print(f"'run' refuses this job as it is: {document['refusal']}")
 
 
 def _plan_row(stage: dict[str, Any]) -> tuple[str, ...]:
@@ -87,11 +139,26 @@ def _plan_row(stage: dict[str, Any]) -> tuple[str, ...]:
     )
 
 
+def data(options: Namespace) -> int:
+    """Show what a job's datasets hold, and what becomes of their rows."""
+    job = _load_job(options)
+    from launchers.data_summary import summarize
+    from launchers.data_text import print_summary
+
+    def on_dataset(name: str) -> None:
+        print(f"reading dataset '{name}'", file=sys.stderr)
+
+    document = summarize(job, runs_dir=options.runs_dir, on_dataset=on_dataset)
+    if options.json:
+        print_json(document)
+    else:
+        print_summary(document)
+    return 0
+
+
 def run(options: Namespace) -> int:
     """Run a job, or go on where it stopped."""
-    from orchestrator.spec.load import load_job
-
-    job = load_job(options.job, overrides=options.overrides)
+    job = _load_job(options)
     from launchers.run import run_job
 
     return run_job(job, runs_dir=options.runs_dir, fresh=options.fresh, as_json=options.json)
@@ -99,9 +166,7 @@ def run(options: Namespace) -> int:
 
 def prepare(options: Namespace) -> int:
     """Make what all stages read, and write the run directory."""
-    from orchestrator.spec.load import load_job
-
-    job = load_job(options.job, overrides=options.overrides)
+    job = _load_job(options)
     from launchers.run import prepare_job
 
     layout = prepare_job(job, runs_dir=options.runs_dir, as_json=options.json)
@@ -121,9 +186,8 @@ def prepare(options: Namespace) -> int:
 def submit(options: Namespace) -> int:
     """Start a job where its launcher says, without waiting for it."""
     from launchers.submission import submit_job
-    from orchestrator.spec.load import load_job
 
-    job = load_job(options.job, overrides=options.overrides)
+    job = _load_job(options)
     name = options.launcher or job.launcher.name
     submitted = submit_job(job, launcher_name=name, runs_dir=options.runs_dir, dry_run=options.dry_run)
     if options.json:

@@ -1,4 +1,4 @@
-"""The commands that take a run: status, logs, cancel, predict."""
+"""The commands that take a run: status, logs, cancel, verify, predict."""
 
 from __future__ import annotations
 
@@ -32,6 +32,8 @@ def status(options: Namespace) -> int:
         for stage in run["stages"]
     ]
     print_table(f"{run['name']}: {run['state']}", ("stage", "state", "step", "metrics"), rows)
+    if run["problem"]:
+        print(run["problem"])
     return 0
 
 
@@ -50,7 +52,10 @@ def _latest(run: dict[str, Any]) -> str:
 def logs(options: Namespace) -> int:
     """Print a worker's log, once or as it grows."""
     if options.json and options.follow:
-        raise PlanError("--json prints one document and --follow has no end; give one of them")
+        raise PlanError(
+            "--json prints one document and --follow has no end; give one of them:"
+            f" 'orchestrator logs {options.run} --json' or 'orchestrator logs {options.run} --follow'"
+        )
     run_dir = runs.find_run(options.run, options.runs_dir)
     if options.follow:
         runs.follow_log(run_dir, options.stage, options.rank, _write)
@@ -80,24 +85,76 @@ def cancel(options: Namespace) -> int:
     return 0
 
 
+def verify(options: Namespace) -> int:
+    """Check a run's checkpoints byte by byte, and prove from its ledgers what it read."""
+    run_dir = runs.find_run(options.run, options.runs_dir)
+    from launchers.verification import verify_run
+
+    document = verify_run(run_dir, options.stage)
+    if options.json:
+        print_json(document)
+    else:
+        _print_verification(document)
+    return 0 if document["ok"] else 1
+
+
+def _print_verification(document: dict[str, Any]) -> None:
+    """A table of ledgers, one of checkpoints, and everything that does not hold."""
+    ledgers, problems = [], []
+    for stage in document["stages"]:
+        ledger = stage["ledger"]
+        epochs = metrics_text(ledger["epochs"]) or "-"
+        workers = ", ".join(map(str, ledger["world_sizes"])) or "-"
+        counts = number_text(ledger["steps"]), number_text(ledger["rows"])
+        ledgers.append((stage["name"], *counts, workers, epochs, _verdict(ledger)))
+        problems += [] if ledger["ok"] else [ledger["problem"]]
+    checkpoints = document["checkpoints"]
+    problems += [
+        f"stage '{found['stage']}', checkpoint of step {found['step']}: {found['problem']}"
+        for found in checkpoints
+        if not found["ok"]
+    ]
+    header = ("stage", "steps", "rows", "workers", "epochs", "each row once an epoch, data unchanged")
+    print_table(f"{document['name']}: ledgers", header, ledgers)
+    if checkpoints:
+        rows = [(found["stage"], number_text(found["step"]), _verdict(found)) for found in checkpoints]
+        print_table(f"{document['name']}: checkpoints", ("stage", "step", "every byte as written"), rows)
+    print("\n".join(problems) if problems else f"{document['name']}: everything holds")
+
+
+def _verdict(part: dict[str, Any]) -> str:
+    return "yes" if part["ok"] else "NO"
+
+
 def predict(options: Namespace) -> int:
-    """Answer from a run's weights: a label, a filled mask, or generated text."""
+    """Answer from a run's weights: labels, numbers, tags, a filled mask, generated text, or a reply."""
     run_dir = runs.find_run(options.run, options.runs_dir)
     from launchers.predict import predict as answer_all
 
-    answers = answer_all(run_dir, stage=options.stage, texts=options.texts)
+    answers = answer_all(run_dir, stage=options.stage, texts=options.texts, pairs=options.pairs)
     if options.json:
         print_json({"name": run_dir.name, "predictions": answers})
         return 0
     for answer in answers:
-        print(f"{answer['text']}\n  {_answer_text(answer)}")
+        asked = [answer["text"], *([answer["text_pair"]] if "text_pair" in answer else [])]
+        print("\n".join([*asked, f"  {_answer_text(answer)}"]))
     return 0
 
 
 def _answer_text(answer: dict[str, Any]) -> str:
-    """What a person reads first: the label, the filled text or the generated one."""
+    """What a person reads first: the labels, the tagged or filled text, or the generated one."""
+    if "labels" in answer:
+        return f"{', '.join(answer['labels']) or 'no label'}  ({metrics_text(answer['probabilities'])})"
+    if "values" in answer:
+        return metrics_text(answer["values"])
+    if "tags" in answer:
+        # Words past the end of a row have no tag.
+        tagged = zip(answer["words"], answer["tags"], strict=True)
+        return "  ".join(f"{word}/{'?' if tag is None else tag}" for word, tag in tagged)
     if "label" in answer:
         return f"{answer['label']}  ({metrics_text(answer['probabilities'])})"
     if "filled" in answer:
-        return f"{answer['filled']}  ({metrics_text(answer['candidates'])})"
-    return str(answer["generated"])
+        # In quotes: a space at the beginning of a token tells it from the one that continues a word.
+        listed = [f"{each['token']!r} {each['probability']:.4g}" for each in answer["candidates"]]
+        return f"{answer['filled']}  ({'  '.join(listed)})"
+    return str(answer["reply"] if "reply" in answer else answer["generated"])

@@ -18,9 +18,10 @@ from typing import Any, Literal
 
 from launchers.display import Display
 from launchers.planning import plan_job
-from launchers.preparation import StoppedError, input_stages, prepare_stage, refuse_to_go_on
-from launchers.ray_session import check_room, check_this_machine, ray_session
+from launchers.preparation import Preparation, StoppedError, input_stages, refuse_to_go_on
+from launchers.ray_session import check_room, check_this_machine
 from launchers.ray_stage import run_stage_on_ray
+from launchers.ray_tasks import RayTasks
 from launchers.run_directory import StopWish, opened_run
 from launchers.runs import read_result
 from orchestrator.checkpoint.layout import RunLayout
@@ -53,44 +54,52 @@ def run_stages(job: Job, layout: RunLayout, display: Display, *, fresh: bool, st
     Raises:
         OrchestratorError: The run cannot start, or a stage failed; ``events.jsonl`` says which.
     """
-    with opened_run(job, layout, fresh=fresh) as run_id:
+    with opened_run(job, layout, display, fresh=fresh) as (pinned_job, run_id):
         stop.open()
         append_event(layout.events, "run_started", pid=os.getpid(), host=socket.gethostname())
         try:
-            state = _walk(job, layout, display, run_id)
+            state = _walk(pinned_job, layout, display, run_id)
         except StoppedError:
             state = "stopped"
         except BaseException as error:
             append_event(layout.events, "run_failed", error=type(error).__name__, message=str(error))
             raise
         append_event(layout.events, f"run_{state}")
+        layout.stop_request.unlink(missing_ok=True)
         return state
 
 
 def _walk(job: Job, layout: RunLayout, display: Display, run_id: str) -> State:
     """The stages in order; Ray starts when the first one needs it."""
     check_this_machine(job.resources)
-    waiting = []
-    fingerprints: dict[str, str] = {}
-    for stage in stage_order(job):
-        inputs_done = all(name not in waiting for name in input_stages(stage))
-        prepared = prepare_stage(job, stage, layout, display, run_id, fingerprints)
-        if inputs_done and read_result(layout.stage(stage.name)).get("fingerprint") == prepared:
-            display.skip(stage.name)
-        else:
-            waiting.append(stage.name)
-    plan = plan_job(job, runs_dir=layout.root.parent, with_model=False)
-    replace_text(layout.plan, json.dumps(plan, indent=1))
-    if not waiting:
-        return "finished"
-    refuse_to_go_on(layout)
-    with ray_session():
+    with RayTasks() as tasks:
+        waiting = _prepare(job, layout, display, Preparation(job, layout, display, run_id, tasks))
+        plan = plan_job(job, runs_dir=layout.root.parent, with_model=False)
+        replace_text(layout.plan, json.dumps(plan, indent=1))
+        if not waiting:
+            return "finished"
+        refuse_to_go_on(layout)
+        tasks.connect()
         check_room(job.resources)
-        for name in waiting:
-            outcome = _run_stage(job, job.stage(name), layout, display)
+        for stage in waiting:
+            outcome = _run_stage(job, stage, layout, display)
             if outcome == "stopped":
                 return "stopped"
     return "finished"
+
+
+def _prepare(job: Job, layout: RunLayout, display: Display, preparation: Preparation) -> list[Stage]:
+    """Make what all stages read; those that are not finished, or read one that is not."""
+    preparation.check_sources()
+    waiting: list[Stage] = []
+    for stage in stage_order(job):
+        inputs_done = not {waited.name for waited in waiting} & set(input_stages(stage))
+        fingerprint = preparation.prepare(stage)
+        if inputs_done and read_result(layout.stage(stage.name)).get("fingerprint") == fingerprint:
+            display.skip(stage.name)
+        else:
+            waiting.append(stage)
+    return waiting
 
 
 def _run_stage(job: Job, stage: Stage, layout: RunLayout, display: Display) -> State:

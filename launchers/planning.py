@@ -6,21 +6,33 @@ import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from launchers.counting import packing_efficiency, planned_steps
+from launchers.pins import pinned, read_pins
+from launchers.run_directory import refuse_changed
 from launchers.runs import read_result
-from orchestrator.checkpoint.layout import RunLayout, StageLayout
-from orchestrator.errors import PlanError
+from orchestrator.checkpoint.layout import RunLayout
+from orchestrator.errors import ModelError, PlanError
 from orchestrator.spec.fingerprint import digest, spec_fingerprint
 from orchestrator.spec.job import Job, Stage, TrainStage
 from orchestrator.spec.plan import (
     batch_complaints,
-    count_steps,
     input_stage,
     plan_batch,
     stage_order,
 )
 from orchestrator.spec.promise import promise
+from orchestrator.spec.training import (
+    CausalLMObjective,
+    MaskedLMObjective,
+    SequenceClassificationObjective,
+    SupervisedFinetuningObjective,
+    TokenClassificationObjective,
+)
+
+if TYPE_CHECKING:
+    from orchestrator.contracts import Head
 
 
 def plan_job(job: Job, *, runs_dir: Path, with_model: bool) -> dict[str, Any]:
@@ -40,7 +52,13 @@ def plan_job(job: Job, *, runs_dir: Path, with_model: bool) -> dict[str, Any]:
     if complaints:
         raise PlanError("\n".join(complaints))
     run = RunLayout(runs_dir / job.name)
+    job = pinned(job, read_pins(run.pins))
     parameters = ParameterCounts(run.cache / "parameters.json", with_model=with_model)
+    refusal = None
+    try:
+        refuse_changed(job, run)
+    except PlanError as error:
+        refusal = str(error)
     done = _finished(job, run)
     stages = [_plan_stage(job, stage, run, parameters, done) for stage in stage_order(job)]
     return {
@@ -48,6 +66,7 @@ def plan_job(job: Job, *, runs_dir: Path, with_model: bool) -> dict[str, Any]:
         "run_dir": str(run.root),
         "resources": job.resources.model_dump(mode="json"),
         "stages": stages,
+        "refusal": refusal,
     }
 
 
@@ -63,7 +82,11 @@ def _plan_stage(
     if not isinstance(stage, TrainStage):
         return plan
     batch = plan_batch(stage, job.resources)
-    steps = count_steps(stage.limits, batch, prepared_rows(run.stage(stage.name)))
+    try:
+        num_parameters = parameters.count(_model_config(job, stage), *_head(stage))
+    except ModelError as error:
+        raise ModelError(f"stage '{stage.name}': {error}") from error
+    steps = planned_steps(stage, batch, run.stage(stage.name))
     return plan | {
         "objective": stage.objective.name,
         "strategy": stage.strategy.name,
@@ -72,40 +95,15 @@ def _plan_stage(
         "grad_accum_steps": batch.grad_accum_steps,
         "global_batch_size": batch.global_batch_size,
         "seq_len": batch.seq_len,
-        "packing_efficiency": packing_efficiency(run.stage(stage.name)),
+        "packing_efficiency": packing_efficiency(stage, run.stage(stage.name)),
         "tokens_per_step": batch.tokens_per_step,
         "steps": steps,
         "tokens": None if steps is None else steps * batch.tokens_per_step,
         "rows": None if steps is None else steps * batch.global_batch_size,
         "epochs": stage.limits.max_epochs,
-        "parameters": parameters.count(_model_config(job, stage)),
+        "parameters": num_parameters,
         "promise": promise(stage, job.resources),
     }
-
-
-def prepared_rows(stage: StageLayout) -> int | None:
-    """Rows of one epoch, as the data was last prepared; ``None`` before that."""
-    try:
-        return sum(int(meta["num_rows"]) for meta in _prepared_metas(stage))
-    except (OSError, ValueError, KeyError):
-        return None
-
-
-def packing_efficiency(stage: StageLayout) -> float | None:
-    """Fraction of the training rows' positions that hold a token; ``None`` before data is prepared."""
-    try:
-        metas = _prepared_metas(stage)
-        used = sum(meta["num_rows"] * meta["packing_efficiency"] for meta in metas)
-        return float(used / sum(meta["num_rows"] for meta in metas))
-    except (OSError, ValueError, KeyError, TypeError, ZeroDivisionError):
-        return None
-
-
-def _prepared_metas(stage: StageLayout) -> list[dict[str, Any]]:
-    """What meta.json says of each training dataset, as the data was last prepared."""
-    inputs = json.loads(stage.inputs.read_text(encoding="utf-8"))
-    metas = [Path(folder) / "meta.json" for folder in inputs["train"].values()]
-    return [json.loads(meta.read_text(encoding="utf-8")) for meta in metas]
 
 
 def _model_config(job: Job, stage: TrainStage) -> dict[str, Any] | None:
@@ -123,6 +121,19 @@ def _model_config(job: Job, stage: TrainStage) -> dict[str, Any] | None:
     if job.tokenizer and job.tokenizer.train:
         config.setdefault("vocab_size", job.tokenizer.train.vocab_size)
     return config
+
+
+def _head(stage: TrainStage) -> tuple[Head | None, int]:
+    """What a stage's model predicts, and with how many outputs where it classifies."""
+    objective = stage.objective
+    if isinstance(objective, MaskedLMObjective):
+        return ("pretraining" if objective.next_sentence else "masked_lm"), 2
+    if isinstance(objective, SequenceClassificationObjective):
+        return "sequence_classification", objective.num_outputs
+    if isinstance(objective, TokenClassificationObjective):
+        return "token_classification", objective.num_outputs
+    is_causal = isinstance(objective, CausalLMObjective | SupervisedFinetuningObjective)
+    return ("causal_lm" if is_causal else None), 2
 
 
 def _finished(job: Job, run: RunLayout) -> set[str]:
@@ -145,20 +156,25 @@ class ParameterCounts:
         self._with_model = with_model
         self._known = self._read()
 
-    def count(self, config: Mapping[str, Any] | None) -> int | None:
+    def count(self, config: Mapping[str, Any] | None, head: Head | None, num_labels: int) -> int | None:
         """Parameters of the model; ``None`` when they are not known and not to be counted.
+
+        Args:
+            config: The model's configuration; absent: not ours to build.
+            head: What the model predicts; absent: only the user's own objective knows.
+            num_labels: Outputs of a classification head.
 
         Raises:
             ModelError: The model cannot be built.
         """
-        if config is None:
+        if config is None or head is None:
             return None
-        key = digest(config)
+        key = digest({"config": config, "head": head, "num_labels": num_labels})
         if key not in self._known and self._with_model:
             # Here and not above: it imports torch and transformers, which takes seconds.
             from orchestrator.models import count_parameters
 
-            self._known[key] = count_parameters(dict(config))
+            self._known[key] = count_parameters(config, head, num_labels)
             self._write()
         return self._known.get(key)
 

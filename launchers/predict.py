@@ -1,146 +1,114 @@
-"""``orchestrator predict``: answers from a finished stage's weights."""
+"""``orchestrator predict``: the stage whose weights answer, its model, and the encoder of its rows.
+
+The answers themselves are ``answers.py``.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
+from launchers.answers import ANSWERS, Question, Trained
 from orchestrator.checkpoint.layout import RunLayout
-from orchestrator.contracts import Head
+from orchestrator.contracts import Head, RowLayout
+from orchestrator.data.encoders import encoder_for
+from orchestrator.data.tokenizer import load_tokenizer
 from orchestrator.errors import PlanError
 from orchestrator.models import AUTO_CLASSES
 from orchestrator.registry import resolve
 from orchestrator.spec.job import Job, TrainStage
 from orchestrator.spec.load import load_resolved
 
-# Tokens generated after a prompt, and filled-in candidates shown for a mask.
-NEW_TOKENS = 40
-CANDIDATES = 5
-
 
 def predict(
-    run_dir: Path, *, stage: str | None, texts: list[str], max_new_tokens: int = NEW_TOKENS
+    run_dir: Path, *, stage: str | None, texts: Sequence[str], pairs: Sequence[str] = ()
 ) -> list[dict[str, Any]]:
-    """One answer per text: label with probabilities, filled mask, or generated text.
+    """One answer per text: labels, numbers, tags, a filled mask, generated text, or a reply.
+
+    Args:
+        stage: A training stage, or one that reads its weights; ``None``: the last with weights.
+        pairs: Second texts, one for each text, where the stage classifies pairs.
 
     Raises:
-        PlanError: The run has no such stage, or it has no weights yet.
+        PlanError: The run has no such stage, it has no weights yet, or a text cannot be answered.
     """
-    job = load_resolved(RunLayout(run_dir).job)
-    chosen = _choose_stage(job, run_dir, stage)
-    folder = RunLayout(run_dir).stage(chosen.name).weights
-    head = _head(chosen)
-    tokenizer = AutoTokenizer.from_pretrained(folder)
-    model = AUTO_CLASSES[head].from_pretrained(folder, dtype=torch.float32).eval()
-    answer = ANSWERS[head]
-    with torch.no_grad():
-        return [answer(model, tokenizer, text, chosen, max_new_tokens) for text in texts]
-
-
-def _head(stage: TrainStage) -> Head:
-    """The head to answer with; next-sentence models fill masks as any masked LM does."""
-    if stage.objective.name == "masked_lm":
-        return "masked_lm"
-    head: Head = resolve("objective", stage.objective.name).head
-    return head
-
-
-def _choose_stage(job: Job, run_dir: Path, name: str | None) -> TrainStage:
-    """The stage asked for, or the last training stage that has weights."""
     layout = RunLayout(run_dir)
+    job = load_resolved(layout.job)
+    chosen = _choose_stage(job, layout, stage)
+    objective = resolve("objective", chosen.objective.name)
+    # Next-sentence models fill masks as any masked LM does.
+    head: Head = "masked_lm" if chosen.objective.name == "masked_lm" else objective.head
+    rows = objective.row_layout(chosen.objective, chosen.data)
+    questions = _questions(job, chosen, rows, texts, pairs)
+    answer = ANSWERS["conversation" if rows.document == "conversation" else head]
+    trained = _load(chosen, head, rows, layout.stage(chosen.name).weights)
+    with torch.no_grad():
+        return [{**_asked(question), **answer(trained, question)} for question in questions]
+
+
+def _asked(question: Question) -> dict[str, str]:
+    """The texts of a question."""
+    pair = {} if question.pair is None else {"text_pair": question.pair}
+    return {"text": question.text, **pair}
+
+
+def _questions(
+    job: Job, stage: TrainStage, layout: RowLayout, texts: Sequence[str], pairs: Sequence[str]
+) -> list[Question]:
+    """Texts, each with its second one where the stage has learned pairs.
+
+    Raises:
+        PlanError: Second texts are missing, too many, or not what the stage has learned.
+    """
+    columns = [job.datasets[name].text_pair_column for name in stage.data.mixture]
+    reads_pairs = layout.labelled and layout.document == "text" and any(columns)
+    if pairs and not reads_pairs:
+        raise PlanError(
+            f"--text-pair: stage '{stage.name}' has learned single texts, no pairs; leave --text-pair out"
+        )
+    if not reads_pairs:
+        return [Question(text) for text in texts]
+    # A mixture of single texts and pairs has learned both.
+    if len(pairs) != len(texts) and (pairs or all(columns)):
+        raise PlanError(
+            f"stage '{stage.name}' has learned pairs of texts, found {len(texts)} --text and {len(pairs)}"
+            " --text-pair; give each text its second one, in the same order"
+        )
+    if not pairs:
+        return [Question(text) for text in texts]
+    return [Question(text, pair) for text, pair in zip(texts, pairs, strict=True)]
+
+
+def _choose_stage(job: Job, layout: RunLayout, name: str | None) -> TrainStage:
+    """The training stage asked for or read by the one asked for, or the last that has weights."""
     trained = [
         stage
         for stage in job.stages
         if isinstance(stage, TrainStage) and layout.stage(stage.name).weights.exists()
     ]
-    wanted = [stage for stage in trained if name in (None, stage.name)]
-    if not wanted:
-        found = [stage.name for stage in trained] or "none yet"
-        asked = f"stage '{name}'" if name else "a training stage"
-        raise PlanError(f"{run_dir}: {asked} has no weights; stages with weights: {found}")
-    return wanted[-1]
+    if name is None:
+        if not trained:
+            raise PlanError(f"{layout.root}: no training stage has weights yet")
+        return trained[-1]
+    asked = job.stage(name)
+    source = asked.name if isinstance(asked, TrainStage) else asked.from_
+    for stage in trained:
+        if stage.name == source:
+            return stage
+    reader = "" if source == name else f", which {asked.kind} stage '{name}' reads,"
+    found = ", ".join(stage.name for stage in trained) or "none yet"
+    raise PlanError(f"{layout.root}: stage '{source}'{reader} has no weights; stages with weights: {found}")
 
 
-def _classify(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    text: str,
-    stage: TrainStage,
-    max_new_tokens: int,
-) -> dict[str, Any]:
-    """Label and probabilities."""
-    encoded = tokenizer(text, truncation=True, max_length=stage.data.seq_len, return_tensors="pt")
-    probabilities = model(**_model_inputs(encoded)).logits[0].softmax(-1).tolist()
-    names = [model.config.id2label[index] for index in range(len(probabilities))]
-    label = names[probabilities.index(max(probabilities))]
-    return {
-        "text": text,
-        "label": label,
-        "probabilities": dict(zip(names, probabilities, strict=True)),
-    }
-
-
-def _fill(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    text: str,
-    stage: TrainStage,
-    max_new_tokens: int,
-) -> dict[str, Any]:
-    """The likeliest tokens for the first mask."""
-    encoded = tokenizer(text, truncation=True, max_length=stage.data.seq_len, return_tensors="pt")
-    places = (encoded["input_ids"][0] == tokenizer.mask_token_id).nonzero()
-    if not len(places):
-        raise PlanError(f"text {text!r} has no mask; write {tokenizer.mask_token} where a token is missing")
-    probabilities = model(**_model_inputs(encoded)).logits[0, places[0, 0]].softmax(-1)
-    best = probabilities.topk(CANDIDATES)
-    tokens = [tokenizer.decode([index]).strip() for index in best.indices.tolist()]
-    filled = text.replace(str(tokenizer.mask_token), tokens[0], 1)
-    return {
-        "text": text,
-        "filled": filled,
-        "candidates": dict(zip(tokens, best.values.tolist(), strict=True)),
-    }
-
-
-def _generate(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    text: str,
-    stage: TrainStage,
-    max_new_tokens: int,
-) -> dict[str, Any]:
-    """Greedy continuation."""
-    encoded = tokenizer(text or tokenizer.eos_token, return_tensors="pt")
-    inputs = _model_inputs(encoded)
-    positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-    room = max_new_tokens if positions is None else positions - inputs["input_ids"].shape[1]
-    if room < 1:
-        raise PlanError(
-            f"text of {inputs['input_ids'].shape[1]} tokens fills the model's {positions} positions;"
-            " shorten it"
-        )
-    output = model.generate(
-        **inputs,
-        attention_mask=torch.ones_like(inputs["input_ids"]),
-        max_new_tokens=min(max_new_tokens, room),
-        do_sample=False,
-        pad_token_id=tokenizer.pad_token_id,
-    )
-    return {"text": text, "generated": tokenizer.decode(output[0], skip_special_tokens=True)}
-
-
-def _model_inputs(encoded: Mapping[str, Any]) -> dict[str, Any]:
-    """Without what the model was not trained with; one text needs no attention mask."""
-    return {key: value for key, value in encoded.items() if key == "input_ids"}
-
-
-ANSWERS: dict[Head, Callable[..., dict[str, Any]]] = {
-    "sequence_classification": _classify,
-    "masked_lm": _fill,
-    "causal_lm": _generate,
-}
+def _load(stage: TrainStage, head: Head, layout: RowLayout, folder: Path) -> Trained:
+    """The model and tokenizer of a stage's weights."""
+    tokenizer = load_tokenizer(folder)
+    # One text is one document: framed, and cut at seq_len. A prompt is neither, so that no token is lost;
+    # only the end token of packed documents follows it.
+    alone = replace(layout, kind="packed" if head == "causal_lm" else "documents")
+    model = AUTO_CLASSES[head].from_pretrained(folder, dtype=torch.float32).eval()
+    return Trained(stage, layout, encoder_for(alone, tokenizer, ()), tokenizer, model)

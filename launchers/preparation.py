@@ -5,15 +5,17 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from launchers.display import Display
+from launchers.ray_tasks import RayTasks
 from launchers.run_directory import has_started, opened_run, set_aside
-from orchestrator.checkpoint.layout import RunLayout, StageLayout
-from orchestrator.errors import OrchestratorError, PlanError
+from orchestrator.checkpoint.layout import RunLayout
+from orchestrator.errors import OrchestratorError, PlanError, SourceMissingError
 from orchestrator.spec.fingerprint import spec_fingerprint, stage_fingerprint
 from orchestrator.spec.job import EvaluateStage, ExportStage, Job, Stage, TrainStage
 from orchestrator.spec.plan import stage_order
 from orchestrator.tracking.events import append_event
 
 if TYPE_CHECKING:
+    from orchestrator.data.tasks import Tasks
     from orchestrator.train.inputs import PreparedData
 
 
@@ -36,51 +38,11 @@ def prepare_stages(job: Job, layout: RunLayout, display: Display) -> None:
     Raises:
         OrchestratorError: A source, tokenizer or model is unfit, or the run is being run.
     """
-    with opened_run(job, layout) as run_id:
-        fingerprints: dict[str, str] = {}
-        for stage in stage_order(job):
-            prepare_stage(job, stage, layout, display, run_id, fingerprints)
-
-
-def prepare_stage(
-    job: Job,
-    stage: Stage,
-    layout: RunLayout,
-    display: Display,
-    run_id: str,
-    fingerprints: dict[str, str],
-) -> str:
-    """Make what a stage reads, write ``inputs.json``, and add its fingerprint to ``fingerprints``.
-
-    Raises:
-        PlanError: A stage that began reads other data now.
-    """
-    # Here and not above: data preparation imports torch and transformers, which a refused job never needs.
-    from orchestrator.train.inputs import StageInputs
-
-    stage_layout = layout.stage(stage.name)
-    data = None if isinstance(stage, ExportStage) else _prepare_data(job, stage, layout, display)
-    digests = data.digests() if data else {}
-    inputs = {name: fingerprints[name] for name in input_stages(stage)}
-    fingerprint = stage_fingerprint(job, stage, input_fingerprints=inputs, data_digests=digests)
-    fingerprints[stage.name] = _weights_fingerprint(job, stage, inputs, digests)
-    _settle_changed_inputs(stage, stage_layout, layout, inputs, digests, display)
-    weights = None
-    if isinstance(stage, TrainStage) and stage.init is not None and stage.init.checkpoint is None:
-        weights = stage.init.pretrained or str(layout.stage(str(stage.init.stage)).weights)
-    StageInputs(
-        fingerprint=fingerprint,
-        spec_fingerprint=spec_fingerprint(job, stage),
-        tokenizer=str(data.tokenizer) if data else "",
-        train={name: str(path) for name, path in data.train.items()} if data else {},
-        evaluation={name: str(path) for name, path in data.evaluation.items()} if data else {},
-        label_names=data.label_names if data else (),
-        weights=weights,
-        run_id=_tracker_run_id(stage_layout, run_id),
-        data_digests=digests,
-        input_fingerprints=inputs,
-    ).write(stage_layout.inputs)
-    return fingerprint
+    with opened_run(job, layout, display) as (pinned_job, run_id), RayTasks() as tasks:
+        preparation = Preparation(pinned_job, layout, display, run_id, tasks)
+        preparation.check_sources()
+        for stage in stage_order(pinned_job):
+            preparation.prepare(stage)
 
 
 def refuse_to_go_on(layout: RunLayout) -> None:
@@ -89,27 +51,148 @@ def refuse_to_go_on(layout: RunLayout) -> None:
         raise StoppedError(f"{layout.root.name} was stopped before its workers started")
 
 
-def _prepare_data(
-    job: Job, stage: TrainStage | EvaluateStage, layout: RunLayout, display: Display
-) -> PreparedData:
-    """Tokenizer and rows of a stage, until somebody wants the run to stop."""
-    from orchestrator.train.inputs import prepare_data
+class Preparation:
+    """Makes what the stages of one start of a run read, in their order."""
 
-    def on_progress(what: str, done: int, total: int) -> None:
-        refuse_to_go_on(layout)
-        display.prepare(stage.name, what, done, total)
+    def __init__(self, job: Job, layout: RunLayout, display: Display, run_id: str, tasks: Tasks) -> None:
+        """Nothing is made yet."""
+        # Here and not above: it imports numpy and xxhash, which a refused job never needs.
+        from orchestrator.data.catalog import Catalog
 
-    refuse_to_go_on(layout)
-    data = prepare_data(job, stage, layout, on_progress)
-    for line in data.summaries():
-        display.note(stage.name, line)
-    return data
+        self._job = job
+        self._layout = layout
+        self._display = display
+        self._run_id = run_id
+        self._catalog = Catalog(job.datasets, layout.cache, tasks)
+        self._fingerprints: dict[str, str] = {}
+        """What the weights of each stage depend on, by its name."""
 
+    def check_sources(self) -> None:
+        """Find the datasets of all stages and check their columns, before the first one is tokenised.
 
-def _tracker_run_id(stage_layout: StageLayout, run_id: str) -> str:
-    """What trackers call this stage: the same over restarts, another one for each time it began anew."""
-    earlier = sum(1 for _ in stage_layout.root.parent.glob(f"{stage_layout.root.name}.before-*"))
-    return f"{run_id}-{stage_layout.root.name}" + (f"-{earlier + 1}" if earlier else "")
+        Raises:
+            DataError: A file or a column is missing.
+        """
+        from orchestrator.train.inputs import dataset_names, find_prepared
+
+        seen: set[str] = set()
+        for stage in stage_order(self._job):
+            if isinstance(stage, ExportStage):
+                continue
+            for name in dataset_names(self._job, stage):
+                refuse_to_go_on(self._layout)
+                if name not in seen:
+                    self._display.note(stage.name, f"reading dataset '{name}'")
+                seen.add(name)
+                try:
+                    self._catalog.find(name).check_columns()
+                except SourceMissingError:
+                    fingerprint = spec_fingerprint(self._job, stage)
+                    if find_prepared(self._layout.stage(stage.name), fingerprint) is None:
+                        raise
+
+    def prepare(self, stage: Stage) -> str:
+        """Make what a stage reads, and write ``inputs.json``; the stage's fingerprint.
+
+        Raises:
+            PlanError: A stage that began reads other data now.
+        """
+        # Here and not above: it imports torch and transformers.
+        from orchestrator.train.inputs import StageInputs
+
+        job, stage_layout = self._job, self._layout.stage(stage.name)
+        data = None if isinstance(stage, ExportStage) else self._prepare_or_find(stage)
+        digests = data.digests() if data else {}
+        inputs = {name: self._fingerprints[name] for name in input_stages(stage)}
+        fingerprint = stage_fingerprint(job, stage, input_fingerprints=inputs, data_digests=digests)
+        self._fingerprints[stage.name] = _weights_fingerprint(job, stage, inputs, digests)
+        self._settle_changed_inputs(stage, inputs, digests)
+        StageInputs(
+            fingerprint=fingerprint,
+            spec_fingerprint=spec_fingerprint(job, stage),
+            tokenizer=str(data.tokenizer) if data else "",
+            train={name: str(path) for name, path in data.train.items()} if data else {},
+            evaluation={name: str(path) for name, path in data.evaluation.items()} if data else {},
+            label_names=data.label_names if data else (),
+            weights=self._first_weights(stage),
+            run_id=self._tracker_run_id(stage),
+            data_digests=digests,
+            input_fingerprints=inputs,
+        ).write(stage_layout.inputs)
+        return fingerprint
+
+    def _first_weights(self, stage: Stage) -> str | None:
+        """Folder or hub id of a training stage's first weights."""
+        if not isinstance(stage, TrainStage) or stage.init is None or stage.init.checkpoint is not None:
+            return None
+        return stage.init.pretrained or str(self._layout.stage(str(stage.init.stage)).weights)
+
+    def _tracker_run_id(self, stage: Stage) -> str:
+        """What trackers call a stage: the same over restarts, another one each time it began anew."""
+        earlier = sum(1 for _ in self._layout.root.glob(f"{stage.name}.before-*"))
+        return f"{self._run_id}-{stage.name}" + (f"-{earlier + 1}" if earlier else "")
+
+    def _prepare_or_find(self, stage: TrainStage | EvaluateStage) -> PreparedData:
+        """Tokenizer and rows of a stage; where its sources are gone, those that it had before.
+
+        Raises:
+            SourceMissingError: The sources are gone, and nothing was prepared from them for this very stage.
+        """
+        from orchestrator.train.inputs import find_prepared
+
+        try:
+            return self._prepare_data(stage)
+        except SourceMissingError as error:
+            found = find_prepared(self._layout.stage(stage.name), spec_fingerprint(self._job, stage))
+            if found is None:
+                raise
+            self._display.note(stage.name, f"keeps the rows that were prepared before: {error}")
+            append_event(self._layout.events, "sources_missing", stage=stage.name, message=str(error))
+            return found
+
+    def _prepare_data(self, stage: TrainStage | EvaluateStage) -> PreparedData:
+        """Tokenizer and rows of a stage, until somebody wants the run to stop."""
+        from orchestrator.train.inputs import prepare_data
+
+        def on_progress(what: str, done: int, total: int) -> None:
+            refuse_to_go_on(self._layout)
+            self._display.prepare(stage.name, what, done, total)
+
+        refuse_to_go_on(self._layout)
+        data = prepare_data(self._job, stage, self._catalog, on_progress)
+        for line in data.summaries():
+            self._display.note(stage.name, line)
+        return data
+
+    def _settle_changed_inputs(self, stage: Stage, inputs: dict[str, str], digests: dict[str, str]) -> None:
+        """A started stage must go on with what it began with.
+
+        Other training data is refused; a stage whose input stage was trained anew starts over, its old
+        folder renamed.
+
+        Raises:
+            PlanError: The training data changed.
+        """
+        from orchestrator.train.inputs import StageInputs
+
+        stage_layout = self._layout.stage(stage.name)
+        if not stage_layout.inputs.exists() or not has_started(stage_layout):
+            return
+        before = StageInputs.read(stage_layout)
+        changed = [
+            name
+            for name, digest in before.data_digests.items()
+            if not name.startswith("evaluation.") and digests.get(name, digest) != digest
+        ]
+        if changed and isinstance(stage, TrainStage):
+            raise PlanError(
+                f"stage '{stage.name}': the content of {changed} changed since the stage began."
+                " Restore the files to go on, give the job another name, or start over with --fresh."
+            )
+        if before.input_fingerprints != inputs and isinstance(stage, TrainStage):
+            target = set_aside(stage_layout.root)
+            self._display.note(stage.name, f"starts over on new weights; its old folder is {target}")
+            append_event(self._layout.events, "stage_set_aside", stage=stage.name, folder=str(target))
 
 
 def _weights_fingerprint(job: Job, stage: Stage, inputs: dict[str, str], digests: dict[str, str]) -> str:
@@ -118,40 +201,3 @@ def _weights_fingerprint(job: Job, stage: Stage, inputs: dict[str, str], digests
         stage = stage.model_copy(update={"evaluation": None})
         digests = {name: digest for name, digest in digests.items() if not name.startswith("evaluation.")}
     return stage_fingerprint(job, stage, input_fingerprints=inputs, data_digests=digests)
-
-
-def _settle_changed_inputs(
-    stage: Stage,
-    stage_layout: StageLayout,
-    layout: RunLayout,
-    inputs: dict[str, str],
-    digests: dict[str, str],
-    display: Display,
-) -> None:
-    """A started stage must go on with what it began with.
-
-    Other training data is refused; a stage whose input stage was trained anew starts over, its old
-    folder renamed.
-
-    Raises:
-        PlanError: The training data changed.
-    """
-    from orchestrator.train.inputs import StageInputs
-
-    if not stage_layout.inputs.exists() or not has_started(stage_layout):
-        return
-    before = StageInputs.read(stage_layout)
-    changed = [
-        name
-        for name, digest in before.data_digests.items()
-        if not name.startswith("evaluation.") and digests.get(name, digest) != digest
-    ]
-    if changed and isinstance(stage, TrainStage):
-        raise PlanError(
-            f"stage '{stage.name}': the content of {changed} changed since the stage began."
-            " Restore the files to go on, give the job another name, or start over with --fresh."
-        )
-    if before.input_fingerprints != inputs and isinstance(stage, TrainStage):
-        target = set_aside(stage_layout.root)
-        display.note(stage.name, f"starts over on new weights; its old folder is {target}")
-        append_event(layout.events, "stage_set_aside", stage=stage.name, folder=str(target))

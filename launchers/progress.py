@@ -5,18 +5,18 @@ Follows the stage's ``metrics.jsonl``, so it shows the same on every launcher.
 
 from __future__ import annotations
 
-import json
 import math
+import os
 import threading
 import time
 from collections.abc import Mapping
-from pathlib import Path
 from typing import TextIO
 
 from rich.console import Console
 from rich.live import Live
 from rich.text import Text
 
+from launchers.stage_news import StageNews
 from orchestrator.checkpoint.layout import RunLayout, StageLayout
 from orchestrator.tracking.events import read_json_lines
 
@@ -54,14 +54,20 @@ class ProgressDisplay:
         self._live: Live | None = None
         self._thread: threading.Thread | None = None
         self._ended = threading.Event()
+        self._prepared = ""
         self._percent = -1
 
     def prepare(self, stage: str, what: str, done: int, total: int) -> None:
-        """One line at every tenth of the rows."""
+        """One line at every tenth of the rows, with the rate and the remaining time."""
         percent = 10 * (10 * done // max(total, 1))
+        if what != self._prepared:
+            self._prepared, self._percent = what, -1
+            self._prepare_began, self._prepare_from = time.monotonic(), done
         if percent != self._percent:
             self._percent = percent
-            self._line(stage, f"tokenising {what}: {done:,} of {total:,} rows")
+            seconds = time.monotonic() - self._prepare_began
+            pace = _pace(done - self._prepare_from, total - done, seconds)
+            self._line(stage, f"tokenising {what}: {done:,} of {total:,} rows{pace}")
 
     def skip(self, stage: str) -> None:
         """One line."""
@@ -72,13 +78,14 @@ class ProgressDisplay:
         self._line(stage, message)
 
     def start(self, stage: str, layout: StageLayout) -> None:
-        """Follow the stage's metrics until ``end``."""
+        """Follow the stage's metrics and events until ``end``."""
         self._line(stage, "starting workers")
         self._ended.clear()
         if self._console.is_terminal:
             self._live = Live(console=self._console, refresh_per_second=4, transient=True)
             self._live.start()
-        self._thread = threading.Thread(target=self._follow, args=(stage, layout), daemon=True)
+        news = StageNews(stage, self._run)
+        self._thread = threading.Thread(target=self._follow, args=(stage, layout, news), daemon=True)
         self._thread.start()
 
     def end(self, stage: str, outcome: str) -> None:
@@ -95,25 +102,29 @@ class ProgressDisplay:
         """Print one line above the live one."""
         self._console.print(f"\\[{stage}] {message}")
 
-    def _follow(self, stage: str, layout: StageLayout) -> None:
-        """Show new lines of metrics as they appear."""
-        offset = layout.metrics.stat().st_size if layout.metrics.exists() else 0
-        began, is_told = time.time(), False
-        while True:
-            if not is_told and time.time() > began + PATIENCE_SECONDS:
-                is_told = True
+    def _follow(self, stage: str, layout: StageLayout, news: StageNews) -> None:
+        """Show what is new, again and again."""
+        patience: float = PATIENCE_SECONDS
+        began = time.time()
+        while not self._ended.wait(POLL_SECONDS):
+            self._show_news(stage, news)
+            if time.time() > began + patience:
+                patience = math.inf
                 if not _has_started(layout, began):
                     self._line(
                         stage,
-                        f"no worker has started in {PATIENCE_SECONDS} s: the cluster has no free room, or"
-                        " its machines are slow; 'ray status' shows what it is busy with",
+                        f"no worker has started in {PATIENCE_SECONDS} s: {_where()} has no free room, or is slow",
                     )
-            ended = self._ended.wait(POLL_SECONDS)
-            lines, offset = _new_lines(layout.metrics, offset)
-            for metrics in lines:
-                self._show(stage, metrics)
-            if ended:
-                return
+        # Twice: a file that was made anew is read at the second look.
+        self._show_news(stage, news)
+        self._show_news(stage, news)
+
+    def _show_news(self, stage: str, news: StageNews) -> None:
+        """Print events and metrics that were written since the last look."""
+        for message in news.messages():
+            self._line(stage, message)
+        for metrics in news.metrics():
+            self._show(stage, metrics)
 
     def _show(self, stage: str, metrics: Mapping[str, float]) -> None:
         """One logged step: the live line in a terminal, a plain line elsewhere."""
@@ -133,25 +144,23 @@ class ProgressDisplay:
         return f" of {started[-1]}" if started else ""
 
 
+def _where() -> str:
+    """What the workers wait for."""
+    address = os.environ.get("RAY_ADDRESS")
+    return f"the cluster at {address} ('ray status' shows what it does)" if address else "this machine"
+
+
+def _pace(done: int, left: int, seconds: float) -> str:
+    """Rows per second and the time that the rest takes at that rate; nothing before there is a rate."""
+    if not done or not left or seconds <= 0:
+        return ""
+    rate = done / seconds
+    minutes, rest = divmod(round(left / rate), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f", {rate:,.0f} rows/s, {hours}:{minutes:02}:{rest:02} left"
+
+
 def _has_started(layout: StageLayout, began: float) -> bool:
     """Whether rank 0 has opened its log since ``began``, seconds since the epoch."""
     log = layout.log(0)
     return log.exists() and log.stat().st_mtime >= began
-
-
-def _new_lines(path: Path, offset: int) -> tuple[list[dict[str, float]], int]:
-    """Complete JSON lines after ``offset`` and where they end; a file made anew is read from its start."""
-    if not path.exists():
-        return [], 0
-    with path.open("rb") as file:
-        if path.stat().st_size < offset:
-            offset = 0
-        file.seek(offset)
-        complete, _, _ = file.read().rpartition(b"\n")
-    lines = []
-    for line in complete.splitlines():
-        try:
-            lines.append(json.loads(line))
-        except json.JSONDecodeError:
-            continue  # The file was made anew between two looks, and this one began inside a line.
-    return lines, offset + len(complete) + (1 if complete else 0)

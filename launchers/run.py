@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import shlex
 import signal
 import sys
 import threading
@@ -19,6 +21,8 @@ from launchers.runs import read_result, run_status
 from orchestrator.checkpoint.layout import RunLayout
 from orchestrator.spec.job import Job, TrainStage
 
+# What shells report of a process that ended by SIGINT.
+INTERRUPTED = 130
 EXIT_CODES: dict[State, int] = {"finished": 0, "stopped": 75}
 
 
@@ -60,9 +64,11 @@ def _run_stoppable(job: Job, layout: RunLayout, display: Display, *, fresh: bool
 
     def on_signal(number: int, frame: FrameType | None) -> None:
         if stop.is_set():
-            raise KeyboardInterrupt
+            # Threads of native libraries cannot be ended one by one; what the run needs is on the disk.
+            print("Stopped at once; the same command goes on from the last checkpoint.", file=sys.stderr)
+            os._exit(INTERRUPTED)
         stop.set(signal.Signals(number).name)
-        print("Stopping after this step; once more to stop at once.", file=sys.stderr)
+        print("Stopping as soon as the work is saved; once more to stop at once.", file=sys.stderr)
 
     thread = threading.Thread(target=work, name="driver", daemon=True)
     thread.start()
@@ -85,7 +91,7 @@ def _print_end(job: Job, layout: RunLayout, runs_dir: Path) -> None:
         if stage_layout.weights.exists():
             print(f"  weights: {stage_layout.weights}")
     last = [stage.name for stage in job.stages if isinstance(stage, TrainStage)][-1]
-    options = "" if str(runs_dir) == "runs" else f" --runs-dir {runs_dir}"
+    options = "" if str(runs_dir) == "runs" else f" --runs-dir {shlex.quote(str(runs_dir))}"
     print("\nNext:")
     print(f'  orchestrator predict {job.name} --stage {last}{options} --text "..."')
     print(f"  orchestrator status {job.name}{options}")

@@ -17,7 +17,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from launchers.planning import prepared_rows
+from launchers.counting import planned_steps
+from launchers.display import Display
+from launchers.pins import look_up_pins
 from launchers.ray_session import available_cpus
 from launchers.runs import read_result
 from orchestrator.checkpoint.layout import RunLayout, StageLayout
@@ -26,7 +28,7 @@ from orchestrator.errors import LaunchError, PlanError
 from orchestrator.spec.fingerprint import difference, limits_lowered, trajectory_keys
 from orchestrator.spec.job import Job, TrainStage
 from orchestrator.spec.load import dump_resolved, load_resolved
-from orchestrator.spec.plan import batch_complaint, count_steps, plan_batch
+from orchestrator.spec.plan import batch_complaint, plan_batch
 from orchestrator.tracking.events import replace_text
 
 PACKAGES = (
@@ -42,21 +44,35 @@ PACKAGES = (
 
 
 @contextmanager
-def opened_run(job: Job, layout: RunLayout, *, fresh: bool = False) -> Iterator[str]:
-    """Hold the run directory, written for this job; gives the run's id.
+def opened_run(
+    job: Job, layout: RunLayout, display: Display, *, fresh: bool = False
+) -> Iterator[tuple[Job, str]]:
+    """Hold the run directory, written for this job; gives the job, hub entries pinned, and the run's id.
 
     Args:
         fresh: Rename what is there and start in an empty directory.
+
+    Raises:
+        PlanError: It cannot be made, or holds a run of another job.
     """
     if fresh and layout.root.exists():
         with only_driver(layout):
             set_aside(layout.root)
-    layout.root.mkdir(parents=True, exist_ok=True)
+    try:
+        layout.root.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise PlanError(
+            f"the run directory {layout.root} cannot be made: {error.strerror}. Name a folder that can be"
+            " written with --runs-dir"
+        ) from error
     with only_driver(layout):
+        job, notes = look_up_pins(job, layout.pins)
+        for note in notes:
+            display.note(job.name, note)
         refuse_changed(job, layout)
         # A request of an earlier start is not meant for this one.
         layout.stop_request.unlink(missing_ok=True)
-        yield write_run(job, layout)
+        yield job, write_run(job, layout)
 
 
 class StopWish:
@@ -161,7 +177,7 @@ def _limits_below_done(old: TrainStage, new: TrainStage, job: Job, layout: RunLa
     saved = [folder.step for folder in list_steps(stage_layout.checkpoints) if folder.is_complete]
     done = max([*saved, int(read_result(stage_layout).get("step") or 0)])
     if batch_complaint(new, job.resources) is None:
-        allowed = count_steps(new.limits, plan_batch(new, job.resources), prepared_rows(stage_layout))
+        allowed = planned_steps(new, plan_batch(new, job.resources), stage_layout)
         if allowed is not None and allowed >= done:
             return []
     return [f"{line} ({done} steps are done)" for line in limits_lowered(old, new)]

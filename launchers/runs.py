@@ -61,7 +61,10 @@ def list_runs(runs_dir: Path) -> list[Path]:
 
 
 def run_status(run_dir: Path) -> dict[str, Any]:
-    """``{name, state, stages: [{name, state, step, metrics}]}`` of one run."""
+    """``{name, state, problem, stages: [{name, state, step, metrics}]}`` of one run.
+
+    ``problem`` is why a failed run failed, and ``None`` otherwise.
+    """
     layout = RunLayout(run_dir)
     events = list(read_json_lines(layout.events))
     state = run_state(layout, events)
@@ -77,7 +80,8 @@ def run_status(run_dir: Path) -> dict[str, Any]:
                 "metrics": metrics,
             }
         )
-    return {"name": run_dir.resolve().name, "state": state, "stages": stages}
+    problem = str(events[-1].get("message")) if state == "failed" else None
+    return {"name": run_dir.resolve().name, "state": state, "problem": problem, "stages": stages}
 
 
 def run_state(layout: RunLayout, events: list[dict[str, Any]]) -> str:

@@ -11,7 +11,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol, overload
 
 import numpy as np
 
@@ -22,7 +22,8 @@ if TYPE_CHECKING:
     from orchestrator.spec.training import Data
 
 IGNORE_INDEX = -100
-Head = Literal["causal_lm", "masked_lm", "pretraining", "sequence_classification"]
+Head = Literal["causal_lm", "masked_lm", "pretraining", "sequence_classification", "token_classification"]
+DocumentKind = Literal["text", "words", "conversation"]
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,14 @@ class RowLayout:
     """Rows begin with the classification token and segments end with the separator, as BERT expects;
     in ``best_fit`` rows every document does."""
     labelled: bool
-    """Every row carries a label."""
+    """Every row carries a label; where documents are words, every word does."""
+    document: DocumentKind = "text"
+    """What a document is made from: a text (or two, where rows are labelled and the dataset has pairs), a
+    list of words, or a conversation."""
+    labels: Literal["class", "classes", "numbers"] = "class"
+    """What a label is: one class, a set of classes, or numbers."""
+    train_on: Literal["assistant", "all"] = "assistant"
+    """Which tokens of a conversation are learned."""
 
 
 @dataclass(frozen=True)
@@ -62,9 +70,10 @@ class Row:
 
     input_ids: np.ndarray
     """int64 ``(S,)``."""
-    label: int | None = None
+    label: int | np.ndarray | None = None
+    """A class; or float32 ``(C,)``, 1 for each class of the row and 0 for others, or the row's numbers."""
     labels: np.ndarray | None = None
-    """int64 ``(D,)``: label of each document of a row that tells its documents apart."""
+    """int64 ``(D,)``: class of each document of a row that tells its documents apart."""
     segment_ids: np.ndarray | None = None
     """int64 ``(S,)``, 0 in the first and 1 in the second segment of a pair."""
     is_next: bool | None = None
@@ -72,6 +81,35 @@ class Row:
     document_ids: np.ndarray | None = None
     """int64 ``(S,)``, 0 in the first document of the row, 1 in the next and so on. Where a row has them,
     attention stays inside a document, positions begin anew in each, and none predicts the next one."""
+    token_labels: np.ndarray | None = None
+    """int64 ``(S,)``, the class of the word that begins with a token, ``IGNORE_INDEX`` at other tokens."""
+    is_learned: np.ndarray | None = None
+    """bool ``(S,)``, the tokens of a conversation that are to be predicted."""
+
+
+class EqualRows(Sequence[Row]):
+    """Rows of nothing but tokens, all of one length: one array, so that a batch is made without a loop."""
+
+    def __init__(self, input_ids_BS: np.ndarray) -> None:
+        """Hold rows.
+
+        Args:
+            input_ids_BS: int64 ``(B, S)``; nobody else's, so that a batch may keep it.
+        """
+        self.input_ids_BS = input_ids_BS
+
+    def __len__(self) -> int:
+        """B."""
+        return len(self.input_ids_BS)
+
+    @overload
+    def __getitem__(self, index: int) -> Row: ...
+    @overload
+    def __getitem__(self, index: slice) -> EqualRows: ...
+    def __getitem__(self, index: int | slice) -> Row | EqualRows:
+        """One row, or some of them."""
+        chosen = self.input_ids_BS[index]
+        return EqualRows(chosen) if isinstance(index, slice) else Row(chosen)
 
 
 Batch = dict[str, "Tensor"]
@@ -83,6 +121,10 @@ class Objective(ABC):
     head: Head
     terms: tuple[str, ...]
     """Names of the terms of the loss; each is summed and divided by its own number of targets."""
+    problem_type: str | None = None
+    """What Hugging Face calls the problem of a classification head, for the model's configuration."""
+    evaluates: Literal["sums", "rows"] = "sums"
+    """Whether ``statistics`` are sums, or a line for each row where metrics need all rows at once."""
 
     @abstractmethod
     def __init__(self, section: Any, tokens: TokenInfo, label_names: Sequence[str]) -> None:
@@ -107,11 +149,15 @@ class Objective(ABC):
 
     @abstractmethod
     def statistics(self, model: nn.Module, batch: Batch, num_valid: int) -> Tensor:
-        """float64 ``(K,)`` sums over the first ``num_valid`` rows; they add up over batches and ranks."""
+        """What metrics need of the first ``num_valid`` rows, float64.
+
+        ``(K,)`` sums, which add up over batches and ranks; or ``(num_valid, K)`` where it ``evaluates``
+        rows, which are put together in their order.
+        """
 
     @abstractmethod
     def metrics(self, statistics: Tensor) -> dict[str, float]:
-        """Evaluation metrics from summed statistics."""
+        """Evaluation metrics from the statistics of all rows."""
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,8 @@
     OrchestratorError
       SpecError         the job file: unknown key, wrong type, two keys that contradict each other
       PlanError         the job file against the machine: batch arithmetic, workers, devices
-      DataError         datasets and tokenizers: a missing file, column or label, an empty corpus
+      DataError         datasets and tokenizers: a missing column or label, an empty corpus
+        SourceMissingError  the files are not there
       ModelError        a model that cannot be built, or that does not fit its tokenizer or rows
       CheckpointError   saving, verifying or loading state
       TrackingError     an experiment tracker that cannot start
@@ -48,8 +49,9 @@ class SpecError(OrchestratorError):
 
     def __init__(self, problems: list[Problem]) -> None:
         """Join ``problems`` into one message, one line each."""
-        super().__init__("\n".join(str(problem) for problem in problems))
-        self.problems = problems
+        # What several stages take from one line of defaults is wrong once.
+        self.problems = list(dict.fromkeys(problems))
+        super().__init__("\n".join(str(problem) for problem in self.problems))
 
 
 class PlanError(OrchestratorError):
@@ -58,6 +60,10 @@ class PlanError(OrchestratorError):
 
 class DataError(OrchestratorError):
     """A dataset or tokenizer is missing, empty, damaged, or not what the job says it is."""
+
+
+class SourceMissingError(DataError):
+    """A dataset's files, folder or distribution are not where the job says."""
 
 
 class ModelError(OrchestratorError):

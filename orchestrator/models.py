@@ -6,6 +6,7 @@ shard it.
 
 from __future__ import annotations
 
+import difflib
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
@@ -20,12 +21,14 @@ from transformers import (
     AutoModelForMaskedLM,
     AutoModelForPreTraining,
     AutoModelForSequenceClassification,
+    AutoModelForTokenClassification,
     PretrainedConfig,
     PreTrainedModel,
 )
 
 from orchestrator.contracts import Head, TokenInfo
 from orchestrator.errors import ModelError
+from orchestrator.spec.positions import first_position
 from orchestrator.spec.training import Init
 
 AUTO_CLASSES: Mapping[Head, Any] = {
@@ -33,6 +36,7 @@ AUTO_CLASSES: Mapping[Head, Any] = {
     "masked_lm": AutoModelForMaskedLM,
     "pretraining": AutoModelForPreTraining,
     "sequence_classification": AutoModelForSequenceClassification,
+    "token_classification": AutoModelForTokenClassification,
 }
 
 # Takes part in every configuration, though only as an argument: sdpa, eager, flash_attention_2 and so on.
@@ -56,9 +60,9 @@ def make_config(config: Mapping[str, Any], tokens: TokenInfo | None = None) -> P
         ) from error
     unknown = sorted(key for key in keys if not hasattr(known, key) and key != ATTENTION)
     if unknown:
-        raise ModelError(
-            f"model.config: '{model_type}' has no keys {unknown}; it has {sorted(known.to_diff_dict())}"
-        )
+        near = difflib.get_close_matches(unknown[0], list(known.to_diff_dict()), n=1)
+        hint = f"Did you mean '{near[0]}'?" if near else f"It has {sorted(known.to_diff_dict())}."
+        raise ModelError(f"model.config: '{model_type}' has no keys {unknown}. {hint}")
     if tokens is not None:
         keys.setdefault("vocab_size", tokens.vocab_size)
         keys.setdefault("pad_token_id", tokens.pad_id)
@@ -96,14 +100,20 @@ def _unreachable(source: str, error: Exception) -> ModelError:
     )
 
 
-def count_parameters(config: Mapping[str, Any]) -> int:
-    """Parameters of the model with its language-modelling head, tied ones counted once; allocates nothing."""
+def count_parameters(config: Mapping[str, Any], head: Head, num_labels: int) -> int:
+    """Parameters of the model with this head, tied ones counted once; allocates nothing.
+
+    Args:
+        num_labels: Outputs of a classification head; others have none.
+
+    Raises:
+        ModelError: The model cannot be built.
+    """
     made = make_config(config)
+    made.num_labels = num_labels
     with torch.device("meta"):
-        known = type(made) in AutoModelForPreTraining._model_mapping
-        auto = AutoModelForPreTraining if known else AutoModelForCausalLM
         try:
-            model = auto.from_config(made)
+            model = AUTO_CLASSES[head].from_config(made)
         except (ValueError, KeyError, TypeError, ZeroDivisionError) as error:
             raise ModelError(f"model.config for '{made.model_type}': {error}") from error
     return sum(parameter.numel() for parameter in model.parameters())
@@ -158,7 +168,6 @@ def _set_labels(config: PretrainedConfig, label_names: tuple[str, ...]) -> None:
         config.num_labels = len(label_names)
         config.id2label = dict(enumerate(label_names))
         config.label2id = {name: index for index, name in enumerate(label_names)}
-        config.problem_type = "single_label_classification"
 
 
 def _checked_head(model: PreTrainedModel, head: Head) -> PreTrainedModel:
@@ -184,12 +193,26 @@ def check_fit(config: PretrainedConfig, tokens: TokenInfo, seq_len: int, where: 
             f"{where}: the tokenizer has {tokens.vocab_size} entries, the model's vocab_size is {entries}."
             f" Use the tokenizer the model was made with, or leave vocab_size out of model.config."
         )
-    positions = getattr(text_config, "max_position_embeddings", None)
-    if positions is not None and seq_len > positions:
-        raise ModelError(
-            f"{where}: data.seq_len {seq_len} is longer than the model's {positions} positions."
-            f" Use seq_len {positions} or less, or a model with more positions."
+    usable = usable_positions(config, tokens.pad_id)
+    if usable is not None and seq_len > usable:
+        positions = text_config.max_position_embeddings
+        first = positions - usable
+        rest = (
+            f" (max_position_embeddings {positions}, which begin at {first} in '{text_config.model_type}')"
+            if first
+            else ""
         )
+        raise ModelError(
+            f"{where}: data.seq_len {seq_len} is longer than the model's {usable} positions{rest}."
+            f" Use seq_len {usable} or less, or a model with more positions."
+        )
+
+
+def usable_positions(config: PretrainedConfig, pad_id: int) -> int | None:
+    """Tokens that a row of the model can have; ``None`` where it has no table of positions."""
+    text_config = config.get_text_config()
+    positions: int | None = getattr(text_config, "max_position_embeddings", None)
+    return None if positions is None else positions - first_position(text_config.to_dict(), pad_id)
 
 
 def find_blocks(model: nn.Module) -> list[nn.Module]:
@@ -227,4 +250,12 @@ def save_weights(model: PreTrainedModel, weights: Mapping[str, Tensor], tokenize
     model.config.use_cache = True
     model.save_pretrained(folder, state_dict={**weights, **buffers})
     model.config.use_cache = False
+    positions = usable_positions(model.config, tokenizer.pad_token_id)
+    if positions is not None:
+        # So that truncation in plain transformers cuts where the model ends.
+        tokenizer.model_max_length = positions
     tokenizer.save_pretrained(folder)
+    # The safetensors library makes its files readable by their owner alone.
+    mode = (folder / "config.json").stat().st_mode
+    for path in folder.iterdir():
+        path.chmod(mode)

@@ -26,6 +26,8 @@ REGISTRY: Mapping[Kind, Mapping[str, str]] = MappingProxyType(
             "sequence_classification": (
                 "orchestrator.objectives.sequence_classification:SequenceClassification"
             ),
+            "token_classification": "orchestrator.objectives.token_classification:TokenClassification",
+            "supervised_finetuning": "orchestrator.objectives.supervised_finetuning:SupervisedFinetuning",
         },
         "strategy": {
             "ddp": "orchestrator.strategies.ddp:DDPEngine",

@@ -98,6 +98,11 @@ class RunLayout:
         return self.root / "run_id"
 
     @property
+    def pins(self) -> Path:
+        """Commits of the hub entries that the run began with."""
+        return self.root / "pins.json"
+
+    @property
     def plan(self) -> Path:
         """What was planned at the latest start."""
         return self.root / "plan.json"

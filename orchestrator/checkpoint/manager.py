@@ -135,10 +135,13 @@ class CheckpointManager:
             try:
                 found = self._newest_verified()
             except OSError as error:
-                problem = f"{self._folder}: a damaged checkpoint could not be set aside: {error}"
+                problem = str(error)
         found, problem = from_first((found, problem))
         if problem is not None:
-            raise CheckpointError(problem)
+            raise CheckpointError(
+                f"{self._folder}: a damaged checkpoint could not be set aside: {problem}. Move it out of the"
+                " folder, or make the folder writable"
+            )
         self._verified = found
         return found
 
@@ -175,6 +178,11 @@ class CheckpointManager:
                 load(tensors, storage_reader=ShardReader(path), planner=planner)
         except CheckpointException as error:
             raise CheckpointError(f"{path}: could not be read: {_describe(error)}") from error
+        return self.read_state(path)
+
+    @staticmethod
+    def read_state(path: Path) -> dict[str, Any]:
+        """What ``save`` was given beside the tensors."""
         return seal.read_json(path / seal.STATE)
 
     def _check(self, path: Path) -> str | None:

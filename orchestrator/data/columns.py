@@ -1,17 +1,19 @@
-"""From a source's rows to checked rows of text and label.
+"""From a source's rows to checked rows of the fields that a stage reads.
 
 Works on any ``datasets.Dataset`` handed to it, without importing the library.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NoReturn
 
 import numpy as np
 
+from orchestrator.data.fields import columns_of
 from orchestrator.data.files import nearest
-from orchestrator.data.selection import hash_texts, needs_hashes
+from orchestrator.data.sound_lines import separator_hint
 from orchestrator.errors import DataError
 from orchestrator.spec.datasets import DatasetSection, Scalar
 
@@ -19,23 +21,46 @@ from orchestrator.spec.datasets import DatasetSection, Scalar
 SCAN_ROWS = 1000
 
 
-def filter_rows(name: str, dataset: DatasetSection, source: Any) -> tuple[Any, np.ndarray]:
-    """The rows that the filter keeps, and the number of each in the source."""
-    numbers = np.arange(len(source), dtype=np.int64)
+def check_columns(name: str, dataset: DatasetSection, source: Any) -> None:
+    """Refuse a source that lacks a column.
+
+    Raises:
+        DataError: Naming the key, and the columns that there are.
+    """
     for column in dataset.filter:
         _require_column(name, "filter", column, source)
+    select_columns(name, dataset, source)
+
+
+def filter_rows(name: str, dataset: DatasetSection, source: Any, part: Sequence[int]) -> np.ndarray:
+    """Numbers of the rows of ``part`` that the filter keeps, int64 and rising.
+
+    Args:
+        part: Consecutive rows of ``source``.
+
+    Raises:
+        DataError: The filter names a column that is not there.
+    """
+    for column in dataset.filter:
+        _require_column(name, "filter", column, source)
+    numbers = np.arange(part[0], part[-1] + 1, dtype=np.int64)
     if not dataset.filter:
-        return source, numbers
-    kept = [_matches(batch, dataset.filter) for batch in _batches(source, list(dataset.filter))]
-    numbers = np.flatnonzero(np.concatenate(kept))
-    if len(numbers) == 0:
-        column, wanted = next(iter(dataset.filter.items()))
-        found = sorted({repr(value) for value in source.select(range(min(len(source), SCAN_ROWS)))[column]})
-        raise DataError(
-            f"datasets.{name}: filter {dataset.filter} keeps none of {len(source)} rows; column"
-            f" '{column}' starts with values {', '.join(found[:10])}, expected {wanted!r}."
-        )
-    return source.select(numbers), numbers
+        return numbers
+    # A saved dataset may carry a format of its own, such as torch.
+    rows = source.select(part).with_format(None)
+    kept = [_matches(batch, dataset.filter) for batch in read_batches(rows, list(dataset.filter))]
+    kept_numbers: np.ndarray = numbers[np.concatenate(kept)]
+    return kept_numbers
+
+
+def refuse_empty_filter(name: str, dataset: DatasetSection, source: Any) -> NoReturn:
+    """Raise ``DataError``: the filter keeps no row."""
+    column, wanted = next(iter(dataset.filter.items()))
+    found = sorted({repr(value) for value in source.select(range(min(len(source), SCAN_ROWS)))[column]})
+    raise DataError(
+        f"datasets.{name}: filter {dataset.filter} keeps none of {len(source)} rows; column"
+        f" '{column}' starts with values {', '.join(found[:10])}, expected {wanted!r}."
+    )
 
 
 def _matches(
@@ -53,22 +78,45 @@ def _matches(
     return kept
 
 
-def _batches(source: Any, columns: list[str]) -> Iterator[dict[str, list[Any]]]:
-    """``columns`` of ``source`` as Python values, ``SCAN_ROWS`` rows at a time."""
-    yield from source.select_columns(columns).with_format(None).iter(SCAN_ROWS)
+def read_batches(rows: Any, columns: list[str]) -> Iterator[dict[str, list[Any]]]:
+    """``columns`` of ``rows``, ``SCAN_ROWS`` rows at a time; text that is not UTF-8 is given as ``bytes``."""
+    rows = rows.select_columns(columns)
+    for start in range(0, len(rows), SCAN_ROWS):
+        part = slice(start, start + SCAN_ROWS)
+        try:
+            yield rows[part]
+        except UnicodeDecodeError:
+            table = rows.with_format("arrow")[part]
+            yield {name: _decoded(table[name]) for name in columns}
+
+
+def _decoded(column: Any) -> list[Any]:
+    """Values of an Arrow column; the readers of JSON and Parquet do not check that texts are UTF-8."""
+    if str(column.type) not in ("string", "large_string"):
+        values: list[Any] = column.to_pylist()
+        return values
+    return [_text_or_bytes(value) for value in column.cast("binary").to_pylist()]
+
+
+def _text_or_bytes(value: bytes | None) -> str | bytes | None:
+    try:
+        return None if value is None else value.decode("utf-8")
+    except UnicodeDecodeError:
+        return value
 
 
 def select_columns(name: str, dataset: DatasetSection, source: Any) -> Any:
-    """``source`` with its text and label columns alone, renamed."""
-    columns = {dataset.text_column: "text"}
-    if dataset.label_column == dataset.text_column:
-        raise DataError(
-            f"datasets.{name}: text_column and label_column are both '{dataset.text_column}',"
-            f" expected two of the columns {source.column_names}."
-        )
-    if dataset.label_column is not None:
-        columns[dataset.label_column] = "label"
-    for key, column in zip(("text_column", "label_column"), columns, strict=False):
+    """``source`` with the columns alone that its rows are made of, named as their fields are."""
+    keys = columns_of(dataset)
+    columns: dict[str, str] = {}
+    for field, key in keys.items():
+        column = getattr(dataset, key)
+        if column in columns:
+            raise DataError(
+                f"datasets.{name}: {keys[columns[column]]} and {key} are both '{column}',"
+                f" expected two of the columns {source.column_names}."
+            )
+        columns[column] = field
         _require_column(name, key, column, source)
     # A saved dataset may carry a format of its own, such as torch.
     return source.select_columns(list(columns)).rename_columns(columns).with_format(None)
@@ -76,35 +124,18 @@ def select_columns(name: str, dataset: DatasetSection, source: Any) -> Any:
 
 def _require_column(name: str, key: str, column: str, source: Any) -> None:
     if column not in source.column_names:
+        hint = separator_hint(source.column_names)
         raise DataError(
             f"datasets.{name}: {key}: there is no column '{column}'; the columns are"
-            f" {source.column_names}.{nearest(column, source.column_names)}"
+            f" {source.column_names}."
+            + (f" {hint[0].upper()}{hint[1:]}." if hint else nearest(column, source.column_names))
         )
 
 
-def check_rows(name: str, dataset: DatasetSection, rows: Any, numbers: np.ndarray) -> np.ndarray:
-    """Check every text and label; hash the texts where the split needs it."""
-    hash_batch: Callable[[list[str]], np.ndarray] = (
-        hash_texts if needs_hashes(dataset) else lambda texts: np.empty((0, 2), np.uint64)
-    )
-    hashes = []
-    first = 0
-    for batch in _batches(rows, rows.column_names):
-        texts = batch["text"]
-        bad = next((i for i, text in enumerate(texts) if not isinstance(text, str)), None)
-        if bad is not None:
-            raise DataError(
-                f"datasets.{name}: row {numbers[first + bad]} (counted from 0): column"
-                f" '{dataset.text_column}' holds"
-                f" {texts[bad]!r}, expected a string. Correct or filter the row."
-            )
-        unlabelled = next((i for i, label in enumerate(batch.get("label", ())) if label in (None, "")), None)
-        if unlabelled is not None:
-            row = numbers[first + unlabelled]
-            raise DataError(
-                f"datasets.{name}: row {row} (counted from 0): column '{dataset.label_column}'"
-                " holds no label. Correct or filter the row."
-            )
-        hashes.append(hash_batch(texts))
-        first += len(texts)
-    return np.concatenate(hashes)
+@dataclass(frozen=True)
+class Unsound:
+    """A row that cannot be used, and why."""
+
+    number: int
+    """In the source, counted from 0."""
+    problem: str

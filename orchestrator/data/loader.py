@@ -1,4 +1,4 @@
-"""Rows for training and evaluation, read from memory-mapped folders in the order of a cursor.
+"""Rows of one prepared folder by number, read from memory-mapped files.
 
 Needs numpy and this package alone, so workers can be lean. A row is a pure function of (seed,
 source, epoch, row number); no reader has a state.
@@ -9,22 +9,17 @@ of the stream in each.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from functools import lru_cache
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from orchestrator.contracts import Row
-from orchestrator.data.mixture import Mixture
-from orchestrator.data.order import mix, order_key, permute
+from orchestrator.data.annotations import Annotations
+from orchestrator.data.order import mix, order_key
 from orchestrator.data.pieces import BestFitRows, cut_pieces
 from orchestrator.data.prepared import Meta
-
-# 1024: permuting 8 rows costs 80 us, nearly all of it the overhead of numpy calls, and 1024 rows 300 us;
-# so a block of the cursor is located at once, and remembered while it is read through.
-BLOCK_ROWS = 1024
 
 
 class RowReader:
@@ -44,7 +39,7 @@ class RowReader:
         layout = meta.layout
         self._cls_id: Any = meta.cls_id
         self._sep_id: Any = meta.sep_id
-        self._labels = self._map("labels.npy") if layout.labelled else None
+        self._annotations = Annotations(folder, layout)
         if layout.kind == "packed":
             self._body = layout.seq_len - (2 if layout.framed else 0)
             self._num_full = meta.num_tokens // self._body
@@ -102,19 +97,34 @@ class RowReader:
             IndexError: A row number outside the folder.
         """
         assert self.meta.layout.kind == "packed"
-        highest = self._check(rows)
+        if self._check(rows) < self._num_full:
+            return self._gather(rows)
         tokens_BS = np.empty((len(rows), self.meta.layout.seq_len), dtype=np.int64)
-        body_BC = tokens_BS
+        is_short = rows >= self._num_full
+        tokens_BS[~is_short] = self._gather(rows[~is_short])
+        tokens_BS[is_short] = self._last_row()
+        return tokens_BS
+
+    def read_equal(self, rows: np.ndarray) -> np.ndarray | None:
+        """Rows that are nothing but ``seq_len`` tokens each, int64 ``(B, S)``; ``None``: some are not.
+
+        Args:
+            rows: int64 ``(B,)``, each in ``[0, num_rows)``.
+        """
+        is_plain = self.meta.layout.kind == "packed" and not self._document_mask
+        if not is_plain or not len(rows) or rows.max() >= self._num_full:
+            return None
+        return self._gather(rows)
+
+    def _gather(self, rows: np.ndarray) -> np.ndarray:
+        """Full packed rows, int64 ``(B, S)``."""
+        tokens_BS = np.empty((len(rows), self.meta.layout.seq_len), dtype=np.int64)
         if self.meta.layout.framed:
-            body_BC = tokens_BS[:, 1:-1]
             tokens_BS[:, 0] = self._cls_id
             tokens_BS[:, -1] = self._sep_id
-        if highest < self._num_full:
-            body_BC[:] = self._grid_RC[rows]
-            return tokens_BS
-        is_short = rows >= self._num_full
-        body_BC[~is_short] = self._grid_RC[rows[~is_short]]
-        tokens_BS[is_short] = self._last_row()
+            tokens_BS[:, 1:-1] = self._grid_RC[rows]
+        else:
+            tokens_BS[:] = self._grid_RC[rows]
         return tokens_BS
 
     def row_lengths(self, rows: np.ndarray) -> np.ndarray:
@@ -153,20 +163,24 @@ class RowReader:
         tokens = pieces.split(self._tokens[pieces.places()].astype(np.int64))
         if not self._document_mask:
             return [Row(ids) for ids in tokens]
-        documents = pieces.document_ids()
-        labels: Sequence[np.ndarray | None] = [None] * len(rows)
-        if self._labels is not None:
-            numbers = np.searchsorted(self._documents, pieces.starts, side="right") - 1
-            labels = np.split(self._labels[numbers], np.cumsum(pieces.counts)[:-1])
+        numbers = np.searchsorted(self._documents, pieces.starts, side="right") - 1
+        labels = self._annotations.classes(numbers)
+        is_learned = self._annotations.is_learned(pieces.places())
+        none: Sequence[None] = [None] * len(rows)
         return [
-            Row(ids, document_ids=in_row, labels=of_row)
-            for ids, in_row, of_row in zip(tokens, documents, labels, strict=True)
+            Row(ids, document_ids=in_row, labels=of_row, is_learned=learned)
+            for ids, in_row, of_row, learned in zip(
+                tokens,
+                pieces.document_ids(),
+                none if labels is None else np.split(labels, np.cumsum(pieces.counts)[:-1]),
+                none if is_learned is None else pieces.split(is_learned),
+                strict=True,
+            )
         ]
 
     def _read_document(self, row: int) -> Row:
-        tokens = self._tokens[self._documents[row] : self._documents[row + 1]]
-        label = None if self._labels is None else int(self._labels[row])
-        return Row(tokens.astype(np.int64), label=label)
+        begin, end = int(self._documents[row]), int(self._documents[row + 1])
+        return self._annotations.row(row, self._tokens[begin:end].astype(np.int64), begin)
 
     def _read_pairs(self, rows: np.ndarray, epoch: int) -> list[Row]:
         """``[CLS] A [SEP] B [SEP]``; B is A's successor or, half of the time, from elsewhere."""
@@ -212,84 +226,3 @@ class RowReader:
                 f"{self.folder}: rows {lowest} to {highest} are asked for, expected 0 to {self.num_rows - 1}"
             )
         return highest
-
-
-class MixtureReader:
-    """Rows of a stage by the global cursor: mixed, shuffled, endless."""
-
-    def __init__(self, readers: Mapping[str, RowReader], weights: Mapping[str, float], *, seed: int) -> None:
-        """Join readers of one layout.
-
-        Args:
-            readers: One reader for each source.
-            weights: Positive weight of each source, in rows; as ``data.mixture`` has them.
-            seed: The job's seed.
-
-        Raises:
-            DataError: A weight is too small to get one row in 10,000.
-        """
-        self._readers = [readers[name] for name in weights]
-        assert len({reader.meta.layout for reader in self._readers}) == 1
-        self.mixture = Mixture(weights, {name: readers[name].num_rows for name in weights})
-        self.num_rows = int(self.mixture.num_rows.sum())
-        """Rows that all sources hold together: one epoch."""
-        self._seed = seed
-        self._block = lru_cache(maxsize=4)(self._locate_block)
-
-    def read_global(self, global_rows: np.ndarray) -> list[Row]:
-        """The rows at these places of the cursor, in the order asked for.
-
-        Args:
-            global_rows: int64 ``(B,)``, not negative; rows consumed by all ranks before each row.
-        """
-        sources, rows, epochs = self._locate(global_rows)
-        found: dict[int, Row] = {}
-        for source, in_source in _groups(sources):
-            for epoch, in_epoch in _groups(epochs[in_source]):
-                places = in_source[in_epoch]
-                read = self._readers[source].read(rows[places], epoch)
-                found.update(zip(places.tolist(), read, strict=True))
-        return [found[place] for place in range(len(global_rows))]
-
-    def read_tokens(self, global_rows: np.ndarray) -> np.ndarray:
-        """The same for packed rows, as one int64 array; see ``RowReader.read_tokens``."""
-        sources, rows, _ = self._locate(global_rows)
-        if len(self._readers) == 1:
-            return self._readers[0].read_tokens(rows)
-        seq_len = self._readers[0].meta.layout.seq_len
-        tokens_BS = np.empty((len(global_rows), seq_len), dtype=np.int64)
-        for source, places in _groups(sources):
-            tokens_BS[places] = self._readers[source].read_tokens(rows[places])
-        return tokens_BS
-
-    def _locate(self, global_rows: np.ndarray) -> np.ndarray:
-        """Source, row number in it and epoch of each global row, int64 ``(3, B)``."""
-        blocks = global_rows // BLOCK_ROWS
-        if len(blocks) and (blocks == blocks[0]).all():
-            return self._block(int(blocks[0]))[:, global_rows % BLOCK_ROWS]
-        located = np.empty((3, len(blocks)), dtype=np.int64)
-        for block, places in _groups(blocks):
-            located[:, places] = self._block(block)[:, global_rows[places] % BLOCK_ROWS]
-        return located
-
-    def _locate_block(self, block: int) -> np.ndarray:
-        """The same for all rows of one block of the cursor, int64 ``(3, BLOCK_ROWS)``."""
-        cursor = np.arange(block * BLOCK_ROWS, (block + 1) * BLOCK_ROWS, dtype=np.int64)
-        sources, positions, epochs = self.mixture.locate(cursor)
-        rows = np.empty(BLOCK_ROWS, dtype=np.int64)
-        for source, in_source in _groups(sources):
-            reader = self._readers[source]
-            for epoch, in_epoch in _groups(epochs[in_source]):
-                places = in_source[in_epoch]
-                key = order_key(self._seed, reader.source_name, epoch)
-                rows[places] = permute(positions[places], reader.num_rows, key)
-        return np.stack([sources, rows, epochs])
-
-
-def _groups(values: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
-    """Each distinct value and the int64 places where it stands; mostly there is one."""
-    if len(values) and (values == values[0]).all():
-        yield int(values[0]), np.arange(len(values))
-        return
-    for value in np.unique(values):
-        yield int(value), np.flatnonzero(values == value)

@@ -4,107 +4,119 @@ The folder's name is a digest of everything its content depends on: the source's
 split, the tokenizer's files, the layout of rows, and the version of this code. Its format is
 ``prepared.py``.
 
-1. read the rows and turn labels into ids
-2. encode batch by batch; tokens go straight to the disk
+1. find the rows of the split (``rows.py``) and turn labels into ids or numbers
+2. encode them, in parts where there are many (``tokenise.py``)
 3. for pairs, cut documents into segments; for best-fit packing, plan the rows
 4. write meta.json and commit the folder
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+import logging
+import shutil
+from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any, BinaryIO
 
 import numpy as np
 
 from orchestrator.contracts import RowLayout
 from orchestrator.data.cache import damage, make_folder
 from orchestrator.data.encode import Encoder
+from orchestrator.data.fields import section_for
 from orchestrator.data.files import digest_values
-from orchestrator.data.labels import label_ids
+from orchestrator.data.labelling import NO_LABELS, Labels, find_labels
 from orchestrator.data.packing import plan_best_fit
 from orchestrator.data.prepared import FORMAT_VERSION, Meta
+from orchestrator.data.rows import Rows, find_rows
 from orchestrator.data.selection import Split
-from orchestrator.data.sources import distinct_labels, load_rows, source_digest
+from orchestrator.data.sources import Source
+from orchestrator.data.tasks import IN_PROCESS, Tasks
+from orchestrator.data.tokenise import Documents, Progress, Work, encode_rows, token_dtype
 from orchestrator.data.tokenizer import load_tokenizer, tokenizer_digest
 from orchestrator.errors import DataError
-from orchestrator.spec.datasets import Dataset
 
-# 1000 documents: enough for both ends of a batch to keep all cores busy, a few MB of text.
-BATCH_ROWS = 1000
-
-Progress = Callable[[int, int], None]
+log = logging.getLogger(__name__)
 
 
 def prepare_rows(
-    name: str,
-    dataset: Dataset,
+    source: Source,
     split: Split,
     layout: RowLayout,
     tokenizer_dir: Path,
-    cache_dir: Path,
     *,
     label_names: Sequence[str] | None = None,
     num_labels: int | None = None,
-    on_progress: Progress | None = None,
+    tasks: Tasks = IN_PROCESS,
+    on_progress: Progress = lambda done, total: None,
 ) -> Path:
-    """Folder with the rows of one split of dataset ``name``; made once, by one process.
+    """Folder with the rows of one split of ``source``; made once, whoever else wants it.
 
     An existing folder is verified byte by byte before it is used, which costs less than the digest
     of its source does; a damaged one is named in a warning and made again.
 
     Args:
-        name: The dataset's name in the job file, for messages.
-        dataset: Its section.
+        source: The dataset.
         split: Which of its rows.
         layout: How documents become rows.
         tokenizer_dir: Folder of the tokenizer.
-        cache_dir: Folder for prepared data.
         label_names: Label names in the order of their ids; absent: the section's, the source's own,
             or the sorted values found in all splits.
-        num_labels: Size of the classifier, to check labels against.
+        num_labels: Outputs of the classifier, to check labels against.
+        tasks: Runs the parts of the work.
         on_progress: Called with the documents done and their total.
 
     Raises:
         DataError: The source, a label or the tokenizer is unfit for these rows.
     """
-    dataset = _needed_columns(name, dataset, layout)
+    source = _needed_columns(source, layout)
     key = {
         "format_version": FORMAT_VERSION,
-        "source": source_digest(name, dataset, cache_dir),
+        "source": source.digest,
         "split": split,
         "tokenizer": tokenizer_digest(tokenizer_dir),
         "layout": asdict(layout),
         "label_names": None if label_names is None else list(label_names),
         "num_labels": num_labels,
     }
+    target = source.cache_dir / "rows" / digest_values(key)
+    parts_dir = source.cache_dir / "parts" / target.name
 
     def build(folder: Path) -> None:
-        rows = load_rows(name, dataset, split, cache_dir)
-        ids, names = None, tuple[str, ...]()
+        rows = find_rows(source, split, tasks)
+        labels = NO_LABELS
         if layout.labelled:
-            known = label_names or _label_names(name, dataset, rows, cache_dir)
-            where = f"datasets.{name}: column '{dataset.label_column}', split '{split}'"
-            ids, names = label_ids(where, rows["label"][:], known, num_labels)
-        encoder = Encoder(layout, load_tokenizer(tokenizer_dir))
-        _write(name, folder, rows, encoder, ids, names, on_progress or _no_progress)
+            rows, labels = find_labels(rows, split, layout, label_names, num_labels)
+        work = Work(layout, tokenizer_dir, labels.names)
+        documents = encode_rows(rows, work, folder, parts_dir=parts_dir, tasks=tasks, on_progress=on_progress)
+        _write(rows, folder, documents, Encoder(layout, load_tokenizer(tokenizer_dir)), labels)
 
-    return make_folder(cache_dir.absolute() / "rows" / digest_values(key), build)
+    prepared = make_folder(target, build)
+    # Parts are needed no longer, by whomever they were left.
+    shutil.rmtree(parts_dir, ignore_errors=True)
+    return prepared
 
 
-def _needed_columns(name: str, dataset: Dataset, layout: RowLayout) -> Dataset:
-    """The section without its labels, where rows carry none."""
+def _needed_columns(source: Source, layout: RowLayout) -> Source:
+    """The source with the columns alone that these rows are made from.
+
+    Raises:
+        DataError: A column that is needed is not named.
+    """
+    dataset = source.dataset
+    where = f"datasets.{source.name}"
+    if layout.document == "words" and dataset.words_column is None:
+        raise DataError(f"{where}: words_column is not set. Set it to the column that holds lists of words.")
+    if layout.document == "conversation" and dataset.messages_column is dataset.prompt_column is None:
+        raise DataError(
+            f"{where}: it has no conversations. Set messages_column, or prompt_column and completion_column."
+        )
     if layout.labelled and dataset.label_column is None:
         raise DataError(
-            f"datasets.{name}: label_column is not set, and a classifier needs labels. Set it to"
+            f"{where}: label_column is not set, and a classifier needs labels. Set it to"
             " the column that holds them."
         )
-    if layout.labelled:
-        return dataset
-    # Labels that nobody reads must not be able to spoil a run, nor to divide the cache.
-    return dataset.model_copy(update={"label_column": None, "label_names": None})
+    return source.with_section(section_for(dataset, layout))
 
 
 def verify(folder: Path) -> str | None:
@@ -112,90 +124,50 @@ def verify(folder: Path) -> str | None:
     return damage(folder)
 
 
-def _no_progress(done: int, total: int) -> None:
-    """Nobody is watching."""
-
-
-def _label_names(name: str, dataset: Dataset, rows: Any, cache_dir: Path) -> Sequence[str] | None:
-    """The section's names, the source's own or its strings; ``None`` for plain numbers."""
-    own: Sequence[str] | None = getattr(rows.features["label"], "names", None)
-    if dataset.label_names is not None or own is not None:
-        return dataset.label_names or own
-    if isinstance(rows[0]["label"], str):
-        return distinct_labels(name, dataset, cache_dir)
-    return None
-
-
-@dataclass
-class _Tokens:
-    """tokens.bin while it is written."""
-
-    stream: BinaryIO
-    dtype: np.dtype[Any]
-    lengths: list[int] = field(default_factory=list)
-    kept: list[int] = field(default_factory=list)
-    """Row of each document that has a token."""
-    num_truncated: int = 0
-
-    def add(self, row: int, ids: Sequence[int]) -> None:
-        """Append one document."""
-        self.stream.write(np.array(ids, dtype=self.dtype).tobytes())
-        self.lengths.append(len(ids))
-        self.kept.append(row)
-
-
 def _write(
-    name: str,
+    rows: Rows,
     folder: Path,
-    rows: Any,
+    documents: Documents,
     encoder: Encoder,
-    labels: np.ndarray | None,
-    label_names: tuple[str, ...],
-    on_progress: Progress,
+    labels: Labels,
 ) -> None:
-    """Encode all rows and write the files of the format."""
-    info = encoder.info
-    dtype = np.dtype("<u2" if info.vocab_size < 2**16 else "<u4")
-    with (folder / "tokens.bin").open("wb") as stream:
-        tokens = _Tokens(stream, dtype)
-        _encode_rows(rows, encoder, tokens, on_progress)
-    if not tokens.lengths:
+    """Write the files of the format beside tokens.bin."""
+    name, info, num_texts = rows.source.name, encoder.info, len(rows.numbers)
+    num_documents = len(documents.lengths)
+    if not num_documents and documents.num_unfit:
         raise DataError(
-            f"datasets.{name}: none of {len(rows)} rows holds a token, expected text. Check text_column."
+            f"datasets.{name}: none of {num_texts} rows has anything to learn in its first"
+            f" {encoder.layout.seq_len} tokens. Raise data.seq_len, or look at the rows that the log names."
         )
-    documents = np.concatenate([[0], np.cumsum(tokens.lengths, dtype=np.int64)])
-    np.save(folder / "documents.npy", documents)
-    num_rows, num_split = _lay_out(name, folder, encoder.layout, documents)
-    if labels is not None:
-        np.save(folder / "labels.npy", labels[tokens.kept])
+    if not num_documents:
+        raise DataError(
+            f"datasets.{name}: none of {num_texts} rows holds a token, expected text. Check text_column."
+        )
+    offsets = np.concatenate([[0], np.cumsum(documents.lengths, dtype=np.int64)])
+    np.save(folder / "documents.npy", offsets)
+    num_rows, num_split = _lay_out(name, folder, encoder.layout, offsets)
+    if labels.values is not None:
+        np.save(folder / "labels.npy", labels.values[documents.kept])
+    if documents.second_begins.any():
+        np.save(folder / "seconds.npy", documents.second_begins)
     Meta(
         format_version=FORMAT_VERSION,
         layout=encoder.layout,
         num_rows=num_rows,
-        num_tokens=int(documents[-1]),
-        num_documents=len(tokens.lengths),
-        num_empty=len(rows) - len(tokens.lengths),
-        num_truncated=tokens.num_truncated,
+        num_tokens=int(offsets[-1]),
+        num_documents=num_documents,
+        num_empty=num_texts - num_documents - documents.num_unfit,
+        num_unfit=documents.num_unfit,
+        num_truncated=documents.num_truncated,
         num_split=num_split,
-        packing_efficiency=_efficiency(encoder.layout, num_rows, int(documents[-1])),
-        token_dtype=dtype.name,
+        packing_efficiency=_efficiency(encoder.layout, num_rows, int(offsets[-1])),
+        token_dtype=token_dtype(info.vocab_size).name,
         vocab_size=info.vocab_size,
         pad_id=info.pad_id,
         cls_id=encoder.cls_id,
         sep_id=encoder.sep_id,
-        label_names=label_names,
+        label_names=labels.names,
     ).save(folder)
-
-
-def _encode_rows(rows: Any, encoder: Encoder, tokens: _Tokens, on_progress: Progress) -> None:
-    done = 0
-    for batch in rows.select_columns(["text"]).iter(BATCH_ROWS):
-        for offset, encoded in enumerate(encoder.encode(batch["text"])):
-            if encoded is not None:
-                tokens.add(done + offset, encoded.ids)
-                tokens.num_truncated += encoded.is_truncated
-        done += len(batch["text"])
-        on_progress(done, len(rows))
 
 
 def _lay_out(name: str, folder: Path, layout: RowLayout, documents: np.ndarray) -> tuple[int, int]:

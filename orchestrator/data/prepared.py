@@ -4,7 +4,11 @@ tokens.bin       all tokens, uint16 or uint32, little-endian, one document after
 documents.npy    int64 offsets into them, one more than there are documents
 rows.npy         int32 or int64 (2, rows): where each row's pieces begin, and how many they are (best_fit)
 pieces.npy       int32 or int64 (2, pieces): where each piece begins and ends in the tokens (best_fit)
-labels.npy       int64 label of each document, where rows are labelled
+targets.bin      what is to be predicted of each token, beside tokens.bin: int16 class of the word that begins
+                 with the token, or IGNORE_INDEX (words); uint8 1 for tokens to learn, else 0 (conversations)
+labels.npy       label of each document, where rows are labelled: int64 class, bool (documents, classes) or
+                 float32 (documents, numbers)
+seconds.npy      int64 number of the first token of each document's second text, where they are pairs
 segments.npy     int64 offsets of segments into the tokens, one more than there are segments (pairs)
 pairs.npy        int64 number of the first segment of each row (pairs)
 meta.json        ``Meta``
@@ -13,17 +17,20 @@ COMPLETE         bytes and digest of each file above; written last
 
 from __future__ import annotations
 
+import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from orchestrator.contracts import RowLayout
+from orchestrator.contracts import DocumentKind, RowLayout
 from orchestrator.errors import DataError
 
 # Raised whenever folders written before can no longer be read, or would be written differently.
-FORMAT_VERSION = 2
+FORMAT_VERSION = 4
 COMPLETE = "COMPLETE"
+TARGET_DTYPES: Mapping[DocumentKind, str] = {"words": "<i2", "conversation": "|u1"}
 
 
 @dataclass(frozen=True)
@@ -38,6 +45,8 @@ class Meta:
     num_documents: int
     num_empty: int
     """Documents without a token, which were left out."""
+    num_unfit: int
+    """Documents without a token to learn, or faulty ones that were to be skipped; left out, too."""
     num_truncated: int
     """Documents that were cut at ``seq_len`` and lost the rest."""
     num_split: int
@@ -51,6 +60,19 @@ class Meta:
     sep_id: int | None
     label_names: tuple[str, ...]
 
+    def tokens_per_row(self) -> float:
+        """Mean tokens of a row, frames left out.
+
+        Raises:
+            DataError: Rows are pairs, whose second segment is drawn anew in every epoch.
+        """
+        if self.layout.kind == "pairs":
+            raise DataError(
+                "data.mixture_unit: tokens: rows that are pairs of segments have no fixed tokens."
+                " Give data.mixture in rows."
+            )
+        return self.num_tokens / self.num_rows
+
     def summary(self) -> str:
         """How many rows there are, how full, and what became of documents that fit none, in one line."""
         text = f"{self.num_rows:,} rows of {self.layout.seq_len} tokens"
@@ -59,6 +81,8 @@ class Meta:
         for number, fate in ((self.num_split, "cut into pieces"), (self.num_truncated, "truncated")):
             if number:
                 text += f"; {number:,} of {self.num_documents:,} documents are longer and were {fate}"
+        if self.num_unfit:
+            text += f"; {self.num_unfit:,} more have nothing to learn within a row and were left out"
         return text
 
     def save(self, folder: Path) -> None:
@@ -84,21 +108,40 @@ class Meta:
         return cls(**values)
 
 
-def _check_sizes(folder: Path) -> None:
-    """Every file that COMPLETE lists is there with its size."""
+def content_digest(folder: Path) -> str:
+    """One digest of all files of a complete folder, in hexadecimal, from what COMPLETE says of each.
+
+    hashlib's BLAKE2b, because workers do without xxhash.
+
+    Raises:
+        DataError: COMPLETE is missing or damaged.
+    """
+    digests = {name: entry["digest"] for name, entry in _read_marker(folder).items()}
+    return hashlib.blake2b(json.dumps(digests, sort_keys=True).encode(), digest_size=16).hexdigest()
+
+
+def _read_marker(folder: Path) -> dict[str, dict[str, Any]]:
+    """Size and digest of each file, as COMPLETE lists them."""
     marker = folder / COMPLETE
     if not marker.is_file():
         raise DataError(
             f"{folder} has no {COMPLETE} file, so it is no prepared dataset. Prepare the data again."
         )
     try:
-        sizes = {name: int(entry["bytes"]) for name, entry in json.loads(marker.read_text("utf-8")).items()}
+        entries = json.loads(marker.read_text("utf-8")).items()
+        return {
+            name: {"bytes": int(entry["bytes"]), "digest": str(entry["digest"])} for name, entry in entries
+        }
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise DataError(
             f"{marker} is damaged: {error}. Run the job again to prepare the data anew."
         ) from error
-    for name, expected in sizes.items():
-        path = folder / name
+
+
+def _check_sizes(folder: Path) -> None:
+    """Every file that COMPLETE lists is there with its size."""
+    for name, entry in _read_marker(folder).items():
+        path, expected = folder / name, entry["bytes"]
         found = path.stat().st_size if path.is_file() else None
         if found != expected:
             state = "is missing" if found is None else f"has {found} bytes"

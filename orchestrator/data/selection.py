@@ -24,25 +24,28 @@ def hash_texts(texts: Iterable[str]) -> np.ndarray:
 
 
 def needs_hashes(dataset: DatasetSection) -> bool:
-    """Whether ``select_rows`` looks at the texts at all."""
+    """Whether ``unique_rows`` or ``select_rows`` looks at the texts at all."""
     held_out = dataset.validation_fraction + dataset.test_fraction
     return dataset.deduplicate or dataset.max_rows is not None or held_out > 0.0
+
+
+def unique_rows(hashes: np.ndarray) -> np.ndarray:
+    """The first row of each text, int64 and rising; ``hashes`` are as ``hash_texts`` returns them."""
+    return np.sort(np.unique(hashes, axis=0, return_index=True)[1]).astype(np.int64)
 
 
 def select_rows(hashes: np.ndarray, dataset: DatasetSection, split: Split) -> np.ndarray:
     """Rows of ``split`` in ascending order, int64.
 
-    Duplicates go first (the earliest row stays), then ``max_rows`` is applied, then the split: the
-    test rows are the lowest ``test_fraction`` of hashes, the validation rows those that follow.
+    ``max_rows`` is applied first, then the split: the test rows are the lowest ``test_fraction`` of
+    hashes, the validation rows those that follow.
 
     Args:
         hashes: As ``hash_texts`` returns them, one line for each row.
-        dataset: Its fractions, ``deduplicate`` and ``max_rows`` are used.
+        dataset: Its fractions and ``max_rows`` are used.
         split: Which rows.
     """
     rows: np.ndarray = np.arange(len(hashes), dtype=np.int64)
-    if dataset.deduplicate:
-        rows = np.sort(np.unique(hashes, axis=0, return_index=True)[1]).astype(np.int64)
     if dataset.max_rows is not None and len(rows) > dataset.max_rows:
         lowest = np.argsort(hashes[rows, 1], kind="stable")[: dataset.max_rows]
         rows = rows[np.sort(lowest)]

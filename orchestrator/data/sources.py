@@ -1,249 +1,224 @@
-"""Rows of text and labels from any source of a job file, through Hugging Face ``datasets``.
+"""Sources of a job file: found, digested, and opened as ``datasets.Dataset``s.
 
-The only module that imports ``datasets``. ``load_rows`` goes through these steps:
+``find_source`` goes through these steps:
 
-1. find the files and digest their bytes; the Arrow copy lives under that digest, so it cannot be
-   stale
-2. read them into a memory-mapped ``datasets.Dataset``
-3. keep the rows that the filter names, and of their columns the text and the label
-4. check every kept row
-5. choose the rows of the split by the hash of their text
+1. find the files and digest their bytes, once
+2. join consecutive small files to groups, and convert each group to Arrow, a task for each; the Arrow
+   copy lies under the group's digest, so it cannot be stale
+
+What it returns can be opened again and again, in any process that sees the same disk, and reads no more
+of the files than is asked for.
 """
 
 from __future__ import annotations
 
-import glob
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from orchestrator.data.columns import check_rows, filter_rows, select_columns
-from orchestrator.data.files import FileDataset, digest_file, digest_values, find_files
-from orchestrator.data.selection import Split, needs_hashes, select_rows
+from orchestrator.data.columns import check_columns
+from orchestrator.data.conversion import NUM_NAMED, Conversion, Group, files_text
+from orchestrator.data.fields import LABEL_KEYS
+from orchestrator.data.files import digest_file, digest_values, find_files
+from orchestrator.data.readers import join, open_hub, open_saved, quiet, saved_folder
+from orchestrator.data.tasks import IN_PROCESS, Tasks
 from orchestrator.errors import DataError
 from orchestrator.spec.datasets import (
-    CSVDataset,
     Dataset,
     HubDataset,
-    JSONDataset,
     PackageDataset,
     SavedDataset,
-    TextDataset,
 )
 
 # Places of files and checks of them: the same content elsewhere is the same data.
 KEYS_WITHOUT_CONTENT = {"files", "path", "distribution", "file", "sha256"}
+# 256 MiB: a group is converted in seconds, and ten thousand small files are a few dozen groups.
+GROUP_BYTES = 1 << 28
 
 
-def load_rows(name: str, dataset: Dataset, split: Split, cache_dir: Path) -> Any:
-    """Rows of one split of dataset ``name``.
+@dataclass(frozen=True)
+class Source:
+    """A dataset of a job, found and digested."""
+
+    name: str
+    """The dataset's name in the job file, for messages."""
+    dataset: Dataset
+    cache_dir: Path
+    """Folder for Arrow copies."""
+    content: tuple[str, ...]
+    """Digests of the files that hold it, in order."""
+    groups: tuple[Group, ...]
+    """Empty for a hub or saved dataset, which is Arrow already."""
+    against: tuple[Source, ...] = ()
+    """Sources whose evaluation rows it must share nothing with, as ``decontaminate`` names them."""
+
+    @cached_property
+    def digest(self) -> str:
+        """Digest of the content: the bytes of the files and the keys that shape its rows.
+
+        Where the files lie does not matter. A hub dataset is digested as its Arrow files. Sources whose
+        evaluation rows are kept out of the training rows are content too.
+        """
+        keys = self.dataset.model_dump(mode="json", exclude=KEYS_WITHOUT_CONTENT)
+        against = [other.digest for other in self.against]
+        return digest_values({"keys": keys, "content": list(self.content), "against": against})
+
+    def without_labels(self) -> Source:
+        """The same rows, read without their labels."""
+        return self.with_section(self.dataset.model_copy(update=dict.fromkeys(LABEL_KEYS)))
+
+    def with_section(self, dataset: Dataset) -> Source:
+        """The same content, read by other keys."""
+        return replace(self, dataset=dataset)
+
+    def evaluated(self) -> Source:
+        """The same source for its evaluation rows' texts alone, which no other source has a part in."""
+        dataset = self.without_labels().dataset.model_copy(update={"decontaminate": None})
+        return replace(self, dataset=dataset, against=())
+
+    def check_columns(self) -> None:
+        """Refuse a source that lacks a column which its section names.
+
+        Raises:
+            DataError: Naming the columns that there are.
+        """
+        check_columns(self.name, self.dataset, self.open())
+
+    def place_of(self, number: int) -> str:
+        """Where a row stands, for messages: its file and its number there."""
+        with quiet():
+            for group in self.groups:
+                num_rows = self._num_rows(group)
+                if number < num_rows:
+                    return self._place_in(group, number)
+                number -= num_rows
+        return f"row {number} (counted from 0)"
+
+    def _place_in(self, group: Group, number: int) -> str:
+        """The file of a group's row, and its number there."""
+        for alone in group.alone():
+            num_rows = self._num_rows(alone)
+            if number < num_rows:
+                break
+            number -= num_rows
+        rest = " of those that can be read" if self._conversion(alone).left_out().count else ""
+        return f"{alone.files[0]}: row {number}{rest} (counted from 0)"
+
+    def _num_rows(self, group: Group) -> int:
+        rows = self._conversion(group).open()
+        return 0 if rows is None else len(rows)
+
+    def open(self) -> Any:
+        """All rows and columns, as a map-style, memory-mapped ``datasets.Dataset``.
+
+        Raises:
+            DataError: It cannot be read, or its files differ in their columns.
+        """
+        with quiet():
+            if isinstance(self.dataset, HubDataset):
+                return open_hub(self.name, self.dataset, self.cache_dir)
+            if isinstance(self.dataset, SavedDataset):
+                return open_saved(self.name, self.dataset)
+            return self._join([(group, self._conversion(group).open()) for group in self.groups])
+
+    def left_out(self) -> tuple[int, list[tuple[str, str]]]:
+        """How many lines of its files cannot be read and were left out; place and problem of the first."""
+        count, named = 0, list[tuple[str, str]]()
+        for group in self.groups:
+            found = self._conversion(group).left_out()
+            count += found.count
+            named += [
+                (f"{group.files[file]}: line {line.number}", line.problem) for file, line in found.first
+            ]
+        return count, named[:NUM_NAMED]
+
+    def _conversion(self, group: Group) -> Conversion:
+        return Conversion(self.name, self.dataset, self.cache_dir, group)
+
+    def _join(self, opened: list[tuple[Group, Any]]) -> Any:
+        """The rows of all groups; those without any row have no columns either."""
+        filled = [(group, rows) for group, rows in opened if rows is not None]
+        if not filled:
+            raise DataError(f"datasets.{self.name}: {no_rows(self.dataset)}")
+        first_group, first = filled[0]
+        for group, rows in filled:
+            if rows.features != first.features:
+                raise DataError(
+                    f"datasets.{self.name}: {files_text(group)}: columns {_columns_text(rows)}, expected"
+                    f" those of {files_text(first_group)}: {_columns_text(first)}. Give all files the same"
+                    " columns, or make them two datasets."
+                )
+        return join([rows for _, rows in filled])
+
+
+def find_source(name: str, dataset: Dataset, cache_dir: Path, tasks: Tasks = IN_PROCESS) -> Source:
+    """Find a dataset, digest it, and convert its files.
 
     Args:
         name: The dataset's name in the job file, for messages.
         dataset: Its section.
-        split: Which of its rows.
-        cache_dir: Folder for Arrow copies of the sources.
-
-    Returns:
-        A map-style, memory-mapped ``datasets.Dataset`` with the column ``text`` (strings) and,
-        where ``label_column`` is set, ``label`` (values as they stand in the source).
+        cache_dir: Folder for Arrow copies.
+        tasks: Runs the digests and conversions.
 
     Raises:
-        DataError: The source is missing, empty, unreadable or lacks a column, a text or label is
-            null or of the wrong type, or no row is left.
+        DataError: It is missing, empty or unreadable.
     """
-    with _quiet():
-        source = _open_source(name, dataset, cache_dir)
-        if len(source) == 0:
-            raise _empty_corpus(name, dataset)
-        rows, numbers = filter_rows(name, dataset, source)
-        rows = select_columns(name, dataset, rows)
-        hashes = check_rows(name, dataset, rows, numbers)
-        if needs_hashes(dataset):
-            rows = rows.select(select_rows(hashes, dataset, split))
-        elif split != "train":
-            rows = rows.select([])
-    if len(rows) == 0:
-        raise _empty_split(name, dataset, split, len(numbers))
-    return rows
-
-
-def distinct_labels(name: str, dataset: Dataset, cache_dir: Path) -> list[Any]:
-    """The distinct labels of all splits together, sorted; filtered rows do not count."""
-    with _quiet():
-        source = _open_source(name, dataset, cache_dir)
-        rows, _ = filter_rows(name, dataset, source)
-        rows = select_columns(name, dataset, rows)
-        return sorted(set(rows.unique("label")) - {None})
-
-
-def source_digest(name: str, dataset: Dataset, cache_dir: Path) -> str:
-    """Digest of a dataset's content: the bytes of its files and the keys that shape its rows.
-
-    Where the files lie does not matter. A hub dataset is fetched first and digested as its Arrow
-    files.
-    """
-    keys = dataset.model_dump(mode="json", exclude=KEYS_WITHOUT_CONTENT)
-    return digest_values({"keys": keys, "content": _content(name, dataset, cache_dir)})
-
-
-def _content(name: str, dataset: Dataset, cache_dir: Path) -> list[str]:
-    """Digests of the files that hold the dataset, in order."""
+    cache_dir = cache_dir.absolute()
     if isinstance(dataset, HubDataset):
-        with _quiet():
-            source = _open_hub(name, dataset, cache_dir)
-        return [digest_file(Path(part["filename"])) for part in source.cache_files]
+        with quiet():
+            opened = open_hub(name, dataset, cache_dir)
+        content = [digest_file(Path(part["filename"])) for part in opened.cache_files]
+        return Source(name, dataset, cache_dir, tuple(content), ())
     if isinstance(dataset, SavedDataset):
-        folder = _saved_folder(name, dataset)
+        folder = saved_folder(name, dataset)
         parts = sorted(path for path in folder.rglob("*") if path.is_file())
-        return [f"{part.relative_to(folder).as_posix()} {digest_file(part)}" for part in parts]
-    return [digest_file(path) for path in find_files(name, dataset)]
-
-
-def _open_source(name: str, dataset: Dataset, cache_dir: Path) -> Any:
-    if isinstance(dataset, HubDataset):
-        return _open_hub(name, dataset, cache_dir)
-    if isinstance(dataset, SavedDataset):
-        return _open_saved(name, dataset)
-    return _open_files(name, dataset, cache_dir)
-
-
-def _open_files(name: str, dataset: FileDataset, cache_dir: Path) -> Any:
-    """The rows of text, JSON, CSV or Parquet files; an unreadable file is named."""
+        content = [f"{part.relative_to(folder).as_posix()} {digest_file(part)}" for part in parts]
+        return Source(name, dataset, cache_dir, tuple(content), ())
     files = find_files(name, dataset)
-    content = digest_values({"content": [digest_file(path) for path in files]})
-    cache = str(cache_dir.absolute() / "arrow" / content)
-    kind, options = _reader(dataset)
-    try:
-        return _load_files(kind, files, cache, options)
-    except Exception as error:
-        if "corresponds to no data" in str(error):
-            raise _empty_corpus(name, dataset) from error
-        # The library seldom says which file: read them one by one to name it.
-        for path in files if len(files) > 1 else ():
-            try:
-                _load_files(kind, [path], cache, options)
-            except Exception as single:
-                raise _unreadable(name, kind, str(path), single) from single
-        raise _unreadable(name, kind, _place(dataset), error) from error
+    groups, content = [], list[str]()
+    for members, digests in tasks.map(_digest_files, _consecutive(files)):
+        groups.append(Group(tuple(members), tuple(digests)))
+        content += digests
+    source = Source(name, dataset, cache_dir, tuple(content), tuple(groups))
+    for _ in tasks.map(_convert_alone, [(source, group) for group in groups]):
+        pass
+    return source
 
 
-def _reader(dataset: FileDataset) -> tuple[str, dict[str, Any]]:
-    """The library's name of the format, and the options that the section sets."""
-    kind = dataset.format if isinstance(dataset, PackageDataset) else dataset.source
-    options: dict[str, Any] = {}
-    if kind == "csv":
-        # pandas would read the texts "NA", "null" and "None" as missing.
-        options["keep_default_na"] = False
-        # A first row with one field too many would else shift every column by one.
-        options["index_col"] = False
-    if isinstance(dataset, CSVDataset):
-        options["delimiter"] = dataset.delimiter
-    if isinstance(dataset, TextDataset):
-        options["sample_by"] = dataset.sample_by
-    if isinstance(dataset, JSONDataset) and dataset.field is not None:
-        options["field"] = dataset.field
-    return kind, options
+def _consecutive(files: list[Path]) -> list[list[Path]]:
+    """Files in order, joined until a list holds ``GROUP_BYTES``."""
+    lists: list[list[Path]] = []
+    room = 0
+    for path in files:
+        num_bytes = path.stat().st_size
+        if num_bytes > room or not lists:
+            lists.append([])
+            room = GROUP_BYTES
+        lists[-1].append(path)
+        room -= num_bytes
+    return lists
 
 
-def _load_files(kind: str, files: list[Path], cache: str, options: dict[str, Any]) -> Any:
-    import datasets
-
-    escaped = [glob.escape(str(path)) for path in files]
-    with warnings.catch_warnings():
-        # pandas warns, and goes on, when a row has more fields than the header.
-        warnings.filterwarnings("error", message="Length of header or names")
-        return datasets.load_dataset(kind, data_files=escaped, split="train", cache_dir=cache, **options)
+def _digest_files(files: list[Path]) -> tuple[list[Path], list[str]]:
+    return files, [digest_file(path) for path in files]
 
 
-def _open_hub(name: str, dataset: HubDataset, cache_dir: Path) -> Any:
-    import datasets
-
-    if Path(dataset.path).exists():
-        raise DataError(
-            f"datasets.{name}: path '{dataset.path}' is a folder or file here, expected a hub id such as"
-            " 'stanfordnlp/imdb'. Use source 'saved', 'json', 'csv', 'parquet' or 'text' for local data."
-        )
-    try:
-        return datasets.load_dataset(
-            dataset.path,
-            name=dataset.config_name,
-            split=dataset.split,
-            revision=dataset.revision,
-            cache_dir=str(cache_dir.absolute() / "hub"),
-        )
-    except Exception as error:
-        raise DataError(
-            f"datasets.{name}: hub dataset '{dataset.path}' (config {dataset.config_name or 'default'}, split"
-            f" '{dataset.split}', revision {dataset.revision or 'main'}) cannot be loaded:"
-            f" {_one_line(error)}. Check the id, the network and HF_TOKEN, or load it once"
-            " where there is a network, save_to_disk it and use source 'saved'."
-        ) from error
+def _convert_alone(work: tuple[Source, Group]) -> None:
+    """Make a group's Arrow copy."""
+    source, group = work
+    with quiet():
+        Conversion(source.name, source.dataset, source.cache_dir, group).open()
 
 
-def _saved_folder(name: str, dataset: SavedDataset) -> Path:
-    folder = Path(dataset.path).expanduser().absolute()
-    if not folder.is_dir():
-        raise DataError(
-            f"datasets.{name}: there is no folder {folder}, expected one written by Dataset.save_to_disk."
-        )
-    return folder
+def no_rows(dataset: Dataset) -> str:
+    """What to say of a source without rows."""
+    return f"the corpus is empty: 0 rows in {_place(dataset)}, expected text."
 
 
-def _open_saved(name: str, dataset: SavedDataset) -> Any:
-    import datasets
-
-    folder = _saved_folder(name, dataset)
-    try:
-        saved = datasets.load_from_disk(str(folder))
-    except Exception as error:
-        raise DataError(
-            f"datasets.{name}: {folder} cannot be opened: {_root_cause(error)}."
-            " Expected a folder written by Dataset.save_to_disk."
-        ) from error
-    is_dict = isinstance(saved, datasets.DatasetDict)
-    splits = sorted(saved) if is_dict else []
-    if is_dict and dataset.split in saved:
-        return saved[dataset.split]
-    if is_dict or dataset.split is not None:
-        holds = f"holds splits {splits}" if is_dict else "holds one dataset without splits"
-        raise DataError(
-            f"datasets.{name}: {folder} {holds}, and split is {dataset.split!r}."
-            + (" Set 'split' to one of them." if is_dict else " Remove 'split'.")
-        )
-    return saved
-
-
-def _empty_corpus(name: str, dataset: Dataset) -> DataError:
-    return DataError(f"datasets.{name}: the corpus is empty: 0 rows in {_place(dataset)}, expected text.")
-
-
-def _empty_split(name: str, dataset: Dataset, split: Split, num_rows: int) -> DataError:
-    return DataError(
-        f"datasets.{name}: split '{split}' has none of {num_rows} rows with validation_fraction"
-        f" {dataset.validation_fraction} and test_fraction {dataset.test_fraction}."
-        + (" Lower them." if split == "train" else f" Raise {split}_fraction.")
-    )
-
-
-def _unreadable(name: str, kind: str, place: str, error: Exception) -> DataError:
-    return DataError(
-        f"datasets.{name}: {place} cannot be read as {kind}: {_root_cause(error)}."
-        f" Expected {kind} files of one shape, in UTF-8."
-    )
-
-
-def _root_cause(error: BaseException) -> str:
-    """The error that the library wrapped, in one line."""
-    while error.__cause__ is not None:
-        error = error.__cause__
-    return _one_line(error)
-
-
-def _one_line(error: BaseException) -> str:
-    return f"{type(error).__name__}: {' '.join(str(error).split())}".rstrip(".")
+def _columns_text(rows: Any) -> str:
+    """Columns and their types, for messages."""
+    return ", ".join(f"{name} ({feature.dtype})" for name, feature in rows.features.items())
 
 
 def _place(dataset: Dataset) -> str:
@@ -253,20 +228,3 @@ def _place(dataset: Dataset) -> str:
     if isinstance(dataset, PackageDataset):
         return f"{dataset.distribution}: {dataset.file}"
     return dataset.files if isinstance(dataset.files, str) else ", ".join(dataset.files)
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """No progress bars and no log lines of the library: what matters is in our messages."""
-    import datasets
-
-    level = datasets.logging.get_verbosity()
-    bars = datasets.are_progress_bars_disabled()
-    datasets.logging.set_verbosity(datasets.logging.CRITICAL)
-    datasets.disable_progress_bars()
-    try:
-        yield
-    finally:
-        datasets.logging.set_verbosity(level)
-        if not bars:
-            datasets.enable_progress_bars()

@@ -16,11 +16,13 @@ import numpy as np
 
 from orchestrator.contracts import TokenInfo
 from orchestrator.data.cache import make_folder
-from orchestrator.data.files import digest_file, digest_values, nearest
-from orchestrator.data.sources import load_rows, source_digest
+from orchestrator.data.catalog import Catalog
+from orchestrator.data.fields import texts_of
+from orchestrator.data.files import digest_file, digest_values
+from orchestrator.data.rows import find_rows
 from orchestrator.data.vocabulary import train_tokenizer
 from orchestrator.errors import DataError
-from orchestrator.spec.datasets import Dataset, Tokenizer, TokenizerTraining
+from orchestrator.spec.datasets import Tokenizer, TokenizerTraining
 
 # Raised when training gives other bytes for the same text, so that old folders are not taken for
 # new ones.
@@ -28,14 +30,14 @@ TRAINING_VERSION = 1
 BATCH_ROWS = 1000
 HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w.-]+)?", re.ASCII)
 # What tokenizers are stored in; a folder of weights holds other files besides.
-TOKENIZER_FILES = (
+VOCABULARY_FILES = (
     "*token*.json",
     "vocab.*",
     "merges.txt",
     "*.model",
     "*.tiktoken",
-    "chat_template*",
 )
+TOKENIZER_FILES = (*VOCABULARY_FILES, "chat_template*")
 # Markers of a token that begins a word: byte-level space, newline, tab and return, and
 # SentencePiece's space.
 BYTE_LEVEL_STARTS = ("\u0120", "\u010a", "\u0109", "\u010d")
@@ -44,21 +46,20 @@ METASPACE_STARTS = ("\u2581", "\n", "\t", "<0x0A>")
 log = logging.getLogger(__name__)
 
 
-def prepare_tokenizer(section: Tokenizer, datasets: Mapping[str, Dataset], cache_dir: Path) -> Path:
+def prepare_tokenizer(section: Tokenizer, catalog: Catalog) -> Path:
     """Folder of the tokenizer that ``section`` asks for, made once.
 
     Args:
         section: The ``tokenizer`` section.
-        datasets: The job's datasets by name; training reads the training rows of those it names.
-        cache_dir: Folder for prepared data; the tokenizer's folder in it is named by its content or
-            by the content it is trained on.
+        catalog: The job's datasets; training reads the training rows of those it names. The tokenizer's
+            folder is named by its content or by the content it is trained on.
 
     Raises:
         DataError: A dataset or tokenizer is missing or unfit.
     """
-    folder = cache_dir.absolute() / "tokenizers"
+    folder = catalog.cache_dir / "tokenizers"
     if section.train is not None:
-        return _prepare_trained(section.train, datasets, cache_dir, folder)
+        return _prepare_trained(section.train, catalog, folder)
     tokenizer = _load(str(section.from_), revision=section.revision, trust_remote_code=False)
     content = {
         "backend": tokenizer.backend_tokenizer.to_str(),
@@ -69,31 +70,22 @@ def prepare_tokenizer(section: Tokenizer, datasets: Mapping[str, Dataset], cache
     return make_folder(folder / digest_values(content), lambda target: save_tokenizer(tokenizer, target))
 
 
-def _prepare_trained(
-    training: TokenizerTraining, datasets: Mapping[str, Dataset], cache_dir: Path, folder: Path
-) -> Path:
-    for name in training.datasets:
-        if name not in datasets:
-            raise DataError(
-                f"tokenizer.train.datasets: there is no dataset '{name}', the job has"
-                f" {sorted(datasets)}.{nearest(name, datasets)}"
-            )
+def _prepare_trained(training: TokenizerTraining, catalog: Catalog, folder: Path) -> Path:
     # Labels are not read, so a missing one must not spoil the training.
-    unlabelled = {"label_column": None, "label_names": None}
-    texts = {name: datasets[name].model_copy(update=unlabelled) for name in training.datasets}
+    sources = [catalog.find(name).without_labels() for name in training.datasets]
     key = {
         "version": TRAINING_VERSION,
         "training": training.model_dump(mode="json", exclude={"datasets"}),
-        "sources": [source_digest(name, texts[name], cache_dir) for name in texts],
+        "sources": [source.digest for source in sources],
     }
 
     def build(target: Path) -> None:
-        rows = [load_rows(name, texts[name], "train", cache_dir) for name in texts]
+        texts = [find_rows(source, "train", catalog.tasks).open() for source in sources]
 
         def batches() -> Iterator[list[str]]:
-            for source in rows:
-                for batch in source.select_columns(["text"]).iter(BATCH_ROWS):
-                    yield batch["text"]
+            for rows in texts:
+                for batch in rows.iter(BATCH_ROWS):
+                    yield texts_of(batch)
 
         save_tokenizer(train_tokenizer(training, batches), target)
 
@@ -227,9 +219,20 @@ def tokenizer_digest(folder: Path) -> str:
     Raises:
         DataError: The folder holds no tokenizer file.
     """
-    paths = {path.name: path for pattern in TOKENIZER_FILES for path in folder.glob(pattern)}
+    return _digest(folder, TOKENIZER_FILES)
+
+
+def vocabulary_digest(folder: Path) -> str:
+    """The same of the files that say what tokens mean: without the chat template, which makes texts.
+
+    Raises:
+        DataError: The folder holds no tokenizer file.
+    """
+    return _digest(folder, VOCABULARY_FILES)
+
+
+def _digest(folder: Path, patterns: tuple[str, ...]) -> str:
+    paths = {path.name: path for pattern in patterns for path in folder.glob(pattern)}
     if not paths:
-        raise DataError(
-            f"{folder} holds no tokenizer file ({', '.join(TOKENIZER_FILES)}), expected tokenizer.json."
-        )
+        raise DataError(f"{folder} holds no tokenizer file ({', '.join(patterns)}), expected tokenizer.json.")
     return digest_values({name: digest_file(path) for name, path in paths.items()})

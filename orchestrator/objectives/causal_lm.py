@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from orchestrator.contracts import IGNORE_INDEX, Batch, Objective, Row, RowLayout, TokenInfo
+from orchestrator.contracts import IGNORE_INDEX, Batch, EqualRows, Objective, Row, RowLayout, TokenInfo
 from orchestrator.objectives.documents import document_fields, model_inputs
 from orchestrator.objectives.language import (
     input_ids_of,
@@ -47,6 +47,14 @@ class CausalLM(Objective):
 
         Rows are padded at their end and attention is causal, so padding needs no attention mask.
         """
+        if isinstance(rows, EqualRows):
+            labels_BS = np.empty_like(rows.input_ids_BS)
+            labels_BS[:, :-1] = rows.input_ids_BS[:, 1:]
+            labels_BS[:, -1] = IGNORE_INDEX
+            return {
+                "input_ids": torch.from_numpy(rows.input_ids_BS),
+                "labels": torch.from_numpy(labels_BS),
+            }
         return {
             "input_ids": pad_rows(input_ids_of(rows), self._pad_id),
             "labels": pad_rows([next_token_labels(row) for row in rows], IGNORE_INDEX),

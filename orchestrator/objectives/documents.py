@@ -137,10 +137,14 @@ def _traits(model: nn.Module) -> _Traits:
     return _known_traits[model]
 
 
-def _find_traits(model: nn.Module) -> _Traits:
-    """Look through the wrappers of strategies, which have no Hugging Face configuration."""
+def config_of(model: nn.Module) -> Any:
+    """The Hugging Face configuration of a model, or of what a strategy has wrapped; ``None`` without one."""
     configs = (getattr(module, "config", None) for module in model.modules())
-    config = next((config for config in configs if hasattr(config, "_attn_implementation")), None)
+    return next((config for config in configs if hasattr(config, "_attn_implementation")), None)
+
+
+def _find_traits(model: nn.Module) -> _Traits:
+    config = config_of(model)
     padding = [
         module.padding_idx
         for name, module in model.named_modules()

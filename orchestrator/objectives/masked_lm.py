@@ -39,7 +39,9 @@ class MaskedLM(Objective):
         """
         if tokens.mask_id is None:
             raise DataError(
-                "objective masked_lm needs a tokenizer with a mask token; this tokenizer has none"
+                f"objective masked_lm needs a tokenizer with a mask token; this one, of {tokens.vocab_size}"
+                " tokens, has none. Take one made for masked models, such as"
+                " 'google-bert/bert-base-uncased', let tokenizer.train make one, or use objective causal_lm"
             )
         self._mask_id = tokens.mask_id
         self._tokens = tokens

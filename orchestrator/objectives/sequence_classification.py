@@ -1,4 +1,4 @@
-"""Predict one label per document."""
+"""Predict the label of a text or of a pair of texts; or a set of labels, or numbers (``problems.py``)."""
 
 from __future__ import annotations
 
@@ -6,21 +6,30 @@ from collections.abc import Sequence
 from typing import Literal
 
 import numpy as np
-import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from orchestrator.contracts import IGNORE_INDEX, Batch, Objective, Row, RowLayout, TokenInfo
 from orchestrator.errors import DataError
-from orchestrator.objectives.confusion import classification_metrics
 from orchestrator.objectives.document_heads import document_logits, document_places
-from orchestrator.objectives.documents import document_fields
-from orchestrator.objectives.language import input_ids_of, pad_rows, without_rows_after
+from orchestrator.objectives.documents import config_of, document_fields
+from orchestrator.objectives.language import input_ids_of, pad_rows
+from orchestrator.objectives.problems import MultiLabel, Problem, Regression, SingleLabel
 from orchestrator.spec.training import Data, SequenceClassificationObjective
+
+PROBLEMS: dict[str, type[Problem]] = {
+    "single_label": SingleLabel,
+    "multi_label": MultiLabel,
+    "regression": Regression,
+}
+LABELS: dict[str, Literal["class", "classes", "numbers"]] = {
+    "single_label": "class",
+    "multi_label": "classes",
+    "regression": "numbers",
+}
 
 
 class SequenceClassification(Objective):
-    """Cross-entropy of one label per row, from the model's own classification head."""
+    """The loss of a row's label, from the model's own classification head."""
 
     head = "sequence_classification"
     terms = ("loss",)
@@ -34,15 +43,18 @@ class SequenceClassification(Objective):
         """Check that the data's labels fit the head.
 
         Raises:
-            DataError: The data has more labels than ``num_labels``.
+            DataError: The data has more labels than the head has outputs.
         """
-        if len(label_names) > section.num_labels:
+        if len(label_names) > section.num_outputs:
+            key = "num_values" if section.problem == "regression" else "num_labels"
             raise DataError(
-                f"the data has {len(label_names)} labels {list(label_names)[:10]}, objective.num_labels is"
-                f" {section.num_labels}; set num_labels to {len(label_names)}, or filter the dataset"
+                f"the data has {len(label_names)} labels {list(label_names)[:10]}, objective.{key} is"
+                f" {section.num_outputs}; set {key} to {len(label_names)}, or filter the dataset"
             )
         self._pad_id = tokens.pad_id
-        self._num_labels = section.num_labels
+        self._problem = PROBLEMS[section.problem](section.num_outputs)
+        self.problem_type = self._problem.problem_type
+        self.evaluates = self._problem.evaluates
 
     @classmethod
     def row_layout(cls, section: SequenceClassificationObjective, data: Data) -> RowLayout:
@@ -50,12 +62,19 @@ class SequenceClassification(Objective):
         kind: Literal["best_fit", "documents"] = "documents"
         if data.packing_mode == "best_fit":
             kind = "best_fit"
-        return RowLayout(kind=kind, seq_len=data.seq_len, framed=True, labelled=True)
+        return RowLayout(
+            kind=kind,
+            seq_len=data.seq_len,
+            framed=True,
+            labelled=True,
+            labels=LABELS[section.problem],
+        )
 
     def collate(self, rows: Sequence[Row], rng: np.random.Generator) -> Batch:
-        """``input_ids`` and ``attention_mask`` ``(B, S)``, ``labels`` ``(B,)``.
+        """``input_ids`` and ``attention_mask`` ``(B, S)``, ``labels`` ``(B, ...)``.
 
-        Packed rows have their documents instead of the ``attention_mask``, and ``labels`` ``(B, D)``.
+        Pairs of texts have ``token_type_ids`` ``(B, S)`` besides. Packed rows have their documents instead
+        of the ``attention_mask``, and ``labels`` ``(B, D)``.
         """
         ids = input_ids_of(rows)
         packed = [row.labels for row in rows if row.labels is not None]
@@ -66,46 +85,47 @@ class SequenceClassification(Objective):
                 "places": document_places(rows),
                 **document_fields(rows),
             }
-        return {
+        batch = {
             "input_ids": pad_rows(ids, self._pad_id),
             "attention_mask": pad_rows([np.ones(len(row), np.int64) for row in ids], 0),
-            "labels": torch.tensor([row.label for row in rows]),
+            "labels": self._problem.collate(rows),
         }
+        if any(row.segment_ids is not None for row in rows):
+            batch["token_type_ids"] = pad_rows([_segments(row) for row in rows], 0)
+        return batch
 
     def num_targets(self, batch: Batch) -> Tensor:
-        """Documents."""
-        return (batch["labels"] != IGNORE_INDEX).sum().view(1)
+        """Documents; or their labels or numbers, where each counts for itself."""
+        return self._problem.num_targets(batch["labels"]).view(1)
 
     def _logits(self, model: nn.Module, batch: Batch) -> Tensor:
-        """float32 ``(B, num_labels)``, or ``(B, D, num_labels)`` of packed rows."""
+        """float32 ``(B, C)``, or ``(B, D, C)`` of packed rows."""
         if "document_ids" in batch:
             return document_logits(model, batch, self._pad_id)
         inputs = {name: value for name, value in batch.items() if name != "labels"}
+        if "token_type_ids" in inputs and not _knows_segments(model):
+            del inputs["token_type_ids"]
         logits: Tensor = model(**inputs).logits
         return logits.float()
 
     def loss_sums(self, model: nn.Module, batch: Batch) -> Tensor:
-        """Summed cross-entropy of the labels."""
-        return _label_loss(self._logits(model, batch), batch["labels"]).view(1)
+        """Summed loss of the labels."""
+        return self._problem.loss_sum(self._logits(model, batch), batch["labels"]).view(1)
 
     def statistics(self, model: nn.Module, batch: Batch, num_valid: int) -> Tensor:
-        """Summed loss, then the confusion matrix ``[label, prediction]`` in row-major order."""
-        logits = self._logits(model, batch)
-        labels = without_rows_after(batch["labels"], num_valid)
-        is_target = labels != IGNORE_INDEX
-        cells = labels[is_target] * self._num_labels + logits.argmax(dim=-1)[is_target]
-        confusion = torch.bincount(cells, minlength=self._num_labels**2)
-        return torch.cat([_label_loss(logits, labels).double().view(1), confusion.double()])
+        """What the problem's metrics need."""
+        return self._problem.statistics(self._logits(model, batch), batch["labels"], num_valid)
 
     def metrics(self, statistics: Tensor) -> dict[str, float]:
-        """Loss, accuracy, precision, recall, F1 and Matthews correlation."""
-        confusion = statistics[1:].view(self._num_labels, self._num_labels).cpu().numpy()
-        loss = statistics[0].item() / max(confusion.sum(), 1.0)
-        return {"loss": loss, **classification_metrics(confusion)}
+        """Loss and the problem's own metrics."""
+        return self._problem.metrics(statistics)
 
 
-def _label_loss(logits: Tensor, labels: Tensor) -> Tensor:
-    """Cross-entropy summed over documents that have a label."""
-    return functional.cross_entropy(
-        logits.flatten(0, -2), labels.flatten(), ignore_index=IGNORE_INDEX, reduction="sum"
-    )
+def _segments(row: Row) -> np.ndarray:
+    """Segment ids; a row without them, from another dataset, is one segment."""
+    return np.zeros(len(row.input_ids), np.int64) if row.segment_ids is None else row.segment_ids
+
+
+def _knows_segments(model: nn.Module) -> bool:
+    """Whether the model tells two segments apart, as BERT does; GPT-2 would take their ids for tokens."""
+    return getattr(config_of(model), "type_vocab_size", 0) >= 2

@@ -2,10 +2,13 @@
 
 from typing import Annotated, Literal
 
+from orchestrator.spec.cleaning import Decontamination, NearDuplicates, Quality
 from orchestrator.spec.section import ChosenBy, Must, Section, field
 
 Fraction = Annotated[float, Must(ge=0.0, lt=1.0)]
 Scalar = str | int | float | bool
+PersonalData = Literal["email", "phone", "card"]
+REGION = Must(pattern="^[A-Z]{2}$", hint="two capital letters, such as 'US'")
 
 
 class DatasetSection(Section):
@@ -13,14 +16,41 @@ class DatasetSection(Section):
 
     text_column: str = "text"
     """Column that holds the text."""
+    text_pair_column: str | None = None
+    """Column that holds the second text of a row, for classification of pairs."""
+    words_column: str | None = None
+    """Column that holds the words of a row as a list, for token classification."""
+    messages_column: str | None = None
+    """Column that holds a conversation, a list of messages with ``role`` and ``content``."""
+    prompt_column: str | None = None
+    """Column that holds the user's turn, where a conversation is one question and its answer."""
+    completion_column: str | None = None
+    """Column that holds the assistant's answer to the prompt."""
     label_column: str | None = None
-    """Column that holds the label, for classification."""
+    """Column that holds the label, for classification: one value, a list of them (multi-label, and the
+    tags of words), or a number or a list of numbers (regression)."""
     label_names: tuple[str, ...] | None = None
     """Label names in the order of their ids; absent: the sorted values found in the column."""
     filter: dict[str, Scalar | tuple[Scalar, ...]] = field(default_factory=dict)
     """Keep only rows whose column has this value (or one of these values)."""
+    on_bad_row: Literal["error", "skip"] = "error"
+    """A row that cannot be read, or has no text or no valid label: stop, or leave it out and count it."""
+    scrub: tuple[PersonalData, ...] = ()
+    """Personal data that placeholders such as ``<email>`` stand for, before anything else sees the text."""
+    phone_regions: tuple[Annotated[str, REGION], ...] = ("US",)
+    """Countries whose own notation of phone numbers is scrubbed; numbers with a + are in any case."""
+    min_chars: Annotated[int, Must(ge=0)] | None = None
+    """Drop rows whose text has fewer characters; absent: none."""
+    max_chars: Annotated[int, Must(ge=1)] | None = None
+    """Drop rows whose text has more characters; absent: none."""
+    quality: Quality | None = None
+    """Drop rows that are no prose, by published rules; ``{}`` takes all of them, absent: none."""
     deduplicate: bool = False
     """Drop rows whose text repeats an earlier row's exactly."""
+    near_duplicates: NearDuplicates | None = None
+    """Drop rows that repeat most of an earlier row; ``{}`` takes the defaults, absent: none."""
+    decontaminate: Decontamination | None = None
+    """Drop training rows that share text with evaluation rows; absent: none."""
     validation_fraction: Fraction = 0.0
     """Fraction of rows, chosen by a hash of their text, held out for evaluation during training."""
     test_fraction: Fraction = 0.0
@@ -35,6 +65,36 @@ class DatasetSection(Section):
                 f"validation_fraction {self.validation_fraction} + test_fraction"
                 f" {self.test_fraction} = {held_out} leaves no row for training; their sum must be"
                 " below 1"
+            )
+        if (self.prompt_column is None) != (self.completion_column is None):
+            missing, given = "prompt_column", self.completion_column
+            if self.completion_column is None:
+                missing, given = "completion_column", self.prompt_column
+            raise ValueError(
+                f"prompt_column and completion_column make a conversation together, found '{given}' alone;"
+                f" give {missing} too"
+            )
+        if self.messages_column is not None and self.prompt_column is not None:
+            raise ValueError(
+                f"messages_column '{self.messages_column}' and prompt_column '{self.prompt_column}' both say"
+                " where conversations are; give one of them"
+            )
+        if self.min_chars is not None and self.max_chars is not None and self.min_chars > self.max_chars:
+            raise ValueError(
+                f"min_chars {self.min_chars} is above max_chars {self.max_chars}, which leaves no row"
+            )
+        self._refuse_cleaning_of_others()
+
+    def _refuse_cleaning_of_others(self) -> None:
+        """Keys that judge or change a text need rows that are one text."""
+        keys = ("scrub", "min_chars", "max_chars", "quality", "near_duplicates", "decontaminate")
+        columns = ("text_pair_column", "words_column", "messages_column", "prompt_column")
+        given = [key for key in keys if getattr(self, key)]
+        others = [column for column in columns if getattr(self, column) is not None]
+        if given and others:
+            raise ValueError(
+                f"{', '.join(given)}: rows of {others[0]} '{getattr(self, others[0])}' are no single text,"
+                " and only a text can be judged or changed; leave these keys out"
             )
 
 

@@ -13,19 +13,22 @@ from typing import Any
 from orchestrator.errors import Problem
 from orchestrator.spec.tree import Items, KeyPath, Place, Table, key_text
 
-VARIABLE = re.compile(r"(\$?)\$\{([^}]*)(\}?)")
+VARIABLE = re.compile(r"\$\$\{|\$\{([^}]*)(\}?)")
 REFERENCE = re.compile(r"([A-Za-z_][A-Za-z0-9_]*)(?::-(.*))?", re.DOTALL)
 SECRET_NAME = re.compile(
     r"(?:^|_)(?:API_?KEY|KEY|TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIALS?|AUTH)(?:_|$)", re.IGNORECASE
 )
 # Not ``token`` or ``key`` at the end of any word: ``pad_token`` and ``eos_token`` are model settings.
 SECRET_KEY = re.compile(
-    r"(?:.*[_-])?(?:api|access|auth|secret|private|hf|hub|bearer|wandb|client)[_-]?(?:key|token|secret)"
-    r"|token|secret|(?:.*[_-])?(?:password|passwd|credentials?)",
+    r"(?:.*[_-])?(?:api|access|auth|secret|private|hf|hub|bearer|wandb|client)[_-]?(?:key|token|secret)s?"
+    r"|token|secrets?|auth|authorization|(?:.*[_-])?(?:passwords?|passwd|credentials?)",
     re.IGNORECASE,
 )
+# Vocabularies are smaller: ``token: 50256`` is an entry of one.
+MAX_TOKEN_ID = 999_999
 SECRET_VALUE = re.compile(
     r"\bhf_[A-Za-z0-9]{16,}|\bsk-[A-Za-z0-9_-]{16,}|\bAKIA[0-9A-Z]{16}\b|\bgh[pousr]_[A-Za-z0-9]{20,}"
+    r"|\beyJ[\w-]{8,}\.eyJ[\w-]{8,}\.|\bBearer [\w.~+/-]{16,}"
     r"|\bgithub_pat_\w{20,}|\bxox[abprs]-[\w-]{10,}|-----BEGIN [A-Z ]*PRIVATE KEY"
     r"|://[^/\s:@]+:[^/\s@]+@"
 )
@@ -43,9 +46,9 @@ def interpolate(text: str, environment: Mapping[str, str]) -> str:
 
 
 def _replacement(found: re.Match[str], environment: Mapping[str, str]) -> str:
-    escape, inside, end = found.groups()
-    if escape:
-        return "${" + inside + end
+    inside, end = found.groups()
+    if inside is None:
+        return "${"
     reference = REFERENCE.fullmatch(inside) if end else None
     if reference is None:
         raise ValueError(
@@ -56,6 +59,11 @@ def _replacement(found: re.Match[str], environment: Mapping[str, str]) -> str:
         raise ValueError(
             f"environment variable '{name}' looks like a secret, and a job file is copied into the run"
             f" directory. Take it out of the file: what needs '{name}' reads it from the environment"
+        )
+    if default and "${" in default:
+        raise ValueError(
+            f"the default of '${{{name}:-...}}' holds another '${{', and variables do not nest."
+            " Give plain text as the default"
         )
     value = environment.get(name, default)
     if value is None:
@@ -73,7 +81,7 @@ def secrets_in(node: Any, path: KeyPath, place: Place) -> Iterator[tuple[KeyPath
     elif isinstance(node, Items):
         for index, item in enumerate(node):
             yield from secrets_in(item, (*path, index), node.places[index])
-    elif isinstance(node, str) and _is_secret(str(path[-1]) if path else "", node):
+    elif _is_secret(node, path):
         message = (
             "looks like a secret's value, and a job file is copied into the run directory."
             " Remove it here (and revoke it if the file was shared); export it as an environment"
@@ -82,5 +90,20 @@ def secrets_in(node: Any, path: KeyPath, place: Place) -> Iterator[tuple[KeyPath
         yield path, Problem(place.file, place.line, key_text(path), message)
 
 
-def _is_secret(key: str, value: str) -> bool:
-    return bool(value and SECRET_KEY.fullmatch(key)) or SECRET_VALUE.search(value) is not None
+def _is_secret(value: Any, path: KeyPath) -> bool:
+    if isinstance(value, str) and SECRET_VALUE.search(value):
+        return True
+    if isinstance(value, bool) or not isinstance(value, str | int | float) or value == "":
+        return False
+    # An item of a list is named by the list.
+    names = [part for part in path if isinstance(part, str)]
+    if not names or _is_users_own(names) or not SECRET_KEY.fullmatch(names[-1]):
+        return False
+    is_token_id = names[-1].lower() == "token" and not isinstance(value, str) and value <= MAX_TOKEN_ID
+    return not is_token_id
+
+
+def _is_users_own(names: list[str]) -> bool:
+    """Whether the last of ``names`` is a column or a dataset, which may be called anything."""
+    is_column = names[0] == "datasets" and names[2:-1] == ["filter"]
+    return is_column or names[1:-1] == ["data", "mixture"]

@@ -117,15 +117,22 @@ def _stage_keys(job: Job, stage: Stage) -> dict[str, Any]:
 
 
 def _inputs(job: Job, datasets: list[str]) -> dict[str, Any]:
-    """The tokenizer, and the datasets that rows come from or the tokenizer learned from."""
+    """The tokenizer, and the datasets that rows come from or are compared with, or that it learned from."""
     tokenizer = job.tokenizer.model_dump(mode="json", by_alias=True) if job.tokenizer else None
     learned = list(job.tokenizer.train.datasets) if job.tokenizer and job.tokenizer.train else []
     sections = {}
-    for name in dict.fromkeys([*datasets, *learned]):
+    for name in _with_compared(job, [*datasets, *learned]):
         dataset = job.datasets[name]
         exclude = [LOCATION[dataset.source]] if dataset.source in LOCATION else []
         sections[name] = dataset.model_dump(mode="json", by_alias=True, exclude=exclude)
     return {"tokenizer": tokenizer, "datasets": sections}
+
+
+def _with_compared(job: Job, names: list[str]) -> list[str]:
+    """``names``, and the datasets that their training rows must share nothing with, each once."""
+    settings = [job.datasets[name].decontaminate for name in names]
+    compared = [other for setting in settings if setting is not None for other in setting.against]
+    return list(dict.fromkeys([*names, *compared]))
 
 
 def _leaves(node: Any, path: str) -> Iterator[tuple[str, Any]]:

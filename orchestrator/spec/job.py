@@ -7,6 +7,7 @@ error positions are ``load.py``; checks between sections are ``references.py``; 
 
 from typing import Annotated, Any, Literal
 
+from orchestrator.errors import PlanError
 from orchestrator.spec.datasets import Dataset, Tokenizer
 from orchestrator.spec.optimization import Limits, Optimizer, Schedule
 from orchestrator.spec.section import ChosenBy, Must, Section, field
@@ -208,8 +209,13 @@ class Job(Section):
     """Where the job runs; the ``--launcher`` flag overrides it."""
 
     def stage(self, name: str) -> TrainStage | EvaluateStage | ExportStage:
-        """The stage called ``name``; ``KeyError`` when there is none."""
+        """The stage called ``name``.
+
+        Raises:
+            PlanError: There is none.
+        """
         for stage in self.stages:
             if stage.name == name:
                 return stage
-        raise KeyError(name)
+        names = [stage.name for stage in self.stages]
+        raise PlanError(f"job '{self.name}' has no stage '{name}', expected one of {names}")

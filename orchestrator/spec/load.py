@@ -22,7 +22,7 @@ from orchestrator.errors import Problem, SpecError
 from orchestrator.spec import references
 from orchestrator.spec.environment import interpolate, secrets_in
 from orchestrator.spec.job import Job
-from orchestrator.spec.messages import explain, shown
+from orchestrator.spec.messages import explain, nearest, shown
 from orchestrator.spec.overrides import FLAG, OverrideError, set_key, split_override
 from orchestrator.spec.paths import make_paths_absolute
 from orchestrator.spec.tree import Items, KeyPath, Table, inherited, key_text, merge, place_of, plain
@@ -96,9 +96,11 @@ def _text(path: Path) -> str:
         with path.open("rb") as file:
             content = file.read(MAX_BYTES + 1)
     except IsADirectoryError as error:
-        raise problem("is a folder; give a job file (.yaml)") from error
+        files = sorted(path.glob("*.yaml"))
+        example = f", such as '{files[0]}'" if files else " (.yaml)"
+        raise problem(f"is a folder; give a job file{example}") from error
     except FileNotFoundError as error:
-        raise problem("no such file") from error
+        raise problem(f"no such file.{_meant(path)}") from error
     except OSError as error:
         raise problem(f"cannot be read: {error.strerror}") from error
     if len(content) > MAX_BYTES:
@@ -110,14 +112,18 @@ def _text(path: Path) -> str:
         raise problem(f"not a text file in UTF-8: {byte}") from error
 
 
+def _meant(path: Path) -> str:
+    """Which job file was probably meant by ``path``, which is none."""
+    files = {file.stem: file for file in sorted(path.parent.glob("*.yaml"))}
+    near = nearest(path.stem, list(files))
+    return f" Did you mean '{files[near]}'?" if near else ""
+
+
 def _as_table(document: Any, file: str) -> Table:
     if isinstance(document, Table):
         return document
-    if document is None:
-        message = "the file is empty; a job file holds at least 'name' and 'stages'"
-    else:
-        message = f"expected a section of keys at the top, found {shown(document)}"
-    raise SpecError([Problem(file, None, "", message)])
+    found = "an empty file" if document is None else shown(document)
+    raise SpecError([Problem(file, None, "", f"expected keys such as 'name' and 'stages', found {found}")])
 
 
 def _read_with_bases(

@@ -32,6 +32,10 @@ def nearest(word: str, choices: list[str]) -> str | None:
     return found[0] if found else None
 
 
+# Keys of a job file that are used up while it is read.
+FILE_KEYS = ("defaults", "extends")
+
+
 def suggestion(word: str, choices: list[str], *, plural: str) -> str:
     """`` Did you mean 'x'?``, or the choices where there are few, or nothing."""
     near = nearest(word, choices)
@@ -67,7 +71,7 @@ def explain(error: ErrorDetails, root: Any) -> tuple[KeyPath, str]:
     path, parent, annotation = _follow(root, error["loc"])
     kind, value = error["type"], error["input"]
     if kind == "unexpected_keyword_argument":
-        keys = list(fields_of(parent))
+        keys = [*fields_of(parent), *(FILE_KEYS if len(path) == 1 else ())]
         return path, f"unknown key.{suggestion(str(path[-1]), keys, plural='Valid keys')}"
     if kind == "missing":
         return path, f"required, but missing; expected {words(annotation)}"

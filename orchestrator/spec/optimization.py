@@ -47,7 +47,10 @@ class SGD(OptimizerSection):
 
     def __post_init__(self) -> None:
         if self.nesterov and self.momentum == 0.0:
-            raise ValueError("nesterov: true needs momentum above 0, found 0")
+            raise ValueError(
+                f"nesterov: true needs a momentum above 0, found {self.momentum:g}; give one, such as"
+                " 'momentum: 0.9', or leave nesterov out"
+            )
 
 
 class Adafactor(OptimizerSection):

@@ -2,7 +2,8 @@
 
 ``stages.pretrain.optimizer.lr=3e-4`` names list items by name; ``stages[0]...`` and ``stages.0...`` by
 index, as error messages print them. Sections on the way are made where they are missing; whether the
-key exists is for the check that follows.
+key exists is for the check that follows. A key that chooses a section (``strategy.name``) drops the keys
+that files gave to the section chosen before, as a file on top of another would.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from typing import Any
 
 from orchestrator.errors import Problem
 from orchestrator.spec.messages import shown, suggestion
-from orchestrator.spec.tree import Items, Place, Table, excluded
+from orchestrator.spec.tree import Items, KeyPath, Place, Table, excluded, is_another
 
 FLAG = "--set"
 PLACE = Place(FLAG, None)
@@ -48,10 +49,12 @@ def set_key(root: Table, key: str, value: Any) -> None:
     """
     parts = INDEX.sub(r".\1", key).split(".")
     node: Any = root
-    section = ""
+    path: KeyPath = ()
     for depth, part in enumerate(parts[:-1]):
-        node = _enter(node, part, key, ".".join(parts[:depth]))
-        section = part
+        above = ".".join(parts[:depth])
+        step = _index(node, part, key, above) if isinstance(node, Items) else part
+        node = _enter(node, step, key, above)
+        path = (*path, step)
     last = parts[-1]
     if isinstance(node, Items):
         index = _index(node, last, key, ".".join(parts[:-1]))
@@ -62,19 +65,32 @@ def set_key(root: Table, key: str, value: Any) -> None:
         raise OverrideError(key, f"'{'.'.join(parts[:-1])}' is {shown(node)}, which has no keys")
     given = Table(PLACE)
     given.put(last, value, PLACE)
-    for rival in [name for name in node if excluded(section, name, given)]:
-        del node[rival]
+    for name in _displaced(node, given, path):
+        del node[name]
     node.put(last, value, PLACE)
 
 
-def _enter(node: Any, part: str, key: str, above: str) -> Any:
+def _displaced(node: Table, given: Table, path: KeyPath) -> list[str]:
+    """Keys of ``node``, found at ``path``, that give way to the one in ``given``.
+
+    When that chooses another section, keys set on the command line stay, in whatever order they come, and
+    so does the name of a list item.
+    """
+    if is_another(given, node, path):
+        is_item = isinstance(path[-1], int)
+        return [name for name in node if node.places[name].file != FLAG and not (is_item and name == "name")]
+    section = str(path[-1]) if path else ""
+    return [name for name in node if excluded(section, name, given)]
+
+
+def _enter(node: Any, step: str | int, key: str, above: str) -> Any:
     if isinstance(node, Items):
-        return node[_index(node, part, key, above)]
+        return node[int(step)]
     if not isinstance(node, Table):
         raise OverrideError(key, f"'{above}' is {shown(node)}, which has no keys")
-    if node.get(part) is None:
-        node.put(part, Table(PLACE), PLACE)
-    return node[part]
+    if node.get(str(step)) is None:
+        node.put(str(step), Table(PLACE), PLACE)
+    return node[str(step)]
 
 
 def _index(items: Items, part: str, key: str, above: str) -> int:

@@ -25,6 +25,8 @@ def make_paths_absolute(root: Table) -> None:
             continue
         _rewrite(stage.get("init"), "pretrained", hub_id=True)
         _rewrite(stage.get("init"), "checkpoint")
+        # What is no file may be the name of a template.
+        _rewrite(stage.get("objective"), "chat_template", hub_id=True)
         strategy = stage.get("strategy")
         _rewrite(strategy, "config")
         if isinstance(strategy, Table):

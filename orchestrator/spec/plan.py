@@ -102,14 +102,46 @@ def micro_batch_rows(batch: BatchPlan, step: int, accum_index: int, rank: int) -
     return range(first, first + batch.micro_batch_size)
 
 
-def count_steps(limits: Limits, batch: BatchPlan, num_rows: int | None) -> int | None:
+@dataclass(frozen=True)
+class Exhaustion:
+    """Where a mixture runs out of rows that were not read before."""
+
+    source: str
+    """The dataset that would be the first to begin its second pass."""
+    rows: int
+    """Rows of the whole mixture before that."""
+
+
+def count_steps(
+    limits: Limits, batch: BatchPlan, num_rows: int | None, exhaustion: Exhaustion | None = None
+) -> int | None:
     """Optimizer steps of a stage; ``None`` while its rows are not counted and its limit needs them.
 
-    Tokens round up to whole steps; epochs round down, to one step at least.
+    Tokens round up to whole steps; epochs round down, to one step at least; where the mixture runs
+    out, its last whole global batch is the last step.
 
     Args:
         num_rows: Rows of one pass over the mixture.
+        exhaustion: Where the stage ends at the latest; absent: sources repeat.
+
+    Raises:
+        PlanError: The mixture runs out before the first step is full.
     """
+    steps = _limit_steps(limits, batch, num_rows)
+    if exhaustion is None or steps is None:
+        return steps
+    if exhaustion.rows < batch.global_batch_size:
+        raise PlanError(
+            f"data.on_exhausted is 'stop' and dataset '{exhaustion.source}' runs out after"
+            f" {exhaustion.rows} rows of the mixture, fewer than one global batch of"
+            f" {batch.global_batch_size}. Lower global_batch_size or the dataset's weight, or set"
+            " data.on_exhausted: repeat."
+        )
+    return min(steps, exhaustion.rows // batch.global_batch_size)
+
+
+def _limit_steps(limits: Limits, batch: BatchPlan, num_rows: int | None) -> int | None:
+    """Optimizer steps that ``limits`` alone allow."""
     if limits.max_steps is not None:
         return limits.max_steps
     if limits.max_tokens is not None:

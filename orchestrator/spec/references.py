@@ -10,12 +10,13 @@ from collections.abc import Iterator
 from orchestrator.spec.job import EvaluateStage, Job, Stage, TrainStage
 from orchestrator.spec.messages import suggestion
 from orchestrator.spec.optimization import Adafactor, WarmupStableDecay
+from orchestrator.spec.packing_rules import CLASSIFICATION, check_packing
 from orchestrator.spec.plan import batch_complaint, count_steps, input_stage, plan_batch
+from orchestrator.spec.positions import first_position
 from orchestrator.spec.training import (
-    DDPStrategy,
     FSDP2Strategy,
-    MaskedLMObjective,
-    SequenceClassificationObjective,
+    SupervisedFinetuningObjective,
+    TokenClassificationObjective,
     ZeROStrategy,
 )
 from orchestrator.spec.tree import KeyPath
@@ -25,6 +26,7 @@ RESERVED = (
     "job.yaml",
     "submitted.yaml",
     "plan.json",
+    "pins.json",
     "environment.json",
     "events.jsonl",
     "driver.lock",
@@ -44,11 +46,12 @@ def check(job: Job) -> Iterator[Complaint]:
         path: KeyPath = ("tokenizer", "train", "datasets")
         for index, name in enumerate(job.tokenizer.train.datasets):
             yield from _check_dataset(job, (*path, index), name)
+    yield from _check_decontamination(job)
     for index, stage in enumerate(job.stages):
         path = ("stages", index)
         if isinstance(stage, TrainStage):
             yield from _check_data(job, stage, path)
-            yield from _check_packing(stage, path)
+            yield from check_packing(job, stage, path)
             yield from _check_model(job, stage, path)
             yield from _check_optimization(job, stage, path)
         elif isinstance(stage, EvaluateStage):
@@ -97,6 +100,20 @@ def _cycle(stages: dict[str, Stage], start: Stage) -> list[str] | None:
     return [*chain, start.name] if name == start.name else None
 
 
+def _check_decontamination(job: Job) -> Iterator[Complaint]:
+    """What a dataset is compared with exists, and is not the rows that are compared."""
+    for name, dataset in job.datasets.items():
+        for index, other in enumerate(dataset.decontaminate.against if dataset.decontaminate else ()):
+            path: KeyPath = ("datasets", name, "decontaminate", "against", index)
+            yield from _check_dataset(job, path, other)
+            if other == name and dataset.validation_fraction + dataset.test_fraction == 0.0:
+                yield (
+                    path,
+                    f"dataset '{name}' holds out no rows, so all of its training rows would be dropped."
+                    " Name another dataset, or give it a test_fraction",
+                )
+
+
 def _check_dataset(job: Job, path: KeyPath, name: str) -> Iterator[Complaint]:
     if name not in job.datasets:
         hint = suggestion(name, list(job.datasets), plural="Datasets") or " 'datasets' is empty."
@@ -110,40 +127,14 @@ def _check_data(job: Job, stage: TrainStage, path: KeyPath) -> Iterator[Complain
         for index, name in enumerate(stage.evaluation.datasets):
             used.append(((*place, index), name))
             yield from _check_held_out(job, (*place, index), name, "validation")
+    if stage.data.mixture_unit == "tokens" and getattr(stage.objective, "next_sentence", False):
+        yield (
+            (*path, "data", "mixture_unit"),
+            "rows of next_sentence are pairs that have no fixed tokens; give data.mixture in rows",
+        )
     for where, name in used:
         yield from _check_dataset(job, where, name)
-        yield from _check_labels(job, stage, where, name)
-
-
-def _check_packing(stage: TrainStage, path: KeyPath) -> Iterator[Complaint]:
-    """What an objective's own way of laying out rows allows."""
-    objective, data, strategy = stage.objective, stage.data, stage.strategy
-    if isinstance(objective, MaskedLMObjective) and objective.next_sentence:
-        rows = "masked_lm with next_sentence puts one pair of segments in each row"
-        if data.packing_mode == "best_fit":
-            yield (*path, "data", "packing"), f"{rows}, which 'best_fit' cannot pack; leave packing out"
-        elif data.document_mask:
-            yield (*path, "data", "document_mask"), f"{rows}: there is nothing to confine; leave it out"
-    if not isinstance(objective, SequenceClassificationObjective):
-        return
-    if data.packing_mode != "best_fit":
-        if data.document_mask:
-            yield (
-                (*path, "data", "document_mask"),
-                "sequence_classification puts one document in each row: there is nothing to confine;"
-                " leave it out, or set packing to 'best_fit'",
-            )
-    elif not data.confines_documents:
-        yield (
-            (*path, "data", "document_mask"),
-            "sequence_classification needs its packed documents apart; leave document_mask out",
-        )
-    elif isinstance(strategy, DDPStrategy | ZeROStrategy) and strategy.compile:
-        yield (
-            (*path, "strategy", "compile"),
-            "a model compiled as a whole cannot take sequence_classification's packed rows; set compile to"
-            " false, use strategy fsdp2, which compiles blocks, or leave packing out",
-        )
+        yield from _check_columns(job, stage, where, name)
 
 
 def _check_evaluate(job: Job, stage: EvaluateStage, path: KeyPath) -> Iterator[Complaint]:
@@ -154,7 +145,7 @@ def _check_evaluate(job: Job, stage: EvaluateStage, path: KeyPath) -> Iterator[C
         if stage.split != "train":
             yield from _check_held_out(job, where, name, stage.split)
         if isinstance(trained, TrainStage):
-            yield from _check_labels(job, trained, where, name)
+            yield from _check_columns(job, trained, where, name)
 
 
 def _check_held_out(job: Job, path: KeyPath, name: str, split: str) -> Iterator[Complaint]:
@@ -167,23 +158,41 @@ def _check_held_out(job: Job, path: KeyPath, name: str, split: str) -> Iterator[
         )
 
 
-def _check_labels(job: Job, stage: TrainStage, path: KeyPath, name: str) -> Iterator[Complaint]:
-    """A classification stage reads labels, as many as it has."""
+def _check_columns(job: Job, stage: TrainStage, path: KeyPath, name: str) -> Iterator[Complaint]:
+    """A dataset names the columns that the stage's objective reads, and as many labels as it has."""
     dataset, objective = job.datasets.get(name), stage.objective
-    if dataset is None or not isinstance(objective, SequenceClassificationObjective):
+    if dataset is None:
         return
+    if isinstance(objective, SupervisedFinetuningObjective):
+        if dataset.messages_column is None and dataset.prompt_column is None:
+            yield (
+                path,
+                f"dataset '{name}' has no conversations, which supervised_finetuning reads. Give it"
+                f" 'datasets.{name}.messages_column: messages', or prompt_column and completion_column",
+            )
+        return
+    if not isinstance(objective, CLASSIFICATION):
+        return
+    if isinstance(objective, TokenClassificationObjective) and dataset.words_column is None:
+        yield (
+            path,
+            f"dataset '{name}' has no words_column, which token_classification reads."
+            f" Give it one, such as 'datasets.{name}.words_column: tokens'",
+        )
     if dataset.label_column is None:
         yield (
             path,
-            f"dataset '{name}' has no label_column, which sequence_classification reads."
+            f"dataset '{name}' has no label_column, which {objective.name} reads."
             f" Give it one, such as 'datasets.{name}.label_column: label'",
         )
     names = dataset.label_names
-    if names is not None and len(names) != objective.num_labels:
+    if names is not None and len(names) != objective.num_outputs:
+        is_regression = getattr(objective, "problem", None) == "regression"
+        key = "num_values" if is_regression else "num_labels"
         yield (
             path,
             f"dataset '{name}' has {len(names)} label_names, and the objective of stage"
-            f" '{stage.name}' has num_labels {objective.num_labels}; they must be equal",
+            f" '{stage.name}' has {key} {objective.num_outputs}; they must be equal",
         )
 
 
@@ -200,10 +209,13 @@ def _check_model(job: Job, stage: TrainStage, path: KeyPath) -> Iterator[Complai
     config = stage.model.config
     for key in POSITIONS:
         positions = config.get(key)
-        if isinstance(positions, int) and stage.data.seq_len > positions:
+        # A tokenizer's padding id is not known yet: 0 is the lowest.
+        unused = first_position(config, pad_id=0)
+        if isinstance(positions, int) and stage.data.seq_len > positions - unused:
+            rest = f", of which '{config['model_type']}' uses {positions - unused}" if unused else ""
             yield (
                 (*path, "data", "seq_len"),
-                f"seq_len {stage.data.seq_len} is longer than the model's {key} {positions}",
+                f"seq_len {stage.data.seq_len} is longer than the model's {key} {positions}{rest}",
             )
     vocabulary, trained = config.get("vocab_size"), job.tokenizer and job.tokenizer.train
     if isinstance(vocabulary, int) and trained and trained.vocab_size > vocabulary:

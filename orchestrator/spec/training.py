@@ -2,11 +2,13 @@
 
 from typing import Annotated, Any, Literal
 
+from orchestrator.spec.messages import MAX_CHOICES, shown
 from orchestrator.spec.section import ChosenBy, Must, Section, field, require_one
 
 Positive = Annotated[int, Must(ge=1)]
 Probability = Annotated[float, Must(ge=0.0, le=1.0)]
 Dtype = Literal["float32", "bfloat16"]
+MixtureUnit = Literal["rows", "tokens"]
 Packing = Literal["cut", "best_fit", "none"]
 PLUGIN_PATTERN = r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$"
 PLUGIN = Must(pattern=PLUGIN_PATTERN, hint="your own 'package.module:Name'")
@@ -43,16 +45,63 @@ class MaskedLMObjective(Section):
 
 
 class SequenceClassificationObjective(Section):
-    """Predict one label per row."""
+    """Predict the label of a text or of a pair of texts; or several labels, or numbers."""
 
     name: Literal["sequence_classification"]
-    """Predict one label per row."""
+    """Predict the label of a text or of a pair of texts."""
+    problem: Literal["single_label", "multi_label", "regression"] = "single_label"
+    """One label a row; any number of labels a row; or one number or several a row."""
     num_labels: Annotated[int, Must(ge=2)] = 2
-    """Number of labels; a row with another label is an error."""
+    """Number of labels; a row with another label is an error. Not used by ``regression``."""
+    num_values: Positive = 1
+    """Numbers that a row of ``regression`` holds."""
+
+    def __post_init__(self) -> None:
+        if self.problem != "regression" and self.num_values != 1:
+            raise ValueError(
+                f"num_values {self.num_values} belongs to problem 'regression', found '{self.problem}';"
+                " leave it out, or set the problem"
+            )
+
+    @property
+    def num_outputs(self) -> int:
+        """Outputs of the head."""
+        return self.num_values if self.problem == "regression" else self.num_labels
+
+
+class TokenClassificationObjective(Section):
+    """Predict a tag for every word, such as the parts of names."""
+
+    name: Literal["token_classification"]
+    """Predict a tag for every word."""
+    num_labels: Annotated[int, Must(ge=2)]
+    """Number of tags; a word with another tag is an error."""
+
+    @property
+    def num_outputs(self) -> int:
+        """Outputs of the head."""
+        return self.num_labels
+
+
+class SupervisedFinetuningObjective(Section):
+    """Predict the next token of an assistant's turns in conversations."""
+
+    name: Literal["supervised_finetuning"]
+    """Predict the next token of an assistant's turns."""
+    train_on: Literal["assistant", "all"] = "assistant"
+    """Tokens with a loss: those of the assistant's turns with the token that ends each, or all."""
+    chat_template: str | None = None
+    """How conversations become text: ``plain`` (role, colon, content), ``chatml``, or a Jinja file;
+    absent: the tokenizer's own, or that of the stage whose weights it starts from."""
 
 
 Objective = Annotated[
-    CausalLMObjective | MaskedLMObjective | SequenceClassificationObjective | Plugin,
+    CausalLMObjective
+    | MaskedLMObjective
+    | SequenceClassificationObjective
+    | TokenClassificationObjective
+    | SupervisedFinetuningObjective
+    | Plugin,
     ChosenBy("name"),
 ]
 
@@ -66,8 +115,13 @@ class Model(Section):
     """``auto``: the Hugging Face auto classes; or the user's own ``package.module:Name``."""
 
     def __post_init__(self) -> None:
-        if self.factory == "auto" and not isinstance(self.config.get("model_type"), str):
-            raise ValueError("config needs 'model_type', for example 'gpt2', 'llama' or 'bert'")
+        kind = self.config.get("model_type")
+        if self.factory == "auto" and not isinstance(kind, str):
+            keys = ", ".join(sorted(self.config)[:MAX_CHOICES]) or "none"
+            raise ValueError(
+                "config needs 'model_type', a name such as 'gpt2', 'llama' or 'bert', found"
+                f" {shown(kind)} (its keys: {keys})"
+            )
 
 
 class Init(Section):
@@ -87,19 +141,27 @@ class Init(Section):
     def __post_init__(self) -> None:
         require_one(self, "stage", "pretrained", "checkpoint")
         if self.trust_remote_code and not self.revision:
-            raise ValueError("trust_remote_code: true needs a pinned 'revision' (a commit)")
+            raise ValueError(
+                "trust_remote_code: true needs a pinned 'revision', the commit whose code may run here,"
+                f" found {shown(self.revision)}"
+            )
 
 
 class Data(Section):
     """What a stage reads."""
 
     mixture: Annotated[dict[str, Annotated[float, Must(gt=0.0)]], Must(min_length=1)]
-    """Datasets and their weights, in rows."""
+    """Datasets and their weights; any 10,000 consecutive rows hold each to 1/10,000."""
+    mixture_unit: MixtureUnit = "rows"
+    """What weights count; ``tokens``: divided by a dataset's mean tokens per row, exact in the mean."""
+    on_exhausted: Literal["repeat", "stop"] = "repeat"
+    """A dataset was read through: begin it again, or end the stage before it would begin again."""
     seq_len: Annotated[int, Must(ge=2)]
     """Tokens per row."""
     packing: Packing | bool = True
     """``cut`` or true: join documents with an end token and cut at ``seq_len``; ``best_fit``: put whole
-    documents side by side, cut only those longer than a row; ``none`` or false: one document per row."""
+    documents side by side, cut only those longer than a row; ``none`` or false: one document per row.
+    Conversations have a row each unless it is ``best_fit``; classification always has one text a row."""
     document_mask: bool | None = None
     """Keep attention inside a document and let positions begin anew in each; default: with ``best_fit``."""
 
@@ -201,7 +263,7 @@ class ZeROStrategy(Section):
                 " DeepSpeed keeps no float32 master weights the checkpoint could hold"
             )
         if self.offload_optimizer and self.stage < 1:
-            raise ValueError("offload_optimizer needs stage 1, 2 or 3, found stage 0")
+            raise ValueError(f"offload_optimizer needs stage 1, 2 or 3, found stage {self.stage}")
         if self.offload_param and self.stage != 3:
             raise ValueError(f"offload_param needs stage 3, found stage {self.stage}")
 

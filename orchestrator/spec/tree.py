@@ -116,8 +116,7 @@ def merge(base: Any, over: Any, path: KeyPath = ()) -> Any:
         return _merge_items(base, over, path)
     if not isinstance(base, Table) or not isinstance(over, Table):
         return over
-    chooser = _chooser(path)
-    if chooser and chooser in base and base[chooser] != over.get(chooser, base[chooser]):
+    if is_another(over, base, path):
         return over
     merged = Table(over.place)
     for name, value in base.items():
@@ -126,6 +125,15 @@ def merge(base: Any, over: Any, path: KeyPath = ()) -> Any:
     for name, value in over.items():
         merged.put(name, merge(merged.get(name), value, (*path, name)), over.places[name])
     return merged
+
+
+def is_another(over: Table, base: Table, path: KeyPath) -> bool:
+    """Whether ``over`` chooses another section at ``path`` than ``base``, whose keys would not fit it."""
+    chooser = _chooser(path)
+    if chooser is None or chooser not in over:
+        return False
+    default = "train" if chooser == "kind" else over[chooser]
+    return bool(base.get(chooser, default) != over[chooser])
 
 
 def _chooser(path: KeyPath) -> str | None:

@@ -39,27 +39,8 @@ class ZeROEngine(Engine):
         Raises:
             PlanError: Version, operators, configuration, optimizer or compiler do not allow it.
         """
-        assert isinstance(section, ZeROStrategy)
-        # What DeepSpeed casts to bfloat16 before it makes float32 masters of it, or keeps no master of.
-        is_cast = section.param_dtype == "bfloat16"
-        originals = {
-            name: parameter.detach().clone()
-            for name, parameter in model.named_parameters()
-            if is_cast or not parameter.requires_grad
-        }
         self._driver = DeepSpeedDriver(model, section, setup)
         self.model = self._driver.engine
-        self._take_over(model, originals, section, setup)
-
-    def _take_over(
-        self,
-        module: nn.Module,
-        originals: dict[str, Tensor],
-        section: ZeROStrategy,
-        setup: EngineSetup,
-    ) -> None:
-        """Find the state in what DeepSpeed made of ``module``; ``originals``: values it may have rounded."""
-        raise NotImplementedError
 
     def micro_step(self, *, last: bool) -> AbstractContextManager[None]:
         """Reduce gradients for the update in the last micro-batch alone."""
@@ -73,15 +54,10 @@ class ZeROEngine(Engine):
 class ReplicatedZeRO(ZeROEngine, PlainEngine):
     """Stage 0: DeepSpeed sums gradients, torch's optimizer holds the parameters."""
 
-    def _take_over(
-        self,
-        module: nn.Module,
-        originals: dict[str, Tensor],
-        section: ZeROStrategy,
-        setup: EngineSetup,
-    ) -> None:
-        """DeepSpeed hands the optimizer back as it was."""
-        self._adopt(module, self._driver.engine.optimizer, setup)
+    def __init__(self, model: nn.Module, section: Any, setup: EngineSetup) -> None:
+        """Take the optimizer, which DeepSpeed hands back as it was."""
+        super().__init__(model, section, setup)
+        self._adopt(model, self._driver.engine.optimizer, setup)
 
     def _update(self) -> None:
         """Move the weights and clear gradients."""
@@ -91,22 +67,25 @@ class ReplicatedZeRO(ZeROEngine, PlainEngine):
 class PartitionedZeRO(ZeROEngine):
     """Stages 1 to 3: master weights and optimizer state in flat tensors."""
 
-    def _take_over(
-        self,
-        module: nn.Module,
-        originals: dict[str, Tensor],
-        section: ZeROStrategy,
-        setup: EngineSetup,
-    ) -> None:
+    def __init__(self, model: nn.Module, section: Any, setup: EngineSetup) -> None:
         """Find DeepSpeed's flat tensors, and put back float32 values that it rounded."""
+        assert isinstance(section, ZeROStrategy)
+        # What DeepSpeed casts to bfloat16 before it makes float32 masters of it, or keeps no master of.
+        is_cast = section.param_dtype == "bfloat16"
+        originals = {
+            name: parameter.detach().clone()
+            for name, parameter in model.named_parameters()
+            if is_cast or not parameter.requires_grad
+        }
+        super().__init__(model, section, setup)
         kind = ParameterPartitions if section.stage == 3 else GroupPartitions
-        self._module = module
+        self._module = model
         self._setup = setup
         self._optimizer: torch.optim.Optimizer = self._driver.engine.optimizer.optimizer
         self._partitions: Partitions = kind(self._driver.engine.optimizer)
         self._frozen = {
             name: self._partitions.hold_frozen(parameter, originals[name])
-            for name, parameter in module.named_parameters()
+            for name, parameter in model.named_parameters()
             if not parameter.requires_grad
         }
         self._check_fragments(section)

@@ -42,7 +42,7 @@ class DeepSpeedDriver:
         num_trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
         facts = JobFacts(optimizer=type(optimizer).__name__, num_trained=num_trained)
         config = build_config(section, setup, facts)
-        check_offload(config["zero_optimization"])
+        check_offload(config["zero_optimization"], section)
         if section.stage == 3 and setup.blocks:
             # Gathered as a whole: hooks inside a block change the order in which gradients are added.
             kinds = list(dict.fromkeys(type(block) for block in setup.blocks))
@@ -90,20 +90,29 @@ def check_optimizer(optimizer: torch.optim.Optimizer, stage: int) -> None:
         )
 
 
-def check_offload(zero: Mapping[str, Any]) -> None:
+def check_offload(zero: Mapping[str, Any], section: ZeROStrategy) -> None:
     """Refuse an offload to NVMe that cannot work, the section's or that of the user's configuration.
+
+    Args:
+        zero: The ``zero_optimization`` block made of both.
 
     Raises:
         PlanError: The optimizer is to live there, or DeepSpeed cannot read and write a disk here.
     """
-    if zero.get("offload_optimizer", {}).get("device") == "nvme":
+    in_file = f"strategy.config {section.config}: zero_optimization"
+    places = {
+        name: f"{'strategy' if getattr(section, name) else in_file}.{name}.device"
+        for name in ("offload_optimizer", "offload_param")
+        if zero.get(name, {}).get("device") == "nvme"
+    }
+    if "offload_optimizer" in places:
         # Swapped out, gradients cannot be clipped and optimizer state cannot be saved in place.
         raise PlanError(
-            "strategy.offload_optimizer.device: found 'nvme', expected 'cpu': on NVMe neither the clip nor"
+            f"{places['offload_optimizer']}: found 'nvme', expected 'cpu': on NVMe neither the clip nor"
             " a checkpoint can reach gradients and optimizer state. offload_param may be on nvme"
         )
-    if zero.get("offload_param", {}).get("device") == "nvme":
-        require_async_io()
+    if "offload_param" in places:
+        require_async_io(places["offload_param"])
 
 
 def _initialize(
@@ -118,9 +127,17 @@ def _initialize(
     Raises:
         PlanError: DeepSpeed refuses the user's own configuration.
     """
+    refusals = (
+        deepspeed.DeepSpeedConfigError,
+        AssertionError,
+        AttributeError,
+        KeyError,
+        TypeError,
+        ValueError,
+    )
     try:
         engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=dict(config))
-    except (AssertionError, KeyError, TypeError, ValueError) as error:
+    except refusals as error:
         if section.config is None:
             raise
         raise PlanError(f"strategy.config {section.config}: DeepSpeed refuses it: {error}") from error

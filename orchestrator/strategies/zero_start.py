@@ -49,8 +49,8 @@ def check_version(version: str) -> None:
         )
 
 
-def require_async_io() -> None:
-    """Check that DeepSpeed can read and write a local disk.
+def require_async_io(place: str) -> None:
+    """Check that DeepSpeed can read and write a local disk, as the key ``place`` asks.
 
     Raises:
         PlanError: Its async_io operator cannot be built here.
@@ -58,8 +58,8 @@ def require_async_io() -> None:
     builder = importlib.import_module("deepspeed.ops.op_builder").AsyncIOBuilder()
     if not builder.is_compatible(verbose=False):
         raise PlanError(
-            "strategy.offload to nvme needs DeepSpeed's async_io operator, which cannot be built here;"
-            " install libaio with its headers (Debian: libaio-dev) and a C++ compiler, or offload to cpu"
+            f"{place}: found 'nvme', which needs DeepSpeed's async_io operator, and it cannot be built here;"
+            " install libaio with its headers (Debian: libaio-dev) and a C++ compiler, or set 'cpu'"
         )
 
 

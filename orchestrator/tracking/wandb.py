@@ -34,13 +34,13 @@ class WandbTracker:
             folder: Where W&B keeps its local files.
 
         Raises:
-            TrackingError: wandb is not installed or the run cannot start.
+            TrackingError: wandb cannot be imported or the run cannot start.
         """
         try:
             import wandb
         except ImportError as error:
             raise TrackingError(
-                "tracking.wandb: the package wandb is not installed; pip install 'orchestrator[wandb]'"
+                f"tracking.wandb: {error}; pip install 'orchestrator[wandb]', or leave tracking.wandb out"
             ) from error
         folder.mkdir(parents=True, exist_ok=True)
         try:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,9 +13,11 @@ from transformers import PreTrainedModel
 from orchestrator.checkpoint.layout import RunLayout
 from orchestrator.checkpoint.manager import CheckpointManager
 from orchestrator.contracts import Objective, TokenInfo
-from orchestrator.data.loader import MixtureReader, RowReader
+from orchestrator.data.loader import RowReader
+from orchestrator.data.prepared import content_digest
+from orchestrator.data.stream import MixtureReader
 from orchestrator.data.tokenizer import for_classification, load_tokenizer, token_info
-from orchestrator.errors import CheckpointError
+from orchestrator.errors import CheckpointError, DataError
 from orchestrator.models import check_fit, load_model
 from orchestrator.registry import resolve
 from orchestrator.spec.job import Job, TrainStage
@@ -39,6 +41,8 @@ class Parts:
     model: PreTrainedModel
     batch_plan: BatchPlan
     max_steps: int
+    data_digests: Mapping[str, str]
+    """Content digest of the prepared training rows by dataset."""
 
 
 def build_parts(job: Job, stage: TrainStage, layout: RunLayout) -> Parts:
@@ -51,15 +55,25 @@ def build_parts(job: Job, stage: TrainStage, layout: RunLayout) -> Parts:
     tokenizer = open_tokenizer(inputs)
     tokens = token_info(tokenizer)
     objective = build_objective(stage, tokens, inputs.label_names)
-    readers = open_readers(job, inputs.train, stage.data)
-    reader = MixtureReader(readers, stage.data.mixture, seed=job.seed)
+    readers, data = open_readers(job, inputs.train, stage.data), stage.data
+    reader = MixtureReader(readers, data.mixture, seed=job.seed, unit=data.mixture_unit)
     batch_plan = plan_batch(stage, job.resources)
-    max_steps = count_steps(stage.limits, batch_plan, reader.num_rows)
+    exhaustion = reader.mixture.exhaustion() if data.on_exhausted == "stop" else None
+    max_steps = count_steps(stage.limits, batch_plan, reader.num_rows, exhaustion)
     assert max_steps is not None
     model = _first_model(job, stage, inputs, objective, tokens)
     check_model(stage, model, objective, tokens)
-    evaluation = open_readers(job, inputs.evaluation, stage.data)
-    return Parts(inputs, tokenizer, objective, reader, evaluation, model, batch_plan, max_steps)
+    return Parts(
+        inputs=inputs,
+        tokenizer=tokenizer,
+        objective=objective,
+        reader=reader,
+        evaluation=open_readers(job, inputs.evaluation, stage.data),
+        model=model,
+        batch_plan=batch_plan,
+        max_steps=max_steps,
+        data_digests={name: content_digest(Path(folder)) for name, folder in inputs.train.items()},
+    )
 
 
 def open_tokenizer(inputs: StageInputs) -> Any:
@@ -91,9 +105,16 @@ def open_readers(job: Job, folders: Mapping[str, str], data: Data) -> dict[str, 
 
 
 def build_objective(stage: TrainStage, tokens: TokenInfo, label_names: tuple[str, ...]) -> Objective:
-    """The stage's objective, ours or the user's."""
-    made = resolve("objective", stage.objective.name)(stage.objective, tokens, label_names)
-    objective: Objective = made
+    """The stage's objective, ours or the user's.
+
+    Raises:
+        DataError: It does not fit the tokenizer or the labels; the message names the stage.
+    """
+    kind = resolve("objective", stage.objective.name)
+    try:
+        objective: Objective = kind(stage.objective, tokens, label_names)
+    except DataError as error:
+        raise DataError(f"stage '{stage.name}': {error}") from error
     return objective
 
 
@@ -103,25 +124,47 @@ def _first_model(
     """The model before its first step: the same on every rank, whatever their number."""
     torch.manual_seed(derive_seed(job.seed, "init"))
     if inputs.weights is not None:
-        return load_model(inputs.weights, objective.head, tokens, inputs.label_names, stage.init)
+        return _named_problem(
+            load_model(inputs.weights, objective.head, tokens, inputs.label_names, stage.init), objective
+        )
     assert stage.model is not None
-    factory = resolve("model", stage.model.factory)
-    model: PreTrainedModel = factory(stage.model.config, objective.head, tokens, inputs.label_names)
+    factory: Callable[..., PreTrainedModel] = resolve("model", stage.model.factory)
+    model = factory(stage.model.config, objective.head, tokens, inputs.label_names)
+    model = _named_problem(model, objective)
     if stage.init is not None and stage.init.checkpoint is not None:
-        _load_checkpoint_weights(model, Path(stage.init.checkpoint))
+        tokenizer = inputs.data_digests["tokenizer"]
+        load_checkpoint_weights(model, Path(stage.init.checkpoint), tokenizer_digest=tokenizer)
     return model
 
 
-def _load_checkpoint_weights(model: PreTrainedModel, folder: Path) -> None:
+def _named_problem(model: PreTrainedModel, objective: Objective) -> PreTrainedModel:
+    """The model, its configuration saying what its head predicts, so that others compute the same loss."""
+    if objective.problem_type is not None:
+        model.config.problem_type = objective.problem_type
+    return model
+
+
+def load_checkpoint_weights(model: PreTrainedModel, folder: Path, *, tokenizer_digest: str) -> None:
     """Take the weights of another run's checkpoint.
 
+    Args:
+        tokenizer_digest: Of the tokenizer that these weights are going to see.
+
     Raises:
-        CheckpointError: It does not verify, or holds other parameters than the model.
+        CheckpointError: It does not verify, holds other parameters than the model, or was trained with
+            another tokenizer.
     """
     manager = CheckpointManager(folder.parent, keep_last=2)
     problem = manager.verify(folder)
     if problem is not None:
         raise CheckpointError(f"init.checkpoint {folder}: {problem}; name another checkpoint")
+    trained_with = manager.read_state(folder).get("tokenizer")
+    if trained_with != tokenizer_digest:
+        raise CheckpointError(
+            f"init.checkpoint {folder} was trained with the tokenizer {trained_with}, and this stage's is"
+            f" {tokenizer_digest}: its tokens would mean something else. Set tokenizer.from to the"
+            " folder of the one it was trained with, such as the weights/ of its stage"
+        )
     weights = manager.read_weights(folder)
     wanted = dict(model.named_parameters())
     odd = sorted(

@@ -38,14 +38,14 @@ def evaluate_datasets(
     for name, reader in readers.items():
         prefix = "eval/" if len(readers) == 1 else f"eval/{name}/"
         num_rows = reader.num_rows if max_rows is None else min(max_rows, reader.num_rows)
-        statistics = _sum_statistics(
+        statistics = _collect_statistics(
             model, objective, reader, num_rows, micro_batch_size, seed, device, forward_context
         )
         metrics |= {f"{prefix}{key}": value for key, value in objective.metrics(statistics).items()}
     return metrics
 
 
-def _sum_statistics(
+def _collect_statistics(
     model: nn.Module,
     objective: Objective,
     reader: RowReader,
@@ -55,7 +55,7 @@ def _sum_statistics(
     device: torch.device,
     forward_context: ForwardContext,
 ) -> Tensor:
-    """Statistics over the first ``num_rows`` rows, summed over ranks.
+    """Statistics of the first ``num_rows`` rows, over all ranks: summed, or row after row.
 
     Every rank makes the same number of forward passes, because sharded models communicate in each;
     a rank without a micro-batch of its own repeats the first and counts none of its rows.
@@ -64,7 +64,7 @@ def _sum_statistics(
     rank, world_size = dist.get_rank(), dist.get_world_size()
     num_micro = -(-num_rows // micro_batch_size)
     model.eval()
-    total: Tensor | None = None
+    found: list[Tensor] = []
     for first in range(0, num_micro, world_size):
         micro = first + rank if first + rank < num_micro else 0
         begin = micro * micro_batch_size
@@ -75,8 +75,25 @@ def _sum_statistics(
         num_valid = len(rows) if first + rank < num_micro else 0
         with torch.no_grad(), forward_context():
             statistics = objective.statistics(model, batch, num_valid)
-        total = statistics if total is None else total + statistics
-    assert total is not None
-    if world_size > 1:
-        dist.all_reduce(total)
-    return total
+        if objective.evaluates == "sums" and found:
+            found[0] = found[0] + statistics
+        else:
+            found.append(statistics)
+    return _summed(found[0]) if objective.evaluates == "sums" else _in_order(found)
+
+
+def _summed(statistics: Tensor) -> Tensor:
+    """The sum over ranks."""
+    if dist.get_world_size() > 1:
+        dist.all_reduce(statistics)
+    return statistics
+
+
+def _in_order(statistics: list[Tensor]) -> Tensor:
+    """The rows of all micro-batches, which went to one rank after the other; on the CPU."""
+    own = [rows.cpu() for rows in statistics]
+    gathered: list[list[Tensor]] = [own] * dist.get_world_size()
+    if dist.get_world_size() > 1:
+        dist.all_gather_object(gathered, own)
+    # strict: every rank made the same number of forward passes.
+    return torch.cat([rows for turn in zip(*gathered, strict=True) for rows in turn])

@@ -13,16 +13,18 @@ from pathlib import Path
 
 from transformers import PretrainedConfig
 
-from orchestrator.checkpoint.layout import RunLayout, StageLayout
+from orchestrator.checkpoint.layout import StageLayout
 from orchestrator.contracts import TokenInfo
-from orchestrator.data.prepare import prepare_rows
+from orchestrator.data.catalog import Catalog
+from orchestrator.data.conversations import prepare_chat_template
+from orchestrator.data.prepare import prepare_rows, verify
 from orchestrator.data.prepared import Meta
 from orchestrator.data.selection import Split
 from orchestrator.data.tokenizer import (
     load_tokenizer,
     prepare_tokenizer,
     token_info,
-    tokenizer_digest,
+    vocabulary_digest,
 )
 from orchestrator.errors import DataError
 from orchestrator.models import check_fit, load_config, make_config
@@ -96,11 +98,11 @@ class PreparedData:
         folders |= {f"evaluation.{name}": path for name, path in self.evaluation.items()}
         # A folder of prepared rows is named by the digest of all that its content depends on.
         rows = {name: path.name for name, path in folders.items()}
-        return {"tokenizer": tokenizer_digest(self.tokenizer), **rows}
+        return {"tokenizer": vocabulary_digest(self.tokenizer), **rows}
 
 
 def prepare_data(
-    job: Job, stage: TrainStage | EvaluateStage, layout: RunLayout, on_progress: Progress
+    job: Job, stage: TrainStage | EvaluateStage, catalog: Catalog, on_progress: Progress
 ) -> PreparedData:
     """Train or load the stage's tokenizer and tokenise its datasets, or find both in the cache.
 
@@ -110,32 +112,60 @@ def prepare_data(
     trained = stage if isinstance(stage, TrainStage) else _trained_stage(job, stage.from_)
     objective = resolve("objective", trained.objective.name)
     rows = objective.row_layout(trained.objective, trained.data)
-    tokenizer = prepare_tokenizer(tokenizer_section(job, trained), job.datasets, layout.cache)
+    tokenizer = prepare_tokenizer(tokenizer_section(job, trained), catalog)
+    if rows.document == "conversation":
+        tokenizer = prepare_chat_template(tokenizer, chat_template(job, trained), catalog.cache_dir)
 
     tokens = token_info(load_tokenizer(tokenizer))
     check_fit(_model_config(job, trained, tokens), tokens, trained.data.seq_len, f"stage '{trained.name}'")
 
     def prepare(name: str, split: Split, label_names: tuple[str, ...] | None) -> Path:
         return prepare_rows(
-            name,
-            job.datasets[name],
+            catalog.find(name),
             split,
             rows,
             tokenizer,
-            layout.cache,
             label_names=label_names,
-            num_labels=_num_labels(trained),
+            num_labels=_num_outputs(trained),
+            tasks=catalog.tasks,
             on_progress=lambda done, total: on_progress(f"{name} ({split})", done, total),
         )
 
     train = {name: prepare(name, "train", None) for name in trained.data.mixture}
-    label_names = _common_labels(train, _num_labels(trained)) if rows.labelled else None
+    label_names = _common_labels(train, _num_outputs(trained)) if rows.labelled else None
     if isinstance(stage, EvaluateStage):
         held_out = {name: prepare(name, stage.split, label_names) for name in stage.datasets}
         return PreparedData(tokenizer, {}, held_out, label_names or ())
     names = stage.evaluation.datasets if stage.evaluation else ()
     held_out = {name: prepare(name, "validation", label_names) for name in names}
     return PreparedData(tokenizer, train, held_out, label_names or ())
+
+
+def dataset_names(job: Job, stage: TrainStage | EvaluateStage) -> list[str]:
+    """Datasets that a stage reads, or that its tokenizer learns from."""
+    trained = stage if isinstance(stage, TrainStage) else _trained_stage(job, stage.from_)
+    training = tokenizer_section(job, trained).train
+    learned = training.datasets if training else ()
+    if isinstance(stage, EvaluateStage):
+        read = tuple(stage.datasets)
+    else:
+        read = (*stage.data.mixture, *(stage.evaluation.datasets if stage.evaluation else ()))
+    return list(dict.fromkeys([*learned, *read]))
+
+
+def find_prepared(layout: StageLayout, spec_fingerprint: str) -> PreparedData | None:
+    """What was prepared for a stage before, if it was for the same keys and is undamaged; else ``None``."""
+    if not layout.inputs.exists():
+        return None
+    inputs = StageInputs.read(layout)
+    folders = [inputs.tokenizer, *inputs.train.values(), *inputs.evaluation.values()]
+    if inputs.spec_fingerprint != spec_fingerprint:
+        return None
+    if any(verify(Path(folder)) is not None for folder in folders):
+        return None
+    train = {name: Path(folder) for name, folder in inputs.train.items()}
+    evaluation = {name: Path(folder) for name, folder in inputs.evaluation.items()}
+    return PreparedData(Path(inputs.tokenizer), train, evaluation, inputs.label_names)
 
 
 def _trained_stage(job: Job, name: str) -> TrainStage:
@@ -169,9 +199,17 @@ def _model_config(job: Job, stage: TrainStage, tokens: TokenInfo) -> PretrainedC
     return load_config(str(stage.init.pretrained), stage.init)
 
 
-def _num_labels(stage: TrainStage) -> int | None:
-    """Size of the stage's classifier; ``None`` for another objective."""
-    return getattr(stage.objective, "num_labels", None)
+def chat_template(job: Job, stage: TrainStage) -> str | None:
+    """The chat template that a stage names, or else the nearest stage that its weights come from."""
+    named: str | None = getattr(stage.objective, "chat_template", None)
+    if named is None and stage.init is not None and stage.init.stage is not None:
+        return chat_template(job, _trained_stage(job, stage.init.stage))
+    return named
+
+
+def _num_outputs(stage: TrainStage) -> int | None:
+    """Outputs of the stage's classifier; ``None`` for another objective."""
+    return getattr(stage.objective, "num_outputs", None)
 
 
 def _common_labels(folders: Mapping[str, Path], num_labels: int | None) -> tuple[str, ...]:
@@ -181,7 +219,7 @@ def _common_labels(folders: Mapping[str, Path], num_labels: int | None) -> tuple
         num_labels: Outputs of the classifier; absent: as many as there are names.
 
     Raises:
-        DataError: Two datasets name their labels differently.
+        DataError: Two datasets name their labels differently, or there are fewer than outputs.
     """
     names = {name: Meta.open(folder).label_names for name, folder in folders.items()}
     if len(set(names.values())) > 1:
@@ -190,5 +228,9 @@ def _common_labels(folders: Mapping[str, Path], num_labels: int | None) -> tuple
             " give each of them the same label_names"
         )
     (common,) = set(names.values())
-    unused = (f"unused_{index}" for index in range(len(common), num_labels or 0))
-    return (*common, *unused)
+    if num_labels is not None and num_labels > len(common):
+        raise DataError(
+            f"objective.num_labels is {num_labels}, but {sorted(folders)} have {len(common)} labels:"
+            f" {', '.join(common[:10])}. Set num_labels: {len(common)}, or name the others in label_names."
+        )
+    return common

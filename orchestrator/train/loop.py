@@ -2,7 +2,7 @@
 
 One optimizer step:
 
-1. read and collate this rank's micro-batches of the step's global rows;
+1. take this rank's micro-batches of the step's global rows, read ahead by ``prefetch.py``;
 2. agree on the global number of targets, and on whether to stop, in one collective;
 3. forward and backward each micro-batch, its random numbers seeded by step and global micro-batch index;
 4. clip and update with the learning rate of the step;
@@ -19,17 +19,17 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
 from orchestrator.contracts import Batch, Engine, Objective, Tracker
-from orchestrator.data.loader import MixtureReader
+from orchestrator.data.stream import MixtureReader
 from orchestrator.spec.job import TrainStage
 from orchestrator.spec.plan import BatchPlan, global_micro_index, micro_batch_rows
-from orchestrator.train.meter import Meter
+from orchestrator.train.meter import Meter, source_metrics
 from orchestrator.train.optim import learning_rate
+from orchestrator.train.prefetch import Prefetcher
 from orchestrator.train.randomness import derive_generator, derive_seed
 from orchestrator.train.stop import StopRequest
 
@@ -59,13 +59,19 @@ class Loop:
 
     def run(self, start_step: int) -> Outcome:
         """Train from ``start_step`` completed steps to ``max_steps``, or until all ranks agree to stop."""
+        steps, on_gpu = range(start_step, self.max_steps), self.device.type == "cuda"
+        with Prefetcher(self._read, steps, pin_memory=on_gpu) as prefetched:
+            return self._train(start_step, prefetched)
+
+    def _train(self, start_step: int, prefetched: Prefetcher) -> Outcome:
+        """Take the steps whose micro-batches ``prefetched`` gives."""
         meter = Meter(self.objective.terms, self.device)
         self.engine.model.train()
         saved_step = start_step
-        for step in range(start_step, self.max_steps):
-            began = time.perf_counter()
-            batches = self._read(step)
+        began = time.perf_counter()
+        for step, read in prefetched:
             data_wait_seconds = time.perf_counter() - began
+            batches = [self._to_device(batch) for batch in read]
             counts, stop = self._agree(batches)
             if stop:
                 if saved_step < step:
@@ -85,7 +91,8 @@ class Loop:
             if self._is_due(self.stage.checkpoint.every_steps, completed):
                 self.save(completed)
                 saved_step = completed
-            meter.exclude(time.perf_counter() - paused)
+            began = time.perf_counter()
+            meter.exclude(began - paused)
         return "finished"
 
     def _is_due(self, every_steps: int, completed: int) -> bool:
@@ -98,15 +105,19 @@ class Loop:
         return every_steps is not None and completed % every_steps == 0 and completed < self.max_steps
 
     def _read(self, step: int) -> list[Batch]:
-        """This rank's micro-batches of one step, on the device."""
+        """This rank's micro-batches of one step, in host memory."""
         batches = []
         for accum_index in range(self.batch_plan.grad_accum_steps):
             rows = micro_batch_rows(self.batch_plan, step, accum_index, self.rank)
             micro = global_micro_index(self.batch_plan, accum_index, self.rank)
             rng = derive_generator(self.seed, "collate", step, micro)
-            batch = self.objective.collate(self.reader.read_global(np.arange(rows.start, rows.stop)), rng)
-            batches.append({name: value.to(self.device) for name, value in batch.items()})
+            read = self.reader.read_global(rows)
+            batches.append(self.objective.collate(read, rng))
         return batches
+
+    def _to_device(self, batch: Batch) -> Batch:
+        """The batch where the model is; from page-locked memory the copy overlaps compute."""
+        return {name: value.to(self.device, non_blocking=True) for name, value in batch.items()}
 
     def _agree(self, batches: Sequence[Batch]) -> tuple[Tensor, bool]:
         """Targets of each term over all ranks, int64 ``(T,)``, and whether anyone wants to stop."""
@@ -139,7 +150,9 @@ class Loop:
         metrics = meter.read()
         metrics |= {"train/lr": lr, "train/grad_norm": grad_norm}
         metrics["train/tokens"] = completed * self.batch_plan.tokens_per_step
-        metrics["train/epoch"] = completed * self.batch_plan.global_batch_size / self.reader.num_rows
+        rows = completed * self.batch_plan.global_batch_size
+        metrics["train/epoch"] = rows / self.reader.num_rows
+        metrics |= source_metrics(self.reader.mixture, rows)
         logger.info("step %d/%d %s", completed, self.max_steps, metrics)
         for tracker in self.trackers:
             tracker.log(completed, metrics)

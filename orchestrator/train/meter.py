@@ -9,6 +9,17 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from orchestrator.data.mixture import Mixture
+
+
+def source_metrics(mixture: Mixture, cursor: int) -> dict[str, float]:
+    """Rows that each source has given to the first ``cursor`` rows, and as passes over it."""
+    metrics: dict[str, float] = {}
+    for name, drawn in mixture.drawn(cursor).items():
+        metrics[f"data/{name}/rows"] = drawn
+        metrics[f"data/{name}/epoch"] = drawn / mixture.size(name)
+    return metrics
+
 
 class Meter:
     """Accumulates loss, time and tokens over steps; ``read`` averages them and starts anew."""

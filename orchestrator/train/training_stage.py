@@ -11,11 +11,11 @@ from __future__ import annotations
 import fcntl
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 
@@ -30,9 +30,10 @@ from orchestrator.tracking.events import append_event
 from orchestrator.train.agreement import AgreedError, together
 from orchestrator.train.building import Parts, build_parts
 from orchestrator.train.evaluate import evaluate_datasets
+from orchestrator.train.ledger import Ledger
 from orchestrator.train.loop import Loop, Outcome
 from orchestrator.train.optim import make_optimizer
-from orchestrator.train.results import Ledger, last_training_metrics, replace_folder, write_result
+from orchestrator.train.results import last_training_metrics, replace_folder, write_result
 from orchestrator.train.stop import StopRequest
 from orchestrator.train.trackers import start_trackers
 
@@ -51,12 +52,12 @@ def run_training_stage(
         manager = CheckpointManager(stage_layout.checkpoints, keep_last=stage.checkpoint.keep_last)
         try:
             engine = _build_engine(stage, parts, rank=rank, device=device)
-            start_step = _restore(engine, manager, job, stage)
+            start = _restore(engine, manager, _identity(job, stage, parts))
         except OrchestratorError as error:
             # Strategies and checkpoints refuse on all ranks alike, and a restart would meet the same.
             raise AgreedError(error) from error
         run = _Run(job, stage, layout, parts, engine, manager, rank, device)
-        return run.train(start_step)
+        return run.train(start)
 
 
 @contextmanager
@@ -102,37 +103,48 @@ def _build_engine(stage: TrainStage, parts: Parts, *, rank: int, device: torch.d
     return engine
 
 
-def _restore(engine: Engine, manager: CheckpointManager, job: Job, stage: TrainStage) -> int:
-    """Restore the newest verified checkpoint; the number of steps it has completed, 0 without one.
+@dataclass(frozen=True)
+class _Start:
+    """Where a start of a stage begins."""
+
+    step: int
+    """Steps completed before."""
+    saved_by: int | None
+    """Workers that wrote the checkpoint it goes on from; ``None``: there is none, or it does not say."""
+
+
+def _restore(engine: Engine, manager: CheckpointManager, identity: Mapping[str, Any]) -> _Start:
+    """Restore the newest verified checkpoint, if there is one.
 
     Raises:
-        CheckpointError: It was written by a job whose trajectory differs.
+        CheckpointError: It was written by a job whose trajectory differs, or on other data.
     """
     newest = manager.newest()
     if newest is None:
-        return 0
+        return _Start(0, None)
     tensors = engine.neutral_state()
     state = manager.load(newest, tensors)
     engine.neutral_state_loaded(tensors)
-    expected = _identity(job, stage)
-    changed = [key for key, value in expected.items() if state[key] != value]
+    # Checkpoints of earlier versions do not name their data.
+    changed = [key for key, value in identity.items() if state.get(key, value) != value]
     if changed:
         key = changed[0]
         raise CheckpointError(
-            f"{newest}: written with {key} {state[key]}, the job has {expected[key]};"
+            f"{newest}: written with {key} {state[key]}, the job has {identity[key]};"
             " set it back, or start over with --fresh"
         )
     logger.info("resumed from %s", newest)
-    return int(state["step"])
+    return _Start(int(state["step"]), state.get("world_size"))
 
 
-def _identity(job: Job, stage: TrainStage) -> dict[str, int | str]:
+def _identity(job: Job, stage: TrainStage, parts: Parts) -> dict[str, Any]:
     """What a checkpoint and the job that resumes it must agree on."""
     return {
         "seed": job.seed,
         "global_batch_size": stage.global_batch_size,
         "micro_batch_size": stage.micro_batch_size,
         "stage": stage.name,
+        **{f"data.{name}": digest for name, digest in parts.data_digests.items()},
     }
 
 
@@ -154,23 +166,23 @@ class _Run:
         """Paths of the stage."""
         return self.layout.stage(self.stage.name)
 
-    def train(self, start_step: int) -> Outcome:
+    def train(self, start: _Start) -> Outcome:
         """Loop, final evaluation, weights, result."""
         trackers = start_trackers(
             self.job,
             self.stage,
             self.stage_layout,
             self.parts.inputs,
-            start_step=start_step,
+            start_step=start.step,
             rank=self.rank,
         )
         ledger = None
         if self.rank == 0:
-            ledger = Ledger(self.stage_layout.ledger, self.parts.batch_plan, start_step)
-            self._record("training_started", step=start_step, max_steps=self.parts.max_steps)
+            ledger = self._open_ledger(start)
+            self._record("training_started", step=start.step, max_steps=self.parts.max_steps)
         ended: Literal["finished", "stopped", "failed"] = "failed"
         try:
-            outcome = self._loop(trackers, ledger).run(start_step)
+            outcome = self._loop(trackers, ledger).run(start.step)
             if outcome == "finished":
                 self._finish(trackers)
             ended = outcome
@@ -178,6 +190,17 @@ class _Run:
             for tracker in trackers:
                 tracker.finish(ended)
         return outcome
+
+    def _open_ledger(self, start: _Start) -> Ledger:
+        """The ledger, to be continued from ``start``."""
+        return Ledger(
+            self.stage_layout.ledger,
+            self.parts.batch_plan,
+            start.step,
+            mixture=self.parts.reader.mixture,
+            data=self.parts.data_digests,
+            saved_by=start.saved_by,
+        )
 
     def _loop(self, trackers: list[Tracker], ledger: Ledger | None) -> Loop:
         """The loop over this run's parts."""
@@ -201,10 +224,12 @@ class _Run:
         """Commit the state after ``step`` steps, then what it consumed."""
         rows = step * self.stage.global_batch_size
         state = {
-            **_identity(self.job, self.stage),
+            **_identity(self.job, self.stage, self.parts),
             "job": self.job.name,
             "step": step,
             "rows": rows,
+            "tokenizer": self.parts.inputs.data_digests["tokenizer"],
+            "world_size": self.parts.batch_plan.world_size,
         }
         try:
             self.manager.save(step, self.engine.neutral_state(), state)

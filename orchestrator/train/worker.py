@@ -8,10 +8,12 @@ nothing else, and is the only place that reads rank variables.
 from __future__ import annotations
 
 import argparse
+import errno
 import logging
 import os
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,6 +25,7 @@ from orchestrator.checkpoint.layout import RunLayout, StageLayout
 from orchestrator.errors import LaunchError, OrchestratorError, PlanError
 from orchestrator.spec.job import EvaluateStage, Job, Stage, TrainStage
 from orchestrator.spec.load import load_resolved
+from orchestrator.spec.plan import input_stage
 from orchestrator.tracking.events import append_event
 from orchestrator.train.evaluation_stage import run_evaluation_stage
 from orchestrator.train.export_stage import run_export_stage
@@ -60,8 +63,9 @@ def run_stage(run_dir: Path, stage_name: str) -> Outcome:
     layout = RunLayout(run_dir)
     job = load_resolved(layout.job)
     rank = Rank.from_environment()
-    stage = _find_stage(job, stage_name)
+    stage = job.stage(stage_name)
     _check_world_size(job, stage, rank)
+    _check_input_stage(layout, stage)
     stage_layout = layout.stage(stage_name)
     _log_to_file(stage_layout, rank.rank)
     device = _select_device(job, rank)
@@ -74,28 +78,32 @@ def run_stage(run_dir: Path, stage_name: str) -> Outcome:
         return run_export_stage(stage, layout)
     except BaseException as error:
         logger.exception("rank %d failed", rank.rank)
-        append_event(
-            layout.events,
-            "rank_failed",
-            stage=stage_name,
-            rank=rank.rank,
-            error=type(error).__name__,
-            message=str(error),
-            exit_code=error.exit_code if isinstance(error, OrchestratorError) else 1,
-        )
+        # On a full disk neither can be written, and the error itself says more than that.
+        with suppress(OSError):
+            append_event(
+                layout.events,
+                "rank_failed",
+                stage=stage_name,
+                rank=rank.rank,
+                error=type(error).__name__,
+                message=str(error),
+                exit_code=error.exit_code if isinstance(error, OrchestratorError) else 1,
+            )
         raise
 
 
-def _find_stage(job: Job, name: str) -> Stage:
-    """The stage called ``name``.
+def _check_input_stage(layout: RunLayout, stage: Stage) -> None:
+    """Refuse a stage whose first weights are not there yet.
 
     Raises:
-        PlanError: There is none.
+        PlanError: Naming the stage that makes them.
     """
-    names = [stage.name for stage in job.stages]
-    if name not in names:
-        raise PlanError(f"job '{job.name}' has no stage '{name}'; it has {names}")
-    return job.stage(name)
+    name = input_stage(stage)
+    if name is not None and not layout.stage(name).result.exists():
+        raise PlanError(
+            f"stage '{stage.name}' reads the weights of stage '{name}', which is not finished in"
+            f" {layout.root}; run '{name}' first"
+        )
 
 
 def _check_world_size(job: Job, stage: Stage, rank: Rank) -> None:
@@ -166,11 +174,27 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("run_dir", type=Path)
     parser.add_argument("--stage", required=True)
     parsed = parser.parse_args(arguments)
+    if Rank.from_environment().rank == 0:
+        # Nobody follows the run here: what the log says is shown as well.
+        logger.addHandler(logging.StreamHandler())
     try:
-        return EXIT_CODES[run_stage(parsed.run_dir.resolve(), parsed.stage)]
+        outcome = run_stage(parsed.run_dir.resolve(), parsed.stage)
+        logger.info(
+            "stage '%s' %s; its files are in %s", parsed.stage, outcome, parsed.run_dir / parsed.stage
+        )
+        return EXIT_CODES[outcome]
     except OrchestratorError as error:
         print(f"orchestrator: {error}", file=sys.stderr)
         return error.exit_code
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        print(
+            f"orchestrator: {parsed.run_dir}: {error.strerror}: free some space and run the same command"
+            " again; it goes on from the newest checkpoint",
+            file=sys.stderr,
+        )
+        return 1
     finally:
         if dist.is_initialized():
             dist.destroy_process_group()

@@ -8,6 +8,7 @@ import platform
 
 from tests.benchmarks.loader import measure_loader
 from tests.benchmarks.packing import measure_packing
+from tests.benchmarks.seek import measure_seek
 from tests.benchmarks.startup import YARDSTICK, measure_startup
 from tests.benchmarks.step_loop import measure_step_loop
 
@@ -29,8 +30,14 @@ def main() -> None:
         step["ratio"],
     )
     loader = measure_loader()
-    theirs = max(value for key, value in loader.items() if key.startswith("datasets"))
-    row("loader / datasets map-style, tokens/s", loader["ours_tokens_per_second"], theirs, "at least 8")
+    for name, theirs in (("datasets", "datasets map-style"), ("file_loop", "slices of a token file")):
+        measured = loader["ours_tokens_per_second"], loader[f"{name}_tokens_per_second"]
+        row(f"loader / {theirs}, tokens/s", *measured, "at least 8")
+    for kind, seek in measure_seek().items():
+        name = f"open + first batch, 10 M documents / 10 k, {kind}, s"
+        row(name, seek["many"], seek["few"], "at most 1.2", seek["many_to_few"])
+        name = f"resume at 90% of an epoch / at 1%, {kind}, s"
+        row(name, seek["late"], seek["early"], "at most 1.1", seek["late_to_early"])
     packing = measure_packing()
     row(
         "best-fit rows of 512 / one review per row, positions used",
@@ -52,7 +59,7 @@ def main() -> None:
 
 def row(name: str, ours: float, theirs: float, wanted: str, ratio: float | None = None) -> None:
     """Print one line; the ratio is that of the two numbers unless it was measured itself."""
-    digits = 0 if theirs > 100 else 3
+    digits = 0 if theirs > 100 else 3 if theirs > 0.01 else 5
     shown = ours / theirs if ratio is None else ratio
     print(f"{name:<58}{ours:>14,.{digits}f}{theirs:>14,.{digits}f}{shown:>8.2f}  {wanted}")
 

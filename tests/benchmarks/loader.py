@@ -1,7 +1,9 @@
-"""Loader throughput beside Hugging Face ``datasets``: the same tokens, the same shuffled rows, in turn.
+"""Loader throughput beside Hugging Face ``datasets`` and the usual loop over a file of tokens, in turn.
 
-Ours pays for the shuffle, whose row numbers it computes; ``datasets`` is given the shuffled row numbers.
-Both read memory-mapped files that are warm in the page cache, and give whole batches as arrays.
+All give the inputs and labels of causal language modelling as tensors, what a training step takes, from the
+same tokens in memory-mapped files that are warm in the page cache. Ours pays for the exact shuffle, whose
+row numbers it computes; ``datasets`` is given the shuffled row numbers; the loop over a file, known from
+nanoGPT's ``get_batch``, draws places at random and copies slice by slice.
 """
 
 from __future__ import annotations
@@ -14,12 +16,16 @@ from pathlib import Path
 
 import datasets
 import numpy as np
+import torch
+from torch import Tensor
 
-from orchestrator.contracts import RowLayout
-from orchestrator.data.cache import make_folder
-from orchestrator.data.loader import MixtureReader, RowReader
+from orchestrator.contracts import IGNORE_INDEX, Batch, TokenInfo
+from orchestrator.data.loader import RowReader
 from orchestrator.data.order import order_key, permute
-from orchestrator.data.prepared import FORMAT_VERSION, Meta
+from orchestrator.data.stream import MixtureReader
+from orchestrator.objectives.causal_lm import CausalLM
+from orchestrator.spec.training import CausalLMObjective
+from tests.prepared import write_prepared
 
 SEQ_LEN = 1024
 BATCH_ROWS = 8
@@ -30,11 +36,10 @@ SEED = 17
 
 
 def measure_loader() -> dict[str, float]:
-    """Tokens per second of ``MixtureReader.read_tokens`` and of ``datasets``, best of five turns each.
+    """Tokens per second of a training step's batches, best of five turns each.
 
     Returns:
-        ``ours_tokens_per_second``, ``datasets_numpy_tokens_per_second``,
-        ``datasets_torch_tokens_per_second``, and ``ratio``: ours over the faster of the two.
+        ``<name>_tokens_per_second`` of ``ours``, ``datasets`` (its faster format) and ``file_loop``.
     """
     tokens_RS = np.random.default_rng(SEED).integers(0, 50257, (NUM_ROWS, SEQ_LEN), dtype=np.uint16)
     cursor = np.arange(NUM_BATCHES * BATCH_ROWS).reshape(NUM_BATCHES, BATCH_ROWS)
@@ -43,20 +48,51 @@ def measure_loader() -> dict[str, float]:
         ours = _open_ours(Path(folder), tokens_RS)
         numpy_rows = _open_datasets(Path(folder), tokens_RS)
         torch_rows = numpy_rows.with_format("torch")
-        assert np.array_equal(ours.read_tokens(cursor[0]), numpy_rows[shuffled[0].tolist()]["input_ids"])
-        readers: dict[str, Callable[[int], object]] = {
-            "ours": lambda batch: ours.read_tokens(cursor[batch]),
-            "datasets_numpy": lambda batch: numpy_rows[shuffled[batch]]["input_ids"],
-            "datasets_torch": lambda batch: torch_rows[shuffled[batch]]["input_ids"],
+        objective, rng = _causal_lm(), np.random.default_rng(SEED)
+        readers: dict[str, Callable[[int], tuple[Tensor, Tensor]]] = {
+            "ours": lambda batch: _values(
+                objective.collate(ours.read_global(range(batch * BATCH_ROWS, (batch + 1) * BATCH_ROWS)), rng)
+            ),
+            "datasets_numpy": lambda batch: _shift(
+                torch.from_numpy(numpy_rows[shuffled[batch]]["input_ids"]).long()
+            ),
+            "datasets_torch": lambda batch: _shift(torch_rows[shuffled[batch]]["input_ids"].long()),
+            "file_loop": lambda batch: _file_loop_batch(Path(folder) / "ours" / "tokens.bin"),
         }
+        for mine, theirs in zip(readers["ours"](0), readers["datasets_torch"](0), strict=True):
+            assert torch.equal(mine, theirs)
         best = dict.fromkeys(readers, float("inf"))
         for _ in range(REPEATS):
             for name, read in readers.items():
                 best[name] = min(best[name], _seconds(read))
     tokens = NUM_BATCHES * BATCH_ROWS * SEQ_LEN
-    result = {f"{name}_tokens_per_second": tokens / seconds for name, seconds in best.items()}
-    result["ratio"] = min(best["datasets_numpy"], best["datasets_torch"]) / best["ours"]
-    return result
+    best["datasets"] = min(best.pop("datasets_numpy"), best.pop("datasets_torch"))
+    return {f"{name}_tokens_per_second": tokens / seconds for name, seconds in best.items()}
+
+
+def _causal_lm() -> CausalLM:
+    tokens = TokenInfo(50257, 0, 0, None, (0,), np.zeros(50257, dtype=bool))
+    return CausalLM(CausalLMObjective(name="causal_lm"), tokens, ())
+
+
+def _values(batch: Batch) -> tuple[Tensor, Tensor]:
+    return batch["input_ids"], batch["labels"]
+
+
+def _shift(ids_BS: Tensor) -> tuple[Tensor, Tensor]:
+    """Inputs, and the next token of each place as its label."""
+    labels_BS = torch.full_like(ids_BS, IGNORE_INDEX)
+    labels_BS[:, :-1] = ids_BS[:, 1:]
+    return ids_BS, labels_BS
+
+
+def _file_loop_batch(path: Path) -> tuple[Tensor, Tensor]:
+    """Rows at random places of a file of tokens, mapped anew for every batch so that memory is given back."""
+    tokens = np.memmap(path, dtype=np.uint16, mode="r")
+    places = torch.randint(len(tokens) - SEQ_LEN, (BATCH_ROWS,)).tolist()
+    rows = [torch.from_numpy(tokens[i : i + SEQ_LEN].astype(np.int64)) for i in places]
+    labels = [torch.from_numpy(tokens[i + 1 : i + 1 + SEQ_LEN].astype(np.int64)) for i in places]
+    return torch.stack(rows), torch.stack(labels)
 
 
 def _seconds(read: Callable[[int], object]) -> float:
@@ -68,29 +104,8 @@ def _seconds(read: Callable[[int], object]) -> float:
 
 def _open_ours(folder: Path, tokens_RS: np.ndarray) -> MixtureReader:
     """The tokens as one packed folder of a single document."""
-
-    def build(target: Path) -> None:
-        tokens_RS.astype("<u2").tofile(target / "tokens.bin")
-        np.save(target / "documents.npy", np.array([0, tokens_RS.size], dtype=np.int64))
-        Meta(
-            format_version=FORMAT_VERSION,
-            layout=RowLayout("packed", SEQ_LEN, framed=False, labelled=False),
-            num_rows=NUM_ROWS,
-            num_tokens=tokens_RS.size,
-            num_documents=1,
-            num_empty=0,
-            num_truncated=0,
-            num_split=0,
-            packing_efficiency=1.0,
-            token_dtype="uint16",
-            vocab_size=50257,
-            pad_id=0,
-            cls_id=None,
-            sep_id=None,
-            label_names=(),
-        ).save(target)
-
-    prepared = make_folder(folder / "ours", build)
+    tokens, documents = tokens_RS.ravel(), np.array([0, tokens_RS.size], dtype=np.int64)
+    prepared = write_prepared(folder / "ours", tokens, documents, seq_len=SEQ_LEN)
     reader = RowReader.open(prepared, seed=SEED, source_name="tokens")
     return MixtureReader({"tokens": reader}, {"tokens": 1.0}, seed=SEED)
 

@@ -23,6 +23,7 @@ from torch.nn import functional
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from orchestrator.contracts import EngineSetup, Row
+from orchestrator.data.mixture import Mixture
 from orchestrator.objectives.causal_lm import CausalLM
 from orchestrator.spec.job import Resources, TrainStage
 from orchestrator.spec.plan import plan_batch
@@ -40,6 +41,7 @@ class ReadyRows:
     """Rows as ``MixtureReader`` gives them, of generated tokens."""
 
     num_rows = 4096
+    mixture = Mixture({"a": 1.0}, {"a": num_rows})
 
     def __init__(self) -> None:
         rng = np.random.default_rng(0)

@@ -16,7 +16,7 @@ import pytest
 import yaml
 
 from orchestrator.checkpoint.layout import RunLayout
-from tests.e2e.commands import events, kill_tree, last_step, orchestrator, started, succeed
+from tests.e2e.commands import RUN_SECONDS, events, kill_tree, last_step, orchestrator, started, succeed
 
 pytestmark = pytest.mark.slow
 
@@ -220,6 +220,8 @@ def test_cancel_saves_and_stops_with_exit_75_and_the_next_start_goes_on(tmp_path
     assert saved == [status["stages"][0]["step"]]
 
 
+@pytest.mark.ray
+@pytest.mark.timeout(600)
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_before_the_workers_start_stops_the_run_and_the_next_start_goes_on(
     number: signal.Signals, tmp_path: Path
@@ -230,12 +232,25 @@ def test_a_signal_before_the_workers_start_stops_the_run_and_the_next_start_goes
         run = RunLayout(runs / "bad-day")
         _wait_for(run.events.exists)
         process.send_signal(number)
-        output, errors = process.communicate(timeout=60)
+        output, errors = process.communicate(timeout=RUN_SECONDS)
     assert process.returncode == 75, output + errors
     assert "the same command goes on" in output
     assert [event["event"] for event in events(run.root)] == ["run_started", "run_stopped"]
     if number == signal.SIGTERM:
         succeed("run", path, "--runs-dir", runs, home=home)
+        _check_that_a_finished_run_does_without_its_sources(path, runs, home)
+
+
+def _check_that_a_finished_run_does_without_its_sources(path: Path, runs: Path, home: Path) -> None:
+    """Its stages stay finished; what would need the sources anew is refused."""
+    (path.parent / "rows.csv").unlink()
+    output = succeed("run", path, "--runs-dir", runs, home=home)
+    assert "keeps the rows that were prepared before" in output
+    assert "there is no file 'rows.csv'" in output
+    assert "finished before, skipped" in output
+    (tokens,) = (runs / ".cache" / "rows").glob("*/tokens.bin")
+    tokens.write_bytes(bytes(len(tokens.read_bytes())))
+    assert "there is no file 'rows.csv'" in refusal(path)
 
 
 def _wait_for(condition: Callable[[], bool], seconds: float = 120) -> None:

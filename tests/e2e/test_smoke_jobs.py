@@ -56,6 +56,8 @@ def test_gpt_job_runs_every_kind_of_stage_and_its_weights_load(place: Path) -> N
     )
     assert stages["classify"]["step"] == 6
     assert stages["pretrain"]["metrics"]["eval/perplexity"] > 1
+    assert stages["classify"]["metrics"]["data/reviews/rows"] == 6 * 8
+    assert json.loads(succeed("verify", place / "runs" / "smoke-gpt", "--json", home=place / "home"))["ok"]
     wanted = {"accuracy", "precision", "recall", "f1", "matthews_correlation", "loss"}
     assert {f"eval/{name}" for name in wanted} <= stages["test"]["metrics"].keys()
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from transformers import AutoModelForSequenceClassification
+from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassification
 
 from orchestrator.contracts import TokenInfo
 from orchestrator.errors import ModelError
@@ -20,6 +22,7 @@ from orchestrator.models import (
     make_config,
     save_weights,
 )
+from orchestrator.spec.positions import AFTER_PADDING, first_position
 
 TOKENS = TokenInfo(40, 0, 1, 2, (0, 1, 2), np.zeros(40, dtype=bool))
 GPT = {"model_type": "gpt2", "n_layer": 2, "n_head": 2, "n_embd": 8, "n_positions": 16}
@@ -36,6 +39,9 @@ BERT = {
 class NoTokenizer:
     """Stands where a tokenizer is saved beside the weights."""
 
+    pad_token_id = 0
+    model_max_length = 10**30
+
     def save_pretrained(self, folder: Path) -> None:
         (folder / "tokenizer.json").write_text("{}")
 
@@ -49,8 +55,10 @@ def test_vocabulary_and_special_tokens_come_from_the_tokenizer() -> None:
 def test_unknown_architecture_and_unknown_key_are_refused() -> None:
     with pytest.raises(ModelError, match="'gpt9' is not a Hugging Face architecture"):
         make_config({"model_type": "gpt9"})
-    with pytest.raises(ModelError, match=r"'gpt2' has no keys \['num_layer'\]"):
-        make_config({**GPT, "num_layer": 2})
+    with pytest.raises(ModelError, match=r"'gpt2' has no keys \['n_layr'\]. Did you mean 'n_layer'\?"):
+        make_config({**GPT, "n_layr": 2})
+    with pytest.raises(ModelError, match=r"'gpt2' has no keys \['zebra'\]. It has \["):
+        make_config({**GPT, "zebra": 2})
 
 
 def test_the_attention_implementation_is_a_key_of_every_configuration() -> None:
@@ -63,7 +71,15 @@ def test_the_attention_implementation_is_a_key_of_every_configuration() -> None:
 
 def test_counting_parameters_builds_nothing_and_counts_tied_ones_once() -> None:
     model = build_auto_model(GPT, "causal_lm", TOKENS, ())
-    counted = count_parameters({**GPT, "vocab_size": 40})
+    counted = count_parameters({**GPT, "vocab_size": 40}, "causal_lm", 2)
+    assert counted == sum(parameter.numel() for parameter in model.parameters())
+
+
+@pytest.mark.parametrize("config", [GPT, BERT])
+def test_counted_parameters_are_those_of_the_head(config: dict[str, Any]) -> None:
+    labels = ("a", "b", "c")
+    model = build_auto_model(config, "sequence_classification", TOKENS, labels)
+    counted = count_parameters({**config, "vocab_size": 40}, "sequence_classification", len(labels))
     assert counted == sum(parameter.numel() for parameter in model.parameters())
 
 
@@ -88,12 +104,58 @@ def test_rows_longer_than_the_positions_and_larger_vocabularies_are_refused() ->
         check_fit(make_config({**GPT, "vocab_size": 39}, TOKENS), TOKENS, 16, "stage 'a'")
 
 
+SMALL = {
+    "hidden_size": 24,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "intermediate_size": 16,
+    "vocab_size": 40,
+    "max_position_embeddings": 16,
+}
+MORE_KEYS: dict[str, dict[str, Any]] = {
+    "layoutlmv3": {"coordinate_size": 4, "shape_size": 4},
+    "longformer": {"attention_window": 4},
+    "luke": {"entity_vocab_size": 8, "entity_emb_size": 8},
+    "xmod": {"default_language": "en_XX"},
+}
+
+
+@pytest.mark.parametrize("pad_id", [0, 3])
+@pytest.mark.parametrize("model_type", [*sorted(AFTER_PADDING), "bert", "electra"])
+def test_the_longest_row_that_fits_is_the_longest_that_runs(model_type: str, pad_id: int) -> None:
+    keys = {**SMALL, **MORE_KEYS.get(model_type, {}), "pad_token_id": pad_id}
+    config = AutoConfig.for_model(model_type, **keys)
+    longest = 16 - first_position(config.to_dict(), pad_id=9)
+    check_fit(config, TOKENS, longest, "stage 'a'")
+    with pytest.raises(ModelError, match=rf"data.seq_len {longest + 1} .* Use seq_len {longest} or less"):
+        check_fit(config, TOKENS, longest + 1, "stage 'a'")
+    model = AutoModel.from_config(config).eval()
+    model(input_ids=torch.full((1, longest), 5))
+    with pytest.raises((IndexError, RuntimeError)):
+        model(input_ids=torch.full((1, longest + 1), 5))
+
+
+def test_a_padding_token_of_the_tokenizer_stands_for_a_missing_one() -> None:
+    tokens = replace(TOKENS, pad_id=2)
+    config = make_config({"model_type": "roberta", **SMALL}, tokens)
+    with pytest.raises(
+        ModelError,
+        match=r"model's 13 positions \(max_position_embeddings 16, which begin at 3 in 'roberta'\)",
+    ):
+        check_fit(config, tokens, 14, "stage 'a'")
+    rotary = {"model_type": "esm", "position_embedding_type": "rotary", **SMALL}
+    check_fit(make_config(rotary, tokens), tokens, 16, "stage 'a'")
+
+
 def test_written_weights_load_with_equal_logits_and_labels(tmp_path: Path) -> None:
     torch.manual_seed(0)
     model = build_auto_model(BERT, "sequence_classification", TOKENS, ("bad", "good")).eval()
     weights = {name: value.detach().clone() for name, value in model.named_parameters()}
     folder = tmp_path / "weights"
-    save_weights(model, weights, NoTokenizer(), folder)
+    tokenizer = NoTokenizer()
+    save_weights(model, weights, tokenizer, folder)
+    assert tokenizer.model_max_length == model.config.max_position_embeddings
+    assert len({path.stat().st_mode for path in folder.iterdir()}) == 1
     loaded = AutoModelForSequenceClassification.from_pretrained(folder).eval()
     ids = torch.tensor([[5, 6, 7, 8]])
     torch.testing.assert_close(loaded(input_ids=ids).logits, model(input_ids=ids).logits)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import logging
+import os
 import pickle
 from collections.abc import Callable
 from pathlib import Path
@@ -73,6 +75,24 @@ def test_second_quarantine_of_a_step_gets_a_name_of_its_own(tmp_path: Path) -> N
     ]
 
 
+def test_a_damaged_checkpoint_that_cannot_be_renamed_is_named_with_the_reason(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    manager = save(tmp_path, 2)
+    flip(tmp_path / step_name(2) / "shard-00000.bin")
+
+    def rename(source: Path, target: Path) -> None:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(source))
+
+    monkeypatch.setattr(os, "rename", rename)
+    with pytest.raises(CheckpointError) as caught:
+        manager.newest()
+    assert str(caught.value) == (
+        f"{tmp_path}: a damaged checkpoint could not be set aside: [Errno 13] Permission denied:"
+        f" '{tmp_path / step_name(2)}'. Move it out of the folder, or make the folder writable"
+    )
+
+
 def test_load_of_a_damaged_checkpoint_is_refused_before_anything_is_parsed(tmp_path: Path) -> None:
     manager = save(tmp_path, 1)
     (tmp_path / step_name(1) / "metadata.json").write_text("{")
@@ -80,6 +100,17 @@ def test_load_of_a_damaged_checkpoint_is_refused_before_anything_is_parsed(tmp_p
         load(manager, tmp_path / step_name(1))
     with pytest.raises(CheckpointError, match=r"metadata\.json: 1 bytes with digest"):
         CheckpointManager.read_weights(tmp_path / step_name(1))
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [("[1]", "found a list, expected a JSON object"), ("{", "not JSON: Expecting property name")],
+)
+def test_state_that_is_no_json_object_is_named(tmp_path: Path, content: str, expected: str) -> None:
+    (tmp_path / "state.json").write_text(content)
+    with pytest.raises(CheckpointError) as caught:
+        seal.read_json(tmp_path / "state.json")
+    assert str(caught.value).startswith(f"{tmp_path}/state.json: {expected}")
 
 
 class Bomb:

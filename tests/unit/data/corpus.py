@@ -10,6 +10,11 @@ from typing import Any
 
 from pydantic import TypeAdapter
 
+from orchestrator.contracts import RowLayout
+from orchestrator.data.catalog import Catalog
+from orchestrator.data.prepare import prepare_rows
+from orchestrator.data.selection import Split
+from orchestrator.data.sources import find_source
 from orchestrator.data.tokenizer import prepare_tokenizer
 from orchestrator.spec.datasets import Dataset, Tokenizer
 
@@ -58,4 +63,19 @@ def train_small(folder: Path, algorithm: str = "bpe", vocab_size: int = 400, **k
     """Folder of a tokenizer trained on ``text_corpus``."""
     training = {"algorithm": algorithm, "vocab_size": vocab_size, "datasets": ["corpus"], **keys}
     datasets = {"corpus": text_corpus(folder)}
-    return prepare_tokenizer(Tokenizer.model_validate({"train": training}), datasets, folder / "cache")
+    return prepare_tokenizer(
+        Tokenizer.model_validate({"train": training}), Catalog(datasets, folder / "cache")
+    )
+
+
+def prepared(
+    name: str,
+    dataset: Dataset,
+    split: Split,
+    layout: RowLayout,
+    tokenizer: Path,
+    cache: Path,
+    **options: Any,
+) -> Path:
+    """The prepared folder of one split of a dataset."""
+    return prepare_rows(find_source(name, dataset, cache), split, layout, tokenizer, **options)

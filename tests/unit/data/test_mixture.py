@@ -19,13 +19,94 @@ def named(values: list[float]) -> dict[str, float]:
 
 @given(weights=WEIGHTS, start=st.integers(0, 10**12))
 @settings(max_examples=60, deadline=None)
-def test_any_ten_thousand_rows_hold_the_weights_to_one_in_a_thousand(
+def test_any_ten_thousand_rows_hold_the_weights_to_one_in_ten_thousand(
     weights: list[float], start: int
 ) -> None:
     mixture = Mixture(named(weights), dict.fromkeys(named(weights), 1000))
     sources, _, _ = mixture.locate(np.arange(start, start + PERIOD))
-    shares = np.bincount(sources, minlength=len(weights)) / PERIOD
-    assert np.abs(shares - np.array(weights) / sum(weights)).max() <= 0.001
+    counts = np.bincount(sources, minlength=len(weights))
+    assert np.array_equal(counts, mixture.shares)
+    assert np.abs(counts / PERIOD - np.array(weights) / sum(weights)).max() <= 1 / PERIOD
+
+
+@given(
+    weights=WEIGHTS,
+    tokens=st.lists(st.floats(1.0, 20.0), min_size=6, max_size=6),
+)
+@settings(max_examples=60, deadline=None)
+def test_weights_in_tokens_are_exact_in_the_mean(weights: list[float], tokens: list[float]) -> None:
+    names = named(weights)
+    tokens_per_row = dict(zip(names, tokens, strict=False))
+    mixture = Mixture(names, dict.fromkeys(names, 1000), tokens_per_row=tokens_per_row)
+    read = mixture.shares * np.array(list(tokens_per_row.values()))
+    # A share is a whole number of rows: one row more or less changes the share by its own tokens.
+    tolerance = max(tokens) / read.sum() * 2
+    assert np.abs(read / read.sum() - np.array(weights) / sum(weights)).max() <= tolerance
+
+
+def test_weights_in_tokens_give_fewer_rows_to_a_source_of_long_rows() -> None:
+    tokens_per_row = {"long": 900.0, "short": 100.0}
+    mixture = Mixture({"long": 0.5, "short": 0.5}, {"long": 9, "short": 9}, tokens_per_row=tokens_per_row)
+    assert mixture.shares.tolist() == [1000, 9000]
+
+
+SIZES = st.lists(st.integers(1, 3000), min_size=6, max_size=6)
+
+
+@given(weights=WEIGHTS, sizes=SIZES, start=st.integers(0, 3 * PERIOD), length=st.integers(1, 500))
+@settings(max_examples=60, deadline=None)
+def test_drawn_rows_are_those_that_were_located(
+    weights: list[float], sizes: list[int], start: int, length: int
+) -> None:
+    names = named(weights)
+    mixture = Mixture(names, dict(zip(names, sizes, strict=False)))
+    sources, positions, epochs = mixture.locate(np.arange(start, start + length))
+    before, after = mixture.drawn(start), mixture.drawn(start + length)
+    for index, name in enumerate(names):
+        numbers = (epochs * sizes[index] + positions)[sources == index]
+        assert np.array_equal(numbers, np.arange(before[name], after[name]))
+
+
+@given(
+    weights=WEIGHTS,
+    sizes=st.lists(st.integers(50, 900), min_size=6, max_size=6),
+    seed=st.integers(0, 9),
+)
+@settings(max_examples=20, deadline=None)
+def test_no_row_of_an_epoch_comes_twice_and_all_of_a_whole_one_come(
+    weights: list[float], sizes: list[int], seed: int
+) -> None:
+    names, cursor = named(weights), np.arange(3000)
+    mixture = Mixture(names, dict(zip(names, sizes, strict=False)))
+    located = mixture.locate_rows(cursor, seed=seed)
+    backwards = mixture.locate_rows(cursor[::-1], seed=seed)[:, ::-1]
+    assert np.array_equal(located, backwards)
+    assert len(set(map(tuple, located.T.tolist()))) == len(cursor)
+    sources, rows, epochs = located
+    for index in range(len(names)):
+        first = rows[(sources == index) & (epochs == 0)]
+        has_second = (epochs[sources == index] > 0).any()
+        assert not has_second or np.array_equal(np.sort(first), np.arange(sizes[index]))
+
+
+@given(weights=WEIGHTS, sizes=SIZES)
+@settings(max_examples=60, deadline=None)
+def test_exhaustion_is_the_first_row_of_any_second_epoch(weights: list[float], sizes: list[int]) -> None:
+    names = named(weights)
+    mixture = Mixture(names, dict(zip(names, sizes, strict=False)))
+    exhaustion = mixture.exhaustion()
+    sources, positions, epochs = mixture.locate(np.arange(exhaustion.rows + 1))
+    assert not epochs[:-1].any()
+    assert (epochs[-1], positions[-1]) == (1, 0)
+    assert mixture.names[sources[-1]] == exhaustion.source
+
+
+def test_exhaustion_of_large_sources_is_found_at_once() -> None:
+    mixture = Mixture({"a": 0.7, "b": 0.3}, {"a": 10**12, "b": 10**11})
+    end = mixture.exhaustion()
+    assert end.source == "b"
+    assert abs(end.rows - 10**11 / 0.3) < PERIOD
+    assert mixture.drawn(end.rows)["b"] == 10**11
 
 
 @given(weights=WEIGHTS, sizes=st.lists(st.integers(1, 500), min_size=6, max_size=6))

@@ -79,6 +79,29 @@ def test_every_row_is_equally_likely_at_every_place(n: int) -> None:
     assert chi_square < freedom + 5 * np.sqrt(2 * freedom)
 
 
+@pytest.mark.parametrize("n", [13, 20, 40])
+def test_every_two_rows_are_equally_likely_to_follow_each_other(n: int) -> None:
+    trials = 3000
+    counts = np.zeros((n, n))
+    for epoch in range(trials):
+        order = permute(np.arange(n), n, order_key(6, "rows", epoch))
+        np.add.at(counts, (order[:-1], order[1:]), 1)
+    pairs = counts[~np.eye(n, dtype=bool)]
+    expected = trials / n
+    chi_square = ((pairs - expected) ** 2 / expected).sum()
+    freedom = len(pairs) - 1
+    assert chi_square < freedom + 5 * np.sqrt(2 * freedom)
+
+
+def test_successive_epochs_are_as_different_as_any_two_orders() -> None:
+    n, epochs = 1000, 60
+    orders = np.stack([permute(np.arange(n), n, order_key(8, "rows", epoch)) for epoch in range(epochs)])
+    # Rows that keep their place: a Poisson variable of mean 1 for two unrelated orders.
+    kept = (orders[1:] == orders[:-1]).sum(axis=1)
+    assert abs(kept.mean() - 1) < 5 / np.sqrt(len(kept))
+    assert len({tuple(order) for order in orders.tolist()}) == epochs
+
+
 @pytest.mark.parametrize("n", [1000, 100_000])
 def test_neighbours_in_the_order_are_unrelated(n: int) -> None:
     permuted = permute(np.arange(n), n, order_key(2, "rows", 0)).astype(np.float64)

@@ -23,34 +23,19 @@ from hypothesis import strategies as st
 from orchestrator.contracts import RowLayout
 from orchestrator.data.cache import COMPLETE, make_folder
 from orchestrator.data.loader import RowReader
-from orchestrator.data.prepare import cut_segments, prepare_rows, verify
+from orchestrator.data.prepare import cut_segments, verify
 from orchestrator.data.prepared import FORMAT_VERSION, Meta
 from orchestrator.data.tokenizer import end_id, for_classification, load_tokenizer
 from orchestrator.errors import DataError
 from orchestrator.spec.datasets import Dataset
-from tests.unit.data.corpus import make_texts, section, text_corpus, train_small, write_jsonl
+from tests.unit.data.corpus import make_texts, prepared, section, text_corpus, train_small, write_jsonl
 
 PACKED = RowLayout("packed", 32, framed=False, labelled=False)
 LABELLED = RowLayout("documents", 24, framed=False, labelled=True)
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("prepared")
-
-
-@pytest.fixture(scope="module")
-def bpe(folder: Path) -> Path:
-    return train_small(folder, "bpe")
-
-
-@pytest.fixture(scope="module")
-def wordpiece(folder: Path) -> Path:
-    return train_small(folder, "wordpiece", lowercase=True)
-
-
 def prepare(dataset: Dataset, layout: RowLayout, tokenizer: Path, cache: Path, **options: Any) -> Path:
-    return prepare_rows("corpus", dataset, "train", layout, tokenizer, cache, **options)
+    return prepared("corpus", dataset, "train", layout, tokenizer, cache, **options)
 
 
 def rows_of(folder: Path, epoch: int = 0) -> list[Any]:
@@ -233,7 +218,7 @@ def test_string_labels_have_the_ids_of_all_splits(tmp_path: Path, bpe: Path) -> 
     dataset = labelled(tmp_path / "a.jsonl", ["b", "c", "a", "b"] * 20, test_fraction=0.5)
     names = {
         Meta.open(
-            prepare_rows("corpus", dataset, split, LABELLED, bpe, tmp_path, num_labels=3)  # type: ignore[arg-type]
+            prepared("corpus", dataset, split, LABELLED, bpe, tmp_path, num_labels=3)  # type: ignore[arg-type]
         ).label_names
         for split in ("train", "test")
     }
@@ -260,7 +245,9 @@ def test_more_labels_than_the_classifier_has_are_refused_every_time(tmp_path: Pa
     numbers = labelled(tmp_path / "a.jsonl", [0, 1, 2])
     prepare(numbers, LABELLED, bpe, tmp_path)
     for _ in range(2):
-        with pytest.raises(DataError, match=r"column 'y', split 'train': row 2 .* label 2, expected 0 to 1"):
+        with pytest.raises(
+            DataError, match=r"column 'y', split 'train': .*a.jsonl: row 2 .*: label 2, expected 0 to 1\."
+        ):
             prepare(numbers, LABELLED, bpe, tmp_path, num_labels=2)
     words = labelled(tmp_path / "b.jsonl", ["a", "b", "c"])
     with pytest.raises(DataError, match=r"3 labels \['a', 'b', 'c'\], but num_labels is 2"):
@@ -289,6 +276,17 @@ def test_rows_without_room_for_text_are_refused(tmp_path: Path, bpe: Path, layou
     dataset = labelled(tmp_path / "a.jsonl", [0, 1])
     with pytest.raises(DataError, match=f"seq_len {layout.seq_len} has no room for text"):
         prepare(dataset, layout, bpe, tmp_path)
+
+
+def test_framed_rows_need_the_tokens_of_bert(tmp_path: Path, wordpiece: Path) -> None:
+    tokenizer = load_tokenizer(wordpiece)
+    tokenizer.cls_token = None
+    tokenizer.save_pretrained(tmp_path / "bare")
+    layout = RowLayout("packed", 32, framed=True, labelled=False)
+    with pytest.raises(
+        DataError, match=r"the tokenizer has cls_token None and sep_token '\[SEP\]', and BERT"
+    ):
+        prepare(text_corpus(tmp_path, 50), layout, tmp_path / "bare", tmp_path)
 
 
 def test_wide_vocabulary_is_stored_in_32_bits(tmp_path: Path, bpe: Path) -> None:
@@ -392,15 +390,14 @@ PREPARE_PROGRAM = """
 import sys, time
 from pathlib import Path
 from orchestrator.contracts import RowLayout
-from orchestrator.data.prepare import prepare_rows
-from tests.unit.data.corpus import section
+from tests.unit.data.corpus import prepared, section
 folder, tokenizer, pause = Path(sys.argv[1]), Path(sys.argv[2]), float(sys.argv[3])
 dataset = section(source="json", files=str(folder / "corpus.jsonl"))
 def progress(done, total):
     print("working", flush=True)
     time.sleep(pause)
 layout = RowLayout("packed", 32, framed=False, labelled=False)
-print(prepare_rows("corpus", dataset, "train", layout, tokenizer, folder, on_progress=progress))
+print(prepared("corpus", dataset, "train", layout, tokenizer, folder, on_progress=progress))
 """
 
 
@@ -446,6 +443,35 @@ def test_full_disk_is_told_and_leaves_nothing_half_written(tmp_path: Path) -> No
 def test_meta_is_readable_json(tmp_path: Path, bpe: Path) -> None:
     made = prepare(text_corpus(tmp_path, 50), PACKED, bpe, tmp_path)
     meta = json.loads((made / "meta.json").read_text("utf-8"))
-    assert meta["layout"] == {"kind": "packed", "seq_len": 32, "framed": False, "labelled": False}
+    layout = {"kind": "packed", "seq_len": 32, "framed": False, "labelled": False}
+    assert layout.items() <= meta["layout"].items()
     listed = json.loads((made / COMPLETE).read_text("utf-8"))
     assert set(listed) == {"tokens.bin", "documents.npy", "meta.json"}
+
+
+def test_a_label_outside_the_set_is_left_out_and_said_where_the_section_skips(
+    tmp_path: Path, bpe: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    skip: dict[str, Any] = {"on_bad_row": "skip"}
+    numbers = labelled(tmp_path / "a.jsonl", [0, 1, 2, -1, 1], **skip)
+    with caplog.at_level(logging.WARNING):
+        rows = rows_of(prepare(numbers, LABELLED, bpe, tmp_path, num_labels=2))
+    assert [row.label for row in rows] == [0, 1, 1]
+    assert caplog.messages == [
+        f"datasets.corpus: column 'y', split 'train': 2 of 5 rows are skipped, first {tmp_path}/a.jsonl:"
+        " row 2 (counted from 0): label 2, expected 0 to 1"
+    ]
+    words = labelled(tmp_path / "b.jsonl", ["a", "c", "b"], **skip)
+    made = prepare(words, LABELLED, bpe, tmp_path, label_names=("a", "b"), num_labels=2)
+    assert [row.label for row in rows_of(made)] == [0, 1]
+    with pytest.raises(DataError, match=r"b.jsonl: row 0 .*: label 'a', expected one of \['x', 'y'\]"):
+        prepare(words, LABELLED, bpe, tmp_path, label_names=("x", "y"))
+
+
+def test_the_scrubbed_text_is_what_is_hashed_and_tokenised(tmp_path: Path, bpe: Path) -> None:
+    records = [{"text": text} for text in ("write to a@b.org", "write to c@d.org", "or call")]
+    files = str(write_jsonl(tmp_path / "a.jsonl", records))
+    dataset = section(source="json", files=files, scrub=["email"], deduplicate=True)
+    tokenizer = load_tokenizer(bpe)
+    ids = joined(ids_of(prepare(dataset, PACKED, bpe, tmp_path)))
+    assert tokenizer.decode(ids) == f"write to <email>{tokenizer.eos_token}or call{tokenizer.eos_token}"

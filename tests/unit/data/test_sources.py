@@ -13,15 +13,20 @@ from typing import Any
 import datasets
 import pytest
 
-from orchestrator.data.sources import distinct_labels, load_rows, source_digest
+from orchestrator.data.rows import distinct_labels, find_rows
+from orchestrator.data.sources import Source, find_source
 from orchestrator.errors import DataError
 from tests.unit.data.corpus import make_texts, section, write_csv, write_jsonl
 
 TEXTS = make_texts(30)
 
 
+def find(folder: Path, **keys: Any) -> Source:
+    return find_source("corpus", section(**keys), folder / "cache")
+
+
 def read(folder: Path, split: str = "train", /, **keys: Any) -> Any:
-    return load_rows("corpus", section(**keys), split, folder / "cache")  # type: ignore[arg-type]
+    return find_rows(find(folder, **keys), split).open()  # type: ignore[arg-type]
 
 
 def error(folder: Path, split: str = "train", /, **keys: Any) -> str:
@@ -220,15 +225,29 @@ def test_empty_corpus_is_refused(tmp_path: Path) -> None:
     (tmp_path / "a.txt").touch()
     assert "0 bytes" in error(tmp_path, source="text", files=str(tmp_path / "*.txt"))
     write_csv(tmp_path / "a.csv", {"text": []})
-    assert "the corpus is empty" in error(tmp_path, source="csv", files=str(tmp_path / "a.csv"))
+    datasets.Dataset.from_dict({"text": []}).to_parquet(str(tmp_path / "a.parquet"))
+    for source in ("csv", "parquet"):
+        files = str(tmp_path / f"a.{source}")
+        expected = f"datasets.corpus: the corpus is empty: 0 rows in {files}, expected text."
+        assert error(tmp_path, source=source, files=files) == expected
 
 
 @pytest.mark.parametrize("split", ["validation", "test"])
 def test_split_without_rows_is_refused(tmp_path: Path, split: str) -> None:
     files = str(saved_file(tmp_path, "json"))
-    message = error(tmp_path, split, source="json", files=files)
-    assert f"split '{split}' has none of 30 rows" in message
-    assert f"Raise {split}_fraction." in message
+    assert error(tmp_path, split, source="json", files=files) == (
+        f"datasets.corpus: split '{split}' has none of 30 rows with validation_fraction 0.0 and"
+        f" test_fraction 0.0. Raise {split}_fraction."
+    )
+
+
+def test_training_split_without_rows_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("one\n")
+    keys = {"source": "text", "files": str(tmp_path / "a.txt"), "validation_fraction": 0.99}
+    assert error(tmp_path, **keys, test_fraction=0.009) == (
+        "datasets.corpus: split 'train' has none of 1 rows with validation_fraction 0.99 and"
+        " test_fraction 0.009. Lower them."
+    )
 
 
 def test_null_text_or_label_names_its_row_in_the_source(tmp_path: Path) -> None:
@@ -254,11 +273,15 @@ def test_a_text_that_is_no_string_names_its_row(tmp_path: Path) -> None:
     ("source", "content", "expected"),
     [
         ("csv", b"text,label\na,1\nb,2\nc,3,4\n", "line 4"),
-        ("json", b'{"text": "a"}\n{"text": "b"\n', "row 1"),
-        ("json", b'{"text": "a"}\n' * 5 + b'{"text": b}\n', "in row 5"),
+        ("json", b'{"text": "a"}\n{"text": "b"\n', "line 2: no JSON"),
+        (
+            "json",
+            b'{"text": "a"}\n' * 5 + b'{"text": b}\n',
+            "line 6: no JSON: Expecting value (character 10)",
+        ),
         ("json", b"not json", "cannot be read as json"),
         ("parquet", b"not parquet", "cannot be read as parquet"),
-        ("text", b"caf\xe9\n", "codec can't decode"),
+        ("text", b"caf\xe9\n", "line 1: byte 0xe9 after 3 characters is not UTF-8"),
     ],
 )
 def test_unreadable_file_is_named(tmp_path: Path, source: str, content: bytes, expected: str) -> None:
@@ -269,6 +292,10 @@ def test_unreadable_file_is_named(tmp_path: Path, source: str, content: bytes, e
     assert str(bad) in message
     assert str(good) not in message
     assert expected in message
+    alone = error(tmp_path, source=source, files=str(bad))
+    assert alone.startswith(f"datasets.corpus: {bad} cannot be read as {source}: ")
+    assert expected in alone
+    assert alone.endswith(f". Expected {source} files of one shape, in UTF-8.")
 
 
 def test_a_file_changed_in_place_is_read_anew_though_its_time_is_the_same(tmp_path: Path) -> None:
@@ -278,7 +305,7 @@ def test_a_file_changed_in_place_is_read_anew_though_its_time_is_the_same(tmp_pa
     for text in ("one", "two"):
         path.write_text(text + "\n", "utf-8")
         os.utime(path, (10**9, 10**9))
-        digest = source_digest("corpus", section(**keys), tmp_path / "cache")
+        digest = find(tmp_path, **keys).digest
         found.append((list(read(tmp_path, **keys)["text"]), digest))
     assert [texts for texts, _ in found] == [["one"], ["two"]]
     assert found[0][1] != found[1][1]
@@ -289,7 +316,7 @@ def test_digest_depends_on_content_and_keys_but_not_on_the_place(tmp_path: Path)
     first, second = saved_file(tmp_path, "json"), saved_file(tmp_path / "elsewhere", "json")
 
     def digest(path: Path, **keys: Any) -> str:
-        return source_digest("corpus", section(source="json", files=str(path), **keys), tmp_path / "cache")
+        return find(tmp_path, source="json", files=str(path), **keys).digest
 
     assert digest(first) == digest(second)
     others = [
@@ -307,24 +334,20 @@ def test_digest_depends_on_content_and_keys_but_not_on_the_place(tmp_path: Path)
 def test_digest_of_a_saved_dataset_is_that_of_its_files(tmp_path: Path) -> None:
     folder = tmp_path / "saved"
     datasets.Dataset.from_dict({"text": TEXTS}).save_to_disk(str(folder))
-    saved = section(source="saved", path=str(folder))
-    before = source_digest("corpus", saved, tmp_path / "cache")
-    assert source_digest("corpus", saved, tmp_path / "cache") == before
+    saved = {"source": "saved", "path": str(folder)}
+    before = find(tmp_path, **saved).digest
+    assert find(tmp_path, **saved).digest == before
     arrow = next(folder.glob("*.arrow"))
     content = bytearray(arrow.read_bytes())
     content[-20] ^= 1
     arrow.write_bytes(content)
-    assert source_digest("corpus", saved, tmp_path / "cache") != before
+    assert find(tmp_path, **saved).digest != before
 
 
 def test_distinct_labels_are_those_of_all_splits(tmp_path: Path) -> None:
     rows = [{"text": str(i), "label": "zyx"[i % 3]} for i in range(9)]
     keys = {"source": "json", "files": str(write_jsonl(tmp_path / "a.jsonl", rows)), "label_column": "label"}
-    assert distinct_labels("corpus", section(**keys, test_fraction=0.9), tmp_path / "cache") == [
-        "x",
-        "y",
-        "z",
-    ]
+    assert distinct_labels(find(tmp_path, **keys, test_fraction=0.9)) == ["x", "y", "z"]
 
 
 def test_hub_path_that_is_a_local_folder_is_refused(tmp_path: Path) -> None:
@@ -335,13 +358,14 @@ def test_hub_that_cannot_be_reached_and_local_sources_leave_no_trace_in_the_home
     path = saved_file(tmp_path, "json")
     program = f"""
 from pathlib import Path
-from orchestrator.data.sources import load_rows
+from orchestrator.data.rows import find_rows
+from orchestrator.data.sources import find_source
 from orchestrator.errors import DataError
 from tests.unit.data.corpus import section
 cache = Path({str(tmp_path / "cache")!r})
-print(len(load_rows("a", section(source="json", files={str(path)!r}), "train", cache)))
+print(len(find_rows(find_source("a", section(source="json", files={str(path)!r}), cache), "train").open()))
 try:
-    load_rows("b", section(source="hub", path="stanfordnlp/imdb"), "train", cache)
+    find_source("b", section(source="hub", path="stanfordnlp/imdb"), cache)
 except DataError as error:
     print(error)
 """
@@ -390,7 +414,7 @@ def test_real_reviews_split_into_unique_texts(tmp_path: Path) -> None:
     [
         (
             "text,label\nGreat film, really,1\nBad film, no,0\n",
-            "cannot be read as csv: ParserWarning: Length of header",
+            "cannot be read as csv: line 2: 3 fields, expected 2 as in the header",
         ),
         ("text,label\ngood,1\nfoo,\n", "row 1 (counted from 0): column 'label' holds no label"),
     ],
@@ -401,5 +425,5 @@ def test_a_csv_row_with_a_field_too_many_or_without_a_label_is_refused(
     (tmp_path / "rows.csv").write_text(content)
     dataset = section(source="csv", files=str(tmp_path / "rows.csv"), label_column="label")
     with pytest.raises(DataError) as raised:
-        load_rows("rows", dataset, "train", tmp_path / "cache")
+        find_rows(find_source("rows", dataset, tmp_path / "cache"), "train")
     assert expected in str(raised.value)

@@ -12,6 +12,7 @@ from tokenizers import processors
 from transformers import AutoTokenizer, GPT2Tokenizer, PreTrainedTokenizerFast
 
 from orchestrator.data.cache import COMPLETE
+from orchestrator.data.catalog import Catalog
 from orchestrator.data.tokenizer import (
     for_classification,
     load_tokenizer,
@@ -23,21 +24,6 @@ from orchestrator.data.tokenizer import (
 from orchestrator.errors import DataError
 from orchestrator.spec.datasets import Tokenizer
 from tests.unit.data.corpus import make_texts, text_corpus, train_small
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("tokenizers")
-
-
-@pytest.fixture(scope="module")
-def bpe(folder: Path) -> Path:
-    return train_small(folder, "bpe")
-
-
-@pytest.fixture(scope="module")
-def wordpiece(folder: Path) -> Path:
-    return train_small(folder, "wordpiece", lowercase=True)
 
 
 def origin(path: Path | str) -> Tokenizer:
@@ -124,14 +110,14 @@ def test_vocab_too_small_or_dataset_unknown_is_refused(tmp_path: Path) -> None:
         {"train": {"algorithm": "bpe", "vocab_size": 300, "datasets": ["corpsu"]}}
     )
     with pytest.raises(DataError, match=r"no dataset 'corpsu', .* Did you mean 'corpus'\?"):
-        prepare_tokenizer(section, {"corpus": text_corpus(tmp_path)}, tmp_path / "cache")
+        prepare_tokenizer(section, Catalog({"corpus": text_corpus(tmp_path)}, tmp_path / "cache"))
 
 
 def test_training_does_not_look_at_labels(tmp_path: Path, bpe: Path) -> None:
     labelled = text_corpus(tmp_path, label_column="none")
     training = {"algorithm": "bpe", "vocab_size": 400, "datasets": ["corpus"]}
     section = Tokenizer.model_validate({"train": training})
-    assert prepare_tokenizer(section, {"corpus": labelled}, tmp_path).name == bpe.name
+    assert prepare_tokenizer(section, Catalog({"corpus": labelled}, tmp_path)).name == bpe.name
 
 
 def test_text_that_cannot_fill_the_vocabulary_is_told(
@@ -144,8 +130,8 @@ def test_text_that_cannot_fill_the_vocabulary_is_told(
 def test_loaded_tokenizer_is_kept_by_content_and_works(tmp_path: Path, wordpiece: Path) -> None:
     copy = tmp_path / "elsewhere"
     shutil.copytree(wordpiece, copy)
-    made = prepare_tokenizer(origin(wordpiece), {}, tmp_path)
-    assert prepare_tokenizer(origin(copy), {}, tmp_path) == made
+    made = prepare_tokenizer(origin(wordpiece), Catalog({}, tmp_path))
+    assert prepare_tokenizer(origin(copy), Catalog({}, tmp_path)) == made
     text = make_texts(1)[0]
     assert load_tokenizer(made)(text) == load_tokenizer(wordpiece)(text)
 
@@ -171,7 +157,7 @@ def test_preset_truncation_and_padding_are_switched_off(tmp_path: Path, wordpiec
         "pad_token": "[PAD]",
     }
     (preset / "tokenizer.json").write_text(json.dumps(state), "utf-8")
-    made = prepare_tokenizer(origin(preset), {}, tmp_path / "cache")
+    made = prepare_tokenizer(origin(preset), Catalog({}, tmp_path / "cache"))
     text = " ".join(make_texts(3))
     assert load_tokenizer(made)(text)["input_ids"] == load_tokenizer(wordpiece)(text)["input_ids"]
     for folder in (preset, made):
@@ -185,7 +171,7 @@ def test_tokenizer_without_padding_gets_its_end_token(tmp_path: Path, bpe: Path)
     PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="<|endoftext|>").save_pretrained(
         tmp_path / "a"
     )
-    tokenizer = load_tokenizer(prepare_tokenizer(origin(tmp_path / "a"), {}, tmp_path / "cache"))
+    tokenizer = load_tokenizer(prepare_tokenizer(origin(tmp_path / "a"), Catalog({}, tmp_path / "cache")))
     assert tokenizer.pad_token == "<|endoftext|>"
     assert token_info(tokenizer).pad_id == token_info(tokenizer).eos_id == 0
 
@@ -194,18 +180,18 @@ def test_tokenizer_without_end_token_is_refused(tmp_path: Path, bpe: Path) -> No
     backend = load_tokenizer(bpe).backend_tokenizer
     PreTrainedTokenizerFast(tokenizer_object=backend, pad_token="<|pad|>").save_pretrained(tmp_path / "a")
     with pytest.raises(DataError, match="neither eos_token nor sep_token"):
-        prepare_tokenizer(origin(tmp_path / "a"), {}, tmp_path / "cache")
+        prepare_tokenizer(origin(tmp_path / "a"), Catalog({}, tmp_path / "cache"))
 
 
 def test_what_is_no_tokenizer_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no such folder, and it is no hub id"):
-        prepare_tokenizer(origin(tmp_path / "none"), {}, tmp_path)
+        prepare_tokenizer(origin(tmp_path / "none"), Catalog({}, tmp_path))
     (tmp_path / "empty").mkdir()
     with pytest.raises(DataError, match=r"holds no tokenizer file .* expected tokenizer.json"):
-        prepare_tokenizer(origin(tmp_path / "empty"), {}, tmp_path)
+        prepare_tokenizer(origin(tmp_path / "empty"), Catalog({}, tmp_path))
     (tmp_path / "empty" / "tokenizer.json").write_text("{", "utf-8")
     with pytest.raises(DataError, match="cannot be loaded"):
-        prepare_tokenizer(origin(tmp_path / "empty"), {}, tmp_path)
+        prepare_tokenizer(origin(tmp_path / "empty"), Catalog({}, tmp_path))
 
 
 def test_digest_is_of_the_tokenizer_files_alone(tmp_path: Path, bpe: Path) -> None:

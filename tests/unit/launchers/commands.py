@@ -79,4 +79,5 @@ class FakeRun:
             "step": 10,
             "metrics": metrics,
         }
+        self.layout.stage(stage).job.write_text(dump_resolved(self.job))
         self.layout.stage(stage).result.write_text(json.dumps(record))

@@ -22,8 +22,21 @@ PROMISE = (
 
 def test_a_valid_job_is_called_valid(console: Console, tmp_path: Path) -> None:
     path = write_job(tmp_path, TEXT)
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "a.txt").touch()
     assert console("validate", path) == (0, f"{path}: valid: 2 stages (pretrain, test)\n", "")
-    assert console("validate", path, "--json").json() == {"ok": True, "errors": []}
+    assert console("validate", path, "--json").json() == {"ok": True, "errors": [], "warnings": []}
+
+
+@pytest.mark.parametrize("command", [("validate",), ("plan", "--no-model")])
+def test_files_that_are_not_on_this_machine_are_a_warning(
+    command: tuple[str, ...], console: Console, tmp_path: Path
+) -> None:
+    ended = console(command[0], write_job(tmp_path, TEXT), *command[1:], "--json")
+    warning = f"datasets.rfc.files: nothing matches {tmp_path}/data/*.txt on this machine"
+    assert (ended.code, ended.errors) == (0, f"orchestrator: warning: {warning}\n")
+    if command[0] == "validate":
+        assert ended.json()["warnings"] == [warning]
 
 
 def test_problems_go_to_stderr_and_exit_with_2(console: Console, tmp_path: Path) -> None:
@@ -79,6 +92,38 @@ def test_validate_and_plan_refuse_a_batch_that_cannot_be_split(console: Console,
     }
 
 
+@pytest.mark.parametrize("command", ["validate", "plan", "run", "prepare", "submit"])
+def test_a_deepspeed_file_that_contradicts_the_job_is_refused_before_anything_starts(
+    command: str, console: Console, tmp_path: Path
+) -> None:
+    (tmp_path / "ds.json").write_text('{"bf16": true, "zero_optimization": {"stage": 3}}')
+    path = write_job(tmp_path, changed("{name: ddp}", "{name: zero, config: ds.json}"))
+    options = () if command == "validate" else ("--runs-dir", tmp_path / "runs")
+    place = f"{path}:18: stages[0].strategy.config: {tmp_path}/ds.json: "
+    message = (
+        f'{place}bf16: found true, expected an object or "auto"\n'
+        f'{place}zero_optimization.stage: found 3, expected 2 or "auto" (strategy.stage)\n'
+    )
+    assert console(command, path, *options) == (2, "", message)
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_deepspeed_file_that_is_not_there_is_refused_with_the_rest(
+    console: Console, tmp_path: Path
+) -> None:
+    path = write_job(tmp_path, changed("{name: ddp}", "{name: zero, config: nope.json}"))
+    errors = console("validate", path, "--json", "--set", "resources.num_workers=3").json()["errors"]
+    assert [error["key"] for error in errors] == ["stages[0].global_batch_size", "stages[0].strategy.config"]
+    assert errors[1]["message"] == f"{tmp_path}/nope.json: No such file or directory; name a readable file"
+
+
+def test_a_deepspeed_file_that_leaves_all_to_the_job_is_accepted(console: Console, tmp_path: Path) -> None:
+    (tmp_path / "ds.json").write_text('{"train_batch_size": "auto", "zero_optimization": {"stage": "auto"}}')
+    path = write_job(tmp_path, changed("{name: ddp}", "{name: zero, config: ds.json}"))
+    assert console("validate", path).code == 0
+    assert console("plan", path, "--no-model").code == 0
+
+
 def test_overrides_may_be_repeated(console: Console, tmp_path: Path) -> None:
     path = write_job(tmp_path, VALID)
     options = ("--set", "stages.pretrain.micro_batch_size=2", "--set", "resources.num_workers=4")
@@ -122,6 +167,7 @@ def test_the_plan_as_json(console: Console, tmp_path: Path) -> None:
             },
             {"name": "test", "kind": "evaluate", "needs": "pretrain", "done": False},
         ],
+        "refusal": None,
     }
     assert not (tmp_path / "runs").exists()
 
@@ -130,19 +176,16 @@ def test_the_plan_knows_how_full_prepared_rows_are(console: Console, tmp_path: P
     run = FakeRun(tmp_path)
     stage = run.layout.stage("pretrain")
     stage.root.mkdir()
-    folders = {}
-    for name, rows, efficiency in (("a", 300, 1.0), ("b", 100, 0.5)):
-        folders[name] = str(tmp_path / name)
-        (tmp_path / name).mkdir()
-        meta = {"num_rows": rows, "packing_efficiency": efficiency}
-        (tmp_path / name / "meta.json").write_text(json.dumps(meta))
-    stage.inputs.write_text(json.dumps({"train": folders}))
+    meta = tmp_path / "rows" / "meta.json"
+    meta.parent.mkdir()
+    meta.write_text('{"num_rows": 100, "packing_efficiency": 0.875}')
+    stage.inputs.write_text(json.dumps({"train": {"rfc": str(meta.parent)}}))
     path = write_job(tmp_path, TEXT)
     command = ("plan", path, "--no-model", "--runs-dir", tmp_path)
     assert console(*command, "--json").json()["stages"][0]["packing_efficiency"] == 0.875
     assert "     rows are 87.50% full of tokens" in console(*command).output.splitlines()
     # Pairs are not packed.
-    (tmp_path / "b" / "meta.json").write_text('{"num_rows": 100, "packing_efficiency": null}')
+    meta.write_text('{"num_rows": 100, "packing_efficiency": null}')
     assert console(*command, "--json").json()["stages"][0]["packing_efficiency"] is None
 
 
@@ -183,6 +226,16 @@ def test_finished_stages_are_done_until_their_keys_change(console: Console, tmp_
     assert done_stages(console, run) == []
 
 
+def test_plan_says_what_run_would_refuse(console: Console, tmp_path: Path) -> None:
+    run = FakeRun(tmp_path)
+    run.finish("pretrain")
+    command = ("plan", run.layout.root / "source.yaml", "--no-model", "--runs-dir", run.layout.root.parent)
+    assert "refuses" not in console(*command).output
+    text = console(*command, "--set", "stages.pretrain.optimizer.lr=0.5").output
+    assert "'run' refuses this job as it is: " in text
+    assert "stages.pretrain.optimizer.lr: 0.001 -> 0.5" in text
+
+
 def test_parameters_are_counted_once_and_remembered(console: Console, tmp_path: Path) -> None:
     pytest.importorskip("transformers")
     config = "{model_type: gpt2, n_layer: 1, n_embd: 8, n_head: 2, n_positions: 64}"
@@ -200,13 +253,13 @@ def test_a_damaged_memory_of_parameters_is_not_trusted(tmp_path: Path) -> None:
     path = tmp_path / "parameters.json"
     for content in ("{", "[]"):
         path.write_text(content)
-        assert ParameterCounts(path, with_model=False).count({"model_type": "gpt2"}) is None
+        assert ParameterCounts(path, with_model=False).count({"model_type": "gpt2"}, "causal_lm", 2) is None
 
 
 def test_a_model_that_cannot_be_built_is_refused(tmp_path: Path) -> None:
     pytest.importorskip("transformers")
     with pytest.raises(ModelError, match="model_type 'gpt7'"):
-        ParameterCounts(tmp_path / "p.json", with_model=True).count({"model_type": "gpt7"})
+        ParameterCounts(tmp_path / "p.json", with_model=True).count({"model_type": "gpt7"}, "causal_lm", 2)
 
 
 def test_the_schema_is_printed(console: Console) -> None:
@@ -221,7 +274,7 @@ def test_the_schema_is_printed(console: Console) -> None:
         (["validate"], "the following arguments are required: JOB\nusage: orchestrator validate"),
         (["validate", "a", "--sett", "b"], "unrecognized arguments: --sett b\nusage: orchestrator"),
         (["logs", "x", "--rank", "one"], "argument --rank: invalid int value: 'one'\nusage:"),
-        (["validate", "nowhere.yaml"], "nowhere.yaml: no such file\n"),
+        (["validate", "nowhere.yaml"], "nowhere.yaml: no such file.\n"),
     ],
 )
 def test_a_wrong_command_line_gets_one_message(arguments: list[str], expected: str, console: Console) -> None:
@@ -256,5 +309,6 @@ def test_help_names_every_command(capfd: pytest.CaptureFixture[str]) -> None:
         "status",
         "logs",
         "cancel",
+        "verify",
         "predict",
     ]

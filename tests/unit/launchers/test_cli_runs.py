@@ -52,6 +52,17 @@ def test_states_follow_the_events(console: Console, tmp_path: Path) -> None:
     assert states(console, run) == ["finished", "finished", "finished"]
 
 
+def test_a_failed_run_says_why(console: Console, tmp_path: Path) -> None:
+    run = FakeRun(tmp_path)
+    run.event("run_started")
+    run.event("run_failed", error="DataError", message="datasets.rfc: there is no file 'a.txt'")
+    status = ("status", run.layout.root)
+    assert console(*status, "--json").json()["problem"] == "datasets.rfc: there is no file 'a.txt'"
+    assert console(*status).output.splitlines()[-1] == "datasets.rfc: there is no file 'a.txt'"
+    run.event("run_started")
+    assert console(*status, "--json").json()["problem"] is None
+
+
 def test_looking_never_makes_a_lock(console: Console, tmp_path: Path) -> None:
     run = FakeRun(tmp_path)
     run.event("run_started")
@@ -165,7 +176,10 @@ def test_a_log_that_is_not_there_is_refused(console: Console, tmp_path: Path) ->
     assert console(*logs, "--rank", "3").errors == "stage 'pretrain' has no log of rank 3; it has 0\n"
     message = f"{root} has no log of stage 'tune'; stages with a log: pretrain\n"
     assert console(*logs, "--stage", "tune") == (2, "", message)
-    message = "--json prints one document and --follow has no end; give one of them"
+    message = (
+        "--json prints one document and --follow has no end; give one of them:"
+        " 'orchestrator logs tiny --json' or 'orchestrator logs tiny --follow'"
+    )
     assert console(*logs, "--json", "-f").json()["errors"][0]["message"] == message
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 from pathlib import Path
 
-from launchers.progress import ProgressDisplay, format_metrics
+from launchers.progress import ProgressDisplay, _pace, format_metrics
 from orchestrator.checkpoint.layout import RunLayout
 from orchestrator.tracking.events import append_event
 from orchestrator.tracking.jsonl import JSONLTracker
@@ -21,12 +21,30 @@ def test_without_a_terminal_each_logged_step_is_a_plain_line(tmp_path: Path) -> 
     tracker = JSONLTracker(run.stage("pretrain").metrics, resume_step=0)
     tracker.log(1, {"train/loss": 9.0})
     display.start("pretrain", run.stage("pretrain"))
-    append_event(run.events, "training_started", stage="pretrain", max_steps=20)
+    append_event(run.events, "training_started", stage="pretrain", step=1, max_steps=20)
     tracker.log(2, {"train/loss": 2.5, "train/tokens_per_second": 1234.5})
     tracker.finish("finished")
     display.end("pretrain", "finished")
     assert stream.getvalue().splitlines() == [
         "[pretrain] starting workers",
+        "[pretrain] goes on from step 1",
         "[pretrain] step 2 of 20  loss 2.5000  1,234 tokens/s",
         "[pretrain] finished",
     ]
+
+
+def test_preparation_says_its_rate_and_the_remaining_time() -> None:
+    assert _pace(1000, 7_384_000, 1.0) == ", 1,000 rows/s, 2:03:04 left"
+    assert [_pace(0, 5, 1.0), _pace(5, 0, 1.0)] == ["", ""]
+
+
+def test_each_dataset_is_reported_by_tenths(tmp_path: Path) -> None:
+    stream = io.StringIO()
+    display = ProgressDisplay(stream, RunLayout(tmp_path))
+    for what in ("a (train)", "b (train)"):
+        for done in (10, 11, 100):
+            display.prepare("pretrain", what, done, 100)
+    lines = stream.getvalue().splitlines()
+    assert lines[0] == "[pretrain] tokenising a (train): 10 of 100 rows"
+    assert lines[1] == "[pretrain] tokenising a (train): 100 of 100 rows"
+    assert lines[2] == "[pretrain] tokenising b (train): 10 of 100 rows"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,8 @@ from typing import Any
 import pytest
 
 from launchers.preparation import StoppedError, input_stages, refuse_to_go_on
-from launchers.run_directory import StopWish, only_driver, refuse_changed, set_aside, write_run
+from launchers.progress import ProgressDisplay
+from launchers.run_directory import StopWish, only_driver, opened_run, refuse_changed, set_aside, write_run
 from orchestrator.checkpoint.layout import RunLayout
 from orchestrator.checkpoint.steps import step_name
 from orchestrator.errors import LaunchError, PlanError
@@ -151,3 +153,12 @@ def test_the_run_id_is_made_once(tmp_path: Path) -> None:
 def test_stages_name_the_stages_they_read() -> None:
     job = make_job(model=None, init={"stage": "other"})
     assert input_stages(job.stages[0]) == ["other"]
+
+
+def test_a_run_directory_that_cannot_be_made_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    layout = RunLayout(tmp_path / "file" / "job")
+    display = ProgressDisplay(io.StringIO(), layout)
+    refused = pytest.raises(PlanError, match=r"cannot be made: Not a directory. Name a folder .* --runs-dir")
+    with refused, opened_run(make_job(), layout, display):
+        pass

@@ -132,8 +132,13 @@ def test_pairs_carry_segments_and_the_next_sentence_label() -> None:
 
 
 def test_a_tokenizer_without_mask_token_is_refused() -> None:
-    with pytest.raises(DataError, match="needs a tokenizer with a mask token"):
+    with pytest.raises(DataError) as caught:
         MaskedLM(MaskedLMObjective(name="masked_lm"), token_info(mask_id=None), ())
+    assert str(caught.value) == (
+        "objective masked_lm needs a tokenizer with a mask token; this one, of 50 tokens, has none. Take one"
+        " made for masked models, such as 'google-bert/bert-base-uncased', let tokenizer.train make one, or"
+        " use objective causal_lm"
+    )
 
 
 def test_more_labels_than_num_labels_is_refused_with_both_numbers() -> None:

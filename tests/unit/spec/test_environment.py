@@ -23,10 +23,14 @@ def test_a_variable_is_typed_after_it_is_put_in(tmp_path: Path) -> None:
     assert load(tmp_path, text, SEED="9", LR="1", N="0").seed == 9
 
 
-def test_a_doubled_dollar_is_a_plain_one(tmp_path: Path) -> None:
-    job = load(tmp_path, changed("{model_type: gpt2}", "{model_type: gpt2, x: '$${A} $B'}"))
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [("$${A} $B", "${A} $B"), ("$${A:-$${B}}", "${A:-${B}}"), ("$${A ${B}", "${A b"), ("$$${A}", "$${A}")],
+)
+def test_a_doubled_dollar_is_a_plain_one(text: str, expected: str, tmp_path: Path) -> None:
+    job = load(tmp_path, changed("{model_type: gpt2}", f"{{model_type: gpt2, x: '{text}'}}"), B="b")
     model = first_stage(job).model
-    assert model is not None and model.config["x"] == "${A} $B"
+    assert model is not None and model.config["x"] == expected
 
 
 @pytest.mark.parametrize(
@@ -45,6 +49,16 @@ def test_a_doubled_dollar_is_a_plain_one(tmp_path: Path) -> None:
             "expected '${NAME}' or '${NAME:-default}' after a '${'; write '$${' for a plain '${'",
         ),
         ("${WORD}", "expected a whole number, found 'seven'"),
+        (
+            "${WORD:-${OTHER}}",
+            "the default of '${WORD:-...}' holds another '${', and variables do not nest. Give plain"
+            " text as the default",
+        ),
+        (
+            "${WORD:-$${x}}",
+            "the default of '${WORD:-...}' holds another '${', and variables do not nest. Give plain"
+            " text as the default",
+        ),
         (
             "${WANDB_API_KEY:-x}",
             "environment variable 'WANDB_API_KEY' looks like a secret, and a job file is copied"
@@ -80,6 +94,9 @@ def test_a_name_that_only_resembles_a_secret_is_fine(name: str, tmp_path: Path) 
         "hf_token: abc",
         "password: hunter2",
         "note: hf_abcdefghijklmnopqrstuvwx",
+        "header: 'Bearer abcdefghijklmnopqrst'",
+        "note: eyJhbGciOiJIUzI1.eyJzdWIiOiIxMjM0.abc",
+        "Authorization: x",
         "note: sk-abcdefghijklmnopqrstuvwx",
         "note: AKIAABCDEFGHIJKLMNOP",
         "note: ghp_abcdefghijklmnopqrstuvwx0123456789",
@@ -92,6 +109,60 @@ def test_what_looks_like_a_secret_is_refused_without_its_value(line: str, tmp_pa
     found = complaints(tmp_path, changed("seed: 17", line))
     assert found == [f"job.yaml:2: {key}: {REFUSED}"]
     assert value.strip("'") not in found[0]
+
+
+def with_options(options: str) -> str:
+    """The valid job with options of a plug-in."""
+    return changed("{name: ddp}", f"{{name: 'my.module:Engine', options: {options}}}")
+
+
+@pytest.mark.parametrize(
+    ("options", "keys"),
+    [
+        ("{api_token: 123456789}", [".api_token"]),
+        ("{password: 1234}", [".password"]),
+        ("{hf_token: 1.5}", [".hf_token"]),
+        ("{token: 123456789}", [".token"]),
+        ("{api_keys: [abc, 123, [def]]}", [".api_keys[0]", ".api_keys[1]", ".api_keys[2][0]"]),
+        ("{secrets: [abc], passwords: {x: [y]}}", [".secrets[0]"]),
+        ("{deep: [{client-secret: abc}]}", [".deep[0].client-secret"]),
+    ],
+)
+def test_a_number_or_a_list_under_a_secrets_name_is_refused(
+    options: str, keys: list[str], tmp_path: Path
+) -> None:
+    found = complaints(tmp_path, with_options(options))
+    assert found == [f"job.yaml:18: stages[0].strategy.options{key}: {REFUSED}" for key in keys]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        "{max_tokens: 512, num_tokens: 1000000000, tokenizer: gpt2, pad_token_id: 0, special_tokens: [a, b]}",
+        "{token: 50256, tokens: 4096, key: 3, keys: [1, 2]}",
+        "{hub_token: false, api_key: null, password: '', use_auth_token: true, secret: {name: X}}",
+        "{token: 0.5, api_keys: [], credentials: [null, true]}",
+    ],
+)
+def test_numbers_and_switches_that_are_no_secrets_are_fine(options: str, tmp_path: Path) -> None:
+    load(tmp_path, with_options(options))
+
+
+@pytest.mark.parametrize("value", ["a", "[a, b]", "123456789"])
+def test_a_column_may_be_called_like_a_secret(value: str, tmp_path: Path) -> None:
+    filters = f"{{token: {value}, api_key: {value}, password: {value}}}"
+    job = load(tmp_path, changed("label_column: label", f"filter: {filters}"))
+    assert list(job.datasets["rfc"].filter) == ["token", "api_key", "password"]
+
+
+def test_a_dataset_may_be_called_like_a_secret(tmp_path: Path) -> None:
+    load(tmp_path, VALID.replace("rfc", "password"))
+
+
+def test_a_secrets_value_in_a_filter_is_refused(tmp_path: Path) -> None:
+    value = "hf_abcdefghijklmnopqrstuvwx"
+    found = complaints(tmp_path, changed("label_column: label", f"filter: {{language: {value}}}"))
+    assert found == [f"job.yaml:10: datasets.rfc.filter.language: {REFUSED}"]
 
 
 def test_a_secret_given_on_the_command_line_is_refused_too(tmp_path: Path) -> None:

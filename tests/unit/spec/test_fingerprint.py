@@ -128,3 +128,14 @@ def test_the_specs_fingerprint_follows_inputs_and_locations(tmp_path: Path) -> N
     for override in ("stages.pretrain.optimizer.lr=1", "datasets.rfc.files=elsewhere/*.txt"):
         other = load(tmp_path, TEXT, override)
         assert spec_fingerprint(other, other.stages[1]) != known
+
+
+def test_a_dataset_that_rows_are_compared_with_shapes_the_trajectory(tmp_path: Path) -> None:
+    text = TEXT.replace("stages:", "  exam: {source: text, files: exam.txt}\nstages:", 1)
+    compared = "datasets.rfc.decontaminate={against: [exam]}"
+    old, new = load(tmp_path, text), load(tmp_path, text, "datasets.exam.test_fraction=0.5")
+    assert difference(trajectory_keys(first_stage(old), old), trajectory_keys(first_stage(new), new)) == []
+    old = load(tmp_path, text, compared)
+    new = load(tmp_path, text, compared, "datasets.exam.test_fraction=0.5")
+    lines = difference(trajectory_keys(first_stage(old), old), trajectory_keys(first_stage(new), new))
+    assert lines == ["datasets.exam.test_fraction: 0.0 -> 0.5"]

@@ -10,9 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import TypeAdapter, ValidationError
 
-from orchestrator.errors import SpecError
+from orchestrator.errors import PlanError, SpecError
 from orchestrator.spec.datasets import HubDataset, TextDataset
-from orchestrator.spec.job import Job, Resources, TrainStage
+from orchestrator.spec.job import ExportStage, Job, Resources, TrainStage
 from orchestrator.spec.load import dump_resolved, load_job, load_resolved
 from orchestrator.spec.optimization import SGD, AdamW, Limits
 from tests.unit.spec.jobs import VALID, changed, complaints, first_stage, load, write_job
@@ -65,6 +65,14 @@ def test_a_stage_wins_over_defaults_that_do_not_fit_it(tmp_path: Path) -> None:
     assert tune.evaluation is None
 
 
+def test_a_stage_that_is_not_there_is_refused_with_those_that_are(tmp_path: Path) -> None:
+    job = load(tmp_path, SHARED)
+    with pytest.raises(PlanError) as caught:
+        job.stage("tuen")
+    expected = "job 'shared' has no stage 'tuen', expected one of ['pretrain', 'tune', 'test']"
+    assert str(caught.value) == expected
+
+
 def test_a_mistake_in_defaults_is_told_once_where_it_stands(tmp_path: Path) -> None:
     text = SHARED.replace("micro_batch_size: 4", "micro_batch_sise: 4")
     assert complaints(tmp_path, text) == [
@@ -102,6 +110,13 @@ def test_a_file_extends_another_and_merges_stages_by_name(tmp_path: Path) -> Non
     tune = job.stage("tune")
     assert isinstance(tune, TrainStage)
     assert (tune.data.seq_len, tune.data.mixture) == (32, {"rfc": 1.0})
+
+
+def test_a_stage_of_another_kind_replaces_one_that_trains_by_default(tmp_path: Path) -> None:
+    write_job(tmp_path, SHARED, "base.yaml")
+    export = "stages: [{name: tune, kind: export, from: pretrain}, {name: test, from: pretrain}]"
+    job = load(tmp_path, f"extends: base.yaml\n{export}\n")
+    assert job.stages[1] == ExportStage.model_validate({"name": "tune", "kind": "export", "from": "pretrain"})
 
 
 def test_a_mistake_in_a_base_names_the_base(tmp_path: Path) -> None:
@@ -247,6 +262,8 @@ def test_sections_never_change_and_survive_pickling(tmp_path: Path) -> None:
     job = load(tmp_path)
     with pytest.raises(AttributeError, match=r"Job\.seed cannot change; copy with 'model_copy'"):
         job.seed = 3  # type: ignore[misc]
+    with pytest.raises(AttributeError, match=r"Job\.seed cannot be deleted"):
+        del job.seed
     with pytest.raises(ValidationError):
         job.model_copy(update={"seed": -1})
     assert pickle.loads(pickle.dumps(job)) == job

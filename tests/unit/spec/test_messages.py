@@ -16,7 +16,7 @@ MISTAKES = {
     ),
     changed("seed: 17", "zebra: 1"): (
         "2: zebra: unknown key. Valid keys: name, seed, resources, tokenizer, datasets, stages,"
-        " tracking, launcher."
+        " tracking, launcher, defaults, extends."
     ),
     changed("lr: 1e-3", "lr: fast"): ("21: stages[0].optimizer.lr: expected a number, found 'fast'"),
     changed("seq_len: 64", "seq_len: '64'"): (
@@ -93,6 +93,43 @@ MISTAKES = {
     ),
     changed("  train: {algorithm: bpe, vocab_size: 512, datasets: [rfc]}", "  revision: main"): (
         "3: tokenizer: give exactly one of 'train' and 'from', found neither"
+    ),
+    changed("{model_type: gpt2}", "{n_layer: 2, model_typ: gpt2}"): (
+        "14: stages[0].model: config needs 'model_type', a name such as 'gpt2', 'llama' or 'bert', found"
+        " null (its keys: model_typ, n_layer)"
+    ),
+    changed("{model_type: gpt2}", "{model_type: 2}"): (
+        "14: stages[0].model: config needs 'model_type', a name such as 'gpt2', 'llama' or 'bert', found"
+        " 2 (its keys: model_type)"
+    ),
+    changed("model: {config: {model_type: gpt2}}", "init: {pretrained: a/b, trust_remote_code: true}"): (
+        "14: stages[0].init: trust_remote_code: true needs a pinned 'revision', the commit whose code may"
+        " run here, found null"
+    ),
+    changed("name: adamw\n", "name: sgd\n      nesterov: true\n      momentum: 0\n"): (
+        "19: stages[0].optimizer: nesterov: true needs a momentum above 0, found 0; give one, such as"
+        " 'momentum: 0.9', or leave nesterov out"
+    ),
+    changed("{name: ddp}", "{name: zero, stage: 0, offload_optimizer: {device: cpu}}"): (
+        "18: stages[0].strategy: offload_optimizer needs stage 1, 2 or 3, found stage 0"
+    ),
+    changed("{name: ddp}", "{name: zero, stage: 1, param_dtype: bfloat16}"): (
+        "18: stages[0].strategy: param_dtype bfloat16 needs stage 2 or 3, found stage 1: below that DeepSpeed"
+        " keeps no float32 master weights the checkpoint could hold"
+    ),
+    changed("{name: ddp}", "{name: zero, stage: 3, offload_param: {device: cpu, nvme_path: /x}}"): (
+        "18: stages[0].strategy.offload_param: nvme_path belongs to device 'nvme' and is needed there; device"
+        " is 'cpu'"
+    ),
+    changed("validation_fraction: 0.1", "validation_fraction: 0.5\n    test_fraction: 0.5"): (
+        "6: datasets.rfc: validation_fraction 0.5 + test_fraction 0.5 = 1.0 leaves no row for training; their"
+        " sum must be below 1"
+    ),
+    changed("vocab_size: 512", "vocab_size: 512, lowercase: true"): (
+        "4: tokenizer.train: lowercase: true needs algorithm 'wordpiece', found 'bpe'"
+    ),
+    changed("{name: ddp}", "{name: zero, stage: 2, offload_param: {device: cpu}}"): (
+        "18: stages[0].strategy: offload_param needs stage 3, found stage 2"
     ),
     "name: a\nstages: []\n": ("2: stages: expected a length of at least 1, found an empty list"),
     "name: a\nstages: {x: 1}\n": "2: stages: expected a list, found a section of keys",

@@ -46,6 +46,51 @@ def test_one_of_several_exclusive_keys_replaces_the_other(tmp_path: Path) -> Non
     assert stage.limits == Limits(max_tokens=2048)
 
 
+ZERO = VALID.replace("{name: ddp}", "{name: zero, stage: 3, param_dtype: bfloat16}")
+
+
+def test_another_choice_drops_the_keys_of_the_old_one(tmp_path: Path) -> None:
+    stage = first_stage(load(tmp_path, ZERO, "stages.pretrain.strategy.name=ddp"))
+    assert stage.strategy == DDPStrategy(name="ddp")
+    stage = first_stage(load(tmp_path, ZERO, "stages.pretrain.strategy.name=zero"))
+    assert stage.strategy == ZeROStrategy(name="zero", stage=3, param_dtype="bfloat16")
+
+
+@pytest.mark.parametrize("is_reversed", [False, True])
+def test_keys_of_the_new_choice_may_be_set_before_or_after_it(is_reversed: bool, tmp_path: Path) -> None:
+    overrides = ["stages.pretrain.strategy.name=ddp", "stages.pretrain.strategy.compile=true"]
+    stage = first_stage(load(tmp_path, ZERO, *(reversed(overrides) if is_reversed else overrides)))
+    assert stage.strategy == DDPStrategy(name="ddp", compile=True)
+
+
+def test_another_choice_in_defaults_drops_the_keys_of_the_old_one(tmp_path: Path) -> None:
+    text = VALID.replace("    strategy: {name: ddp}\n", "") + "defaults: {strategy: {name: zero, stage: 3}}\n"
+    assert first_stage(load(tmp_path, text, "defaults.strategy.name=ddp")).strategy == DDPStrategy(name="ddp")
+    stage = first_stage(load(tmp_path, text, "stages.pretrain.strategy.name=ddp"))
+    assert stage.strategy == DDPStrategy(name="ddp")
+
+
+def test_another_architecture_drops_the_keys_of_the_old_one(tmp_path: Path) -> None:
+    text = VALID.replace("{model_type: gpt2}", "{model_type: gpt2, n_layer: 2}")
+    model = first_stage(load(tmp_path, text, "stages[0].model.config.model_type=bert")).model
+    assert model is not None and model.config == {"model_type": "bert"}
+
+
+def test_another_source_drops_the_keys_of_the_old_one(tmp_path: Path) -> None:
+    overrides = ("datasets.rfc.path=some/hub-id", "datasets.rfc.source=hub")
+    dataset = load(tmp_path, VALID, *overrides).datasets["rfc"]
+    assert (dataset.source, dataset.validation_fraction, dataset.label_column) == ("hub", 0.0, None)
+
+
+def test_a_stage_of_another_kind_keeps_its_name(tmp_path: Path) -> None:
+    more = "  - {name: more, kind: export, from: pretrain, dtype: float16}\n"
+    overrides = ("stages.more.kind=evaluate", "stages[1].from=pretrain", "stages.more.datasets=[rfc]")
+    job = load(tmp_path, VALID + more, *overrides, "stages.more.split=validation")
+    assert (job.stages[1].kind, job.stages[1].name) == ("evaluate", "more")
+    job = load(tmp_path, VALID + more.replace("export", "train"), "stages.more.kind=export", overrides[1])
+    assert (job.stages[1].kind, job.stages[1].name) == ("export", "more")
+
+
 def test_an_item_of_a_list_can_be_set(tmp_path: Path) -> None:
     job = load(tmp_path, VALID, "tokenizer.train.datasets[0]=rfc")
     assert job.tokenizer is not None and job.tokenizer.train is not None

@@ -13,6 +13,7 @@ from orchestrator.spec.job import Resources
 from orchestrator.spec.optimization import Limits
 from orchestrator.spec.plan import (
     BatchPlan,
+    Exhaustion,
     batch_complaints,
     count_steps,
     global_micro_index,
@@ -109,6 +110,32 @@ def test_a_micro_batch_holds_the_same_rows_at_any_number_of_workers(
 )
 def test_limits_become_steps(limits: Limits, num_rows: int | None, expected: int | None) -> None:
     assert count_steps(limits, batch_of(2, 2, 2), num_rows) == expected
+
+
+@pytest.mark.parametrize(
+    ("limits", "rows", "expected"),
+    [
+        (Limits(max_steps=7), 1000, 7),
+        (Limits(max_steps=7), 47, 5),
+        (Limits(max_steps=7), 48, 6),
+        (Limits(max_tokens=64 * 4), 8, 1),
+        (Limits(max_epochs=3), 100, 12),
+    ],
+)
+def test_a_stage_ends_with_the_last_whole_batch_before_a_dataset_repeats(
+    limits: Limits, rows: int, expected: int
+) -> None:
+    assert count_steps(limits, batch_of(2, 2, 2), 200, Exhaustion("b", rows)) == expected
+
+
+def test_a_dataset_shorter_than_one_step_is_refused_with_the_numbers() -> None:
+    with pytest.raises(PlanError) as caught:
+        count_steps(Limits(max_steps=7), batch_of(2, 2, 2), 200, Exhaustion("b", 7))
+    assert str(caught.value) == (
+        "data.on_exhausted is 'stop' and dataset 'b' runs out after 7 rows of the mixture, fewer than one"
+        " global batch of 8. Lower global_batch_size or the dataset's weight, or set"
+        " data.on_exhausted: repeat."
+    )
 
 
 def test_stages_follow_what_they_read_and_else_the_file(tmp_path: Path) -> None:

@@ -68,7 +68,7 @@ MISTAKES = {
     ),
     VALID + TUNE.replace("seq_len: 64}", "seq_len: 64, document_mask: true}"): (
         "27: stages[1].data.document_mask: sequence_classification puts one document in each row: there is"
-        " nothing to confine; leave it out, or set packing to 'best_fit'"
+        " nothing to confine; leave it out"
     ),
     changed("{name: causal_lm}", "{name: masked_lm, next_sentence: true}").replace(
         "seq_len: 64}", "seq_len: 64, packing: best_fit}"
@@ -95,12 +95,26 @@ MISTAKES = {
         "28: stages[1].data.mixture.rfc: dataset 'rfc' has 3 label_names, and the objective of"
         " stage 'tune' has num_labels 2; they must be equal"
     ),
+    changed("{name: causal_lm}", "{name: masked_lm, next_sentence: true}").replace(
+        "seq_len: 64}", "seq_len: 64, mixture_unit: tokens}"
+    ): (
+        "15: stages[0].data.mixture_unit: rows of next_sentence are pairs that have no fixed tokens;"
+        " give data.mixture in rows"
+    ),
     changed("tokenizer:\n  train: {algorithm: bpe, vocab_size: 512, datasets: [rfc]}\n", ""): (
         "12: stages[0].model: a model from scratch needs a tokenizer: add a 'tokenizer' section,"
         " such as 'tokenizer: {from: gpt2}'"
     ),
     changed("{model_type: gpt2}", "{model_type: gpt2, n_positions: 32}"): (
         "15: stages[0].data.seq_len: seq_len 64 is longer than the model's n_positions 32"
+    ),
+    changed("{model_type: gpt2}", "{model_type: roberta, max_position_embeddings: 65, pad_token_id: 1}"): (
+        "15: stages[0].data.seq_len: seq_len 64 is longer than the model's max_position_embeddings 65,"
+        " of which 'roberta' uses 63"
+    ),
+    changed("{model_type: gpt2}", "{model_type: camembert, max_position_embeddings: 64}"): (
+        "15: stages[0].data.seq_len: seq_len 64 is longer than the model's max_position_embeddings 64,"
+        " of which 'camembert' uses 63"
     ),
     changed("{model_type: gpt2}", "{model_type: gpt2, vocab_size: 100}"): (
         "14: stages[0].model.config.vocab_size: vocab_size 100 is smaller than the tokenizer's"
@@ -151,7 +165,22 @@ def test_a_stage_behind_a_circle_is_not_blamed(tmp_path: Path) -> None:
         changed("name: adamw", "name: adafactor").replace("{name: ddp}", "{name: zero, stage: 0}"),
         changed("warmup_steps: 2", "warmup_steps: 10"),
         VALID + "    evaluation: {datasets: [rfc]}\n",
+        changed("{model_type: gpt2}", "{model_type: roberta, max_position_embeddings: 66, pad_token_id: 1}"),
+        changed("{model_type: gpt2}", "{model_type: bert, max_position_embeddings: 64}"),
     ],
 )
 def test_what_fits_is_accepted(text: str, tmp_path: Path) -> None:
     load(tmp_path, text)
+
+
+def test_a_dataset_is_compared_with_one_that_exists_and_is_not_itself(tmp_path: Path) -> None:
+    text = changed("    label_column: label\n", "    decontaminate: {against: [rfcs]}\n")
+    assert complaints(tmp_path, text) == [
+        "job.yaml:10: datasets.rfc.decontaminate.against[0]: no dataset is called 'rfcs'. Did you mean 'rfc'?"
+    ]
+    own = text.replace("rfcs", "rfc")
+    assert load(tmp_path, own).datasets["rfc"].decontaminate is not None
+    assert complaints(tmp_path, own.replace("    validation_fraction: 0.1\n", "")) == [
+        "job.yaml:9: datasets.rfc.decontaminate.against[0]: dataset 'rfc' holds out no rows, so all of its"
+        " training rows would be dropped. Name another dataset, or give it a test_fraction"
+    ]

@@ -127,10 +127,10 @@ def test_surprises_of_yaml_are_refused(old: str, new: str, expected: str, tmp_pa
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
-        ("", "the file is empty; a job file holds at least 'name' and 'stages'"),
-        ("# only a comment\n", "the file is empty; a job file holds at least 'name' and 'stages'"),
-        ("- a\n- b\n", "expected a section of keys at the top, found a list"),
-        ("hello", "expected a section of keys at the top, found 'hello'"),
+        ("", "expected keys such as 'name' and 'stages', found an empty file"),
+        ("# only a comment\n", "expected keys such as 'name' and 'stages', found an empty file"),
+        ("- a\n- b\n", "expected keys such as 'name' and 'stages', found a list"),
+        ("hello", "expected keys such as 'name' and 'stages', found 'hello'"),
         ("a: \0\n", "not a text file: control characters are not allowed"),
         ("#" * (MAX_BYTES + 1), "larger than 1048576 bytes, which no job file is"),
     ],
@@ -142,14 +142,30 @@ def test_what_is_no_job_file_gets_one_message(text: str, expected: str, tmp_path
 def test_binary_files_folders_and_missing_files_get_one_message(tmp_path: Path) -> None:
     (tmp_path / "binary").write_bytes(b"name: \xff\xfe\x00")
     found = []
-    for name in ("binary", ".", "missing.yaml"):
+    for name in ("binary", ".", "missing.yaml", "binary/job.yaml"):
         with pytest.raises(SpecError) as caught:
             load_job(tmp_path / name)
         found.append(str(caught.value).removeprefix(str(tmp_path)))
     assert found == [
         "/binary: not a text file in UTF-8: byte 0xff at position 6",
         ": is a folder; give a job file (.yaml)",
-        "/missing.yaml: no such file",
+        "/missing.yaml: no such file.",
+        "/binary/job.yaml: cannot be read: Not a directory",
+    ]
+
+
+def test_a_job_file_nearby_is_suggested(tmp_path: Path) -> None:
+    for name in ("bert_base.yaml", "gpt2.yaml"):
+        (tmp_path / name).touch()
+    found = []
+    for path in (tmp_path / "bert_bsae.yaml", tmp_path / "gpt2", tmp_path):
+        with pytest.raises(SpecError) as caught:
+            load_job(path)
+        found.append(str(caught.value))
+    assert found == [
+        f"{tmp_path}/bert_bsae.yaml: no such file. Did you mean '{tmp_path}/bert_base.yaml'?",
+        f"{tmp_path}/gpt2: no such file. Did you mean '{tmp_path}/gpt2.yaml'?",
+        f"{tmp_path}: is a folder; give a job file, such as '{tmp_path}/bert_base.yaml'",
     ]
 
 

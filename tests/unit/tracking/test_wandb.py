@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from orchestrator.errors import TrackingError
 from orchestrator.spec.job import Wandb
 from orchestrator.tracking.wandb import WandbTracker
 
@@ -41,6 +42,18 @@ def inspect(folder: Path) -> list[dict[str, Any]]:
         ).stdout
         records += [json.loads(line) for line in output.splitlines() if line.strip()]
     return records
+
+
+def test_wandb_that_cannot_be_imported_is_named_with_the_reason(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    with pytest.raises(TrackingError) as caught:
+        start(tmp_path)
+    assert str(caught.value) == (
+        "tracking.wandb: import of wandb halted; None in sys.modules; pip install 'orchestrator[wandb]', or"
+        " leave tracking.wandb out"
+    )
 
 
 @pytest.mark.slow

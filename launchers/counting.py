@@ -1,0 +1,66 @@
+"""How many steps a stage has, as far as its prepared data says; reads small files alone."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+from orchestrator.checkpoint.layout import StageLayout
+from orchestrator.errors import DataError
+from orchestrator.spec.job import TrainStage
+from orchestrator.spec.plan import BatchPlan, count_steps
+
+
+def planned_steps(stage: TrainStage, batch: BatchPlan, layout: StageLayout) -> int | None:
+    """Optimizer steps of a stage; ``None`` while they depend on data that is not prepared.
+
+    Raises:
+        PlanError: The stage stops at the end of a dataset that is shorter than its first step.
+    """
+    folders = _prepared_folders(stage, layout)
+    if stage.data.on_exhausted == "repeat":
+        return count_steps(stage.limits, batch, _count_rows(folders))
+    # Here and not above: it imports numpy, which plans of stages that repeat their data do without.
+    from orchestrator.data.mixture import Mixture
+    from orchestrator.data.prepared import Meta
+
+    try:
+        metas = {name: Meta.open(folder) for name, folder in folders.items()}
+    except DataError:
+        return None
+    if not metas:
+        return None
+    mixture = Mixture.of_prepared(stage.data.mixture, stage.data.mixture_unit, metas)
+    return count_steps(stage.limits, batch, int(mixture.num_rows.sum()), mixture.exhaustion())
+
+
+def packing_efficiency(stage: TrainStage, layout: StageLayout) -> float | None:
+    """Fraction of the training rows' positions that hold a token; ``None`` before data is prepared."""
+    try:
+        metas = [
+            json.loads((folder / "meta.json").read_text(encoding="utf-8"))
+            for folder in _prepared_folders(stage, layout).values()
+        ]
+        used = sum(meta["num_rows"] * meta["packing_efficiency"] for meta in metas)
+        return float(used / sum(meta["num_rows"] for meta in metas))
+    except (OSError, ValueError, KeyError, TypeError, ZeroDivisionError):
+        return None
+
+
+def _prepared_folders(stage: TrainStage, layout: StageLayout) -> dict[str, Path]:
+    """Folders of a stage's datasets as they were last prepared; empty before that."""
+    try:
+        train = json.loads(layout.inputs.read_text(encoding="utf-8"))["train"]
+        return {name: Path(train[name]) for name in stage.data.mixture}
+    except (OSError, ValueError, KeyError):
+        return {}
+
+
+def _count_rows(folders: Mapping[str, Path]) -> int | None:
+    """Rows of one epoch of all datasets; ``None`` where they are not prepared."""
+    try:
+        metas = [(folder / "meta.json").read_text(encoding="utf-8") for folder in folders.values()]
+        return sum(int(json.loads(meta)["num_rows"]) for meta in metas) or None
+    except (OSError, ValueError, KeyError):
+        return None

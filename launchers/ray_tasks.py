@@ -1,0 +1,68 @@
+"""Pieces of data preparation as Ray tasks, on however many nodes there are."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
+from types import TracebackType
+from typing import Self, TypeVar
+
+from launchers.ray_session import ray_session
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+# One core for each task, and as many threads: the tokenizers library would else start one per core.
+ENVIRONMENT = {"RAYON_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
+# Waiting tasks beyond the running ones: enough that no core idles, few enough that nothing piles up.
+TASKS_PER_CORE = 2
+
+
+class RayTasks:
+    """Runs a single piece in this process and several on Ray, which starts when it is first needed."""
+
+    def __init__(self) -> None:
+        """Nothing is started yet."""
+        self._session = ExitStack()
+        self._is_connected = False
+
+    def __enter__(self) -> Self:
+        """Hold the connection until the block's end."""
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        """Leave Ray, if it was needed."""
+        self._session.close()
+
+    def connect(self) -> None:
+        """Connect to the Ray of this run, unless that is done.
+
+        Raises:
+            LaunchError: There is none at RAY_ADDRESS, or the run's own cannot start.
+        """
+        if not self._is_connected:
+            self._session.enter_context(ray_session())
+            self._is_connected = True
+
+    def map(self, function: Callable[[Item], Result], items: Sequence[Item]) -> Iterator[Result]:
+        """Results in the order of ``items``."""
+        if len(items) < 2:
+            yield from map(function, items)
+            return
+        self.connect()
+        import ray
+
+        remote = ray.remote(num_cpus=1, runtime_env={"env_vars": ENVIRONMENT})(function)
+        num_ahead = TASKS_PER_CORE * max(1, int(ray.cluster_resources().get("CPU", 1)))
+        waiting = [remote.remote(item) for item in items[:num_ahead]]
+        for index in range(len(items)):
+            try:
+                result = ray.get(waiting.pop(0))
+            except ray.exceptions.RayTaskError as error:
+                # What the piece raised, with its own message instead of the other process's traceback.
+                raise error.cause from None
+            if index + num_ahead < len(items):
+                waiting.append(remote.remote(items[index + num_ahead]))
+            yield result

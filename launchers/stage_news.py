@@ -1,0 +1,76 @@
+"""What a stage's workers have written since the last look: metrics, and events worth a line."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from orchestrator.checkpoint.layout import RunLayout
+from orchestrator.tracking.events import read_json_lines
+
+# A message may hold a whole traceback of a library; a person wants its beginning.
+SHOWN_CHARACTERS = 200
+
+
+class StageNews:
+    """News of one stage, from the moment it is made; what was there before is none.
+
+    Workers that start write ``metrics.jsonl`` anew, without the lines of steps that they are going to
+    repeat. Of such a file only steps after the one they started from are new.
+    """
+
+    def __init__(self, stage: str, run: RunLayout) -> None:
+        """Everything written so far is known."""
+        self._stage = stage
+        self._run = run
+        self._path = run.stage(stage).metrics
+        self._inode = _inode(self._path)
+        self._offset = self._path.stat().st_size if self._inode is not None else 0
+        self._num_events = sum(1 for _ in read_json_lines(run.events))
+        self._start_step: int | None = None
+        self._is_failing = False
+
+    def messages(self) -> Iterator[str]:
+        """A line for each failure and each start from a checkpoint."""
+        events = list(read_json_lines(self._run.events))
+        new, self._num_events = events[self._num_events :], len(events)
+        for event in new:
+            if event.get("stage") != self._stage:
+                continue
+            if event["event"] == "rank_failed" and not self._is_failing:
+                self._is_failing = True
+                text = f"{event['error']}: {event['message']}".splitlines()[0][:SHOWN_CHARACTERS]
+                yield f"rank {event['rank']} failed: {text}"
+            if event["event"] == "training_started":
+                is_restart = self._start_step is not None
+                self._start_step, self._is_failing = int(event["step"]), False
+                if is_restart:
+                    yield f"restarted, goes on from step {self._start_step}"
+                elif self._start_step:
+                    yield f"goes on from step {self._start_step}"
+
+    def metrics(self) -> list[dict[str, Any]]:
+        """Logged steps, in order."""
+        inode = _inode(self._path)
+        if inode is None:
+            return []
+        if inode != self._inode:
+            # Read at the next look: by then its writer has said from which step it starts.
+            self._inode, self._offset = inode, 0
+            return []
+        with self._path.open("rb") as file:
+            file.seek(self._offset)
+            complete, _, _ = file.read().rpartition(b"\n")
+        self._offset += len(complete) + (1 if complete else 0)
+        lines = [json.loads(line) for line in complete.splitlines()]
+        return [line for line in lines if self._start_step is None or line["step"] > self._start_step]
+
+
+def _inode(path: Path) -> int | None:
+    """Which file lies under ``path``; ``None``: none."""
+    try:
+        return path.stat().st_ino
+    except FileNotFoundError:
+        return None

@@ -1,0 +1,82 @@
+"""What ``orchestrator verify`` reports: the proofs of a run's training stages as one JSON document.
+
+Needs numpy and xxhash, and none of torch, transformers and Ray.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from launchers.runs import UnknownRunError
+from orchestrator.checkpoint.layout import RunLayout
+from orchestrator.spec.job import Job, TrainStage
+from orchestrator.spec.load import load_resolved
+from orchestrator.train.proof import StageProof, prove_stage
+
+
+def verify_run(run_dir: Path, stage_name: str | None) -> dict[str, Any]:
+    """Check checkpoints and ledgers of a run.
+
+    Args:
+        stage_name: The training stage to check; absent: all of them.
+
+    Returns:
+        ``{name, ok, checkpoints: [{stage, step, ok, problem}], ledger: {ok, rows, problem}, stages}``;
+        ``stages`` has the same for each stage: ``{name, ok, checkpoints, ledger}``.
+
+    Raises:
+        UnknownRunError: There is no such training stage.
+        SpecError: The run's job.yaml cannot be read.
+    """
+    layout = RunLayout(run_dir)
+    job = load_resolved(layout.job)
+    proofs = [_prove(job, name, layout) for name in _training_stages(job, run_dir, stage_name)]
+    stages = [_stage_document(proof) for proof in proofs]
+    problems = [proof.ledger.problem for proof in proofs if proof.ledger.problem is not None]
+    return {
+        "name": run_dir.resolve().name,
+        "ok": all(proof.is_proved for proof in proofs),
+        "checkpoints": [
+            {"stage": stage["name"], **found} for stage in stages for found in stage["checkpoints"]
+        ],
+        "ledger": {
+            "ok": not problems,
+            "rows": sum(proof.ledger.rows for proof in proofs),
+            "problem": problems[0] if problems else None,
+        },
+        "stages": stages,
+    }
+
+
+def _training_stages(job: Job, run_dir: Path, wanted: str | None) -> list[str]:
+    """Names of the stages to check."""
+    names = [stage.name for stage in job.stages if isinstance(stage, TrainStage)]
+    if wanted is None:
+        return names
+    if wanted not in names:
+        raise UnknownRunError(
+            f"{run_dir} has no training stage '{wanted}'; it has {', '.join(names) or 'none'}"
+        )
+    return [wanted]
+
+
+def _prove(job: Job, name: str, layout: RunLayout) -> StageProof:
+    """Check one stage by the job that it was last started with."""
+    stage_layout = layout.stage(name)
+    if stage_layout.job.is_file():
+        job = load_resolved(stage_layout.job)
+    stage = job.stage(name)
+    assert isinstance(stage, TrainStage)
+    return prove_stage(job, stage, stage_layout)
+
+
+def _stage_document(proof: StageProof) -> dict[str, Any]:
+    """The proof of one stage as JSON."""
+    checkpoints = [
+        {"step": found.step, "ok": found.problem is None, "problem": found.problem}
+        for found in proof.checkpoints
+    ]
+    ledger = {"ok": proof.ledger.problem is None, **asdict(proof.ledger)}
+    return {"name": proof.name, "ok": proof.is_proved, "checkpoints": checkpoints, "ledger": ledger}

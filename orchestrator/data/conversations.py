@@ -1,0 +1,200 @@
+"""From conversations to tokens by a chat template, and which of them the assistant has to learn.
+
+A template is a program, so where an assistant's turn begins and ends is found by running it: on the
+messages before the turn with the prompt to answer, and on the messages up to its end. Both must give the
+first tokens of the whole conversation; a template for which they do not is refused, since training would
+then learn something else than what is asked of the model afterwards.
+
+Legend of shapes: S tokens of a conversation.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from orchestrator.contracts import RowLayout
+from orchestrator.data.cache import make_folder
+from orchestrator.data.encode import Encoded, Encoder, Unfit
+from orchestrator.data.files import digest_values
+from orchestrator.data.tokenizer import load_tokenizer, save_tokenizer, tokenizer_digest
+from orchestrator.errors import DataError
+
+Messages = Sequence[Mapping[str, Any]]
+
+CHATML_TOKENS = ("<|im_start|>", "<|im_end|>")
+CHATML = (
+    "{% for message in messages %}"
+    "{{ '<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>\\n' }}"
+    "{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
+)
+# A space after the colon belongs to the first word of the answer, as in any text. BEGIN and END are
+# replaced by what the tokenizer begins texts and ends documents with.
+PLAIN = (
+    "{{ BEGIN }}"
+    "{% for message in messages %}"
+    "{{ ('' if loop.first else '\\n') + (message['role'] | capitalize) + ': ' + message['content'] }}"
+    "{% if message['role'] == 'assistant' %}{{ END }}{% endif %}"
+    "{% endfor %}"
+    "{% if add_generation_prompt %}{{ ('\\n' if messages else '') + 'Assistant:' }}{% endif %}"
+)
+
+
+class TemplateError(Exception):
+    """A conversation that a template cannot render, or not so that turns are told apart."""
+
+
+def prepare_chat_template(folder: Path, chat_template: str | None, cache_dir: Path) -> Path:
+    """Folder of the tokenizer in ``folder`` with a chat template; that folder itself where it has its own.
+
+    Args:
+        folder: A prepared tokenizer.
+        chat_template: ``plain``, ``chatml`` or a Jinja file; absent: the tokenizer's own.
+        cache_dir: Where tokenizers are kept.
+
+    Raises:
+        DataError: There is no template, or the tokenizer lacks its special tokens.
+    """
+    tokenizer = load_tokenizer(folder)
+    if chat_template is None:
+        if not tokenizer.chat_template:
+            raise DataError(
+                f"supervised_finetuning needs a chat template, and the tokenizer in {folder} has none. Set"
+                " objective.chat_template to 'plain', 'chatml' or a Jinja file."
+            )
+        return folder
+    template = _template_text(tokenizer, chat_template)
+    key = {"tokenizer": tokenizer_digest(folder), "chat_template": template}
+    tokenizer.chat_template = template
+    target = cache_dir / "tokenizers" / digest_values(key)
+    return make_folder(target, lambda made: save_tokenizer(tokenizer, made))
+
+
+def _template_text(tokenizer: Any, chat_template: str) -> str:
+    if chat_template == "plain":
+        begins = bool(tokenizer.bos_token) and tokenizer("")["input_ids"][:1] == [tokenizer.bos_token_id]
+        end = tokenizer.eos_token or tokenizer.sep_token
+        begin = json.dumps(tokenizer.bos_token if begins else "")
+        return PLAIN.replace("BEGIN", begin).replace("END", json.dumps(end))
+    if chat_template == "chatml":
+        missing = sorted(set(CHATML_TOKENS) - tokenizer.get_vocab().keys())
+        if missing:
+            raise DataError(
+                f"chat_template 'chatml' needs the tokens {', '.join(CHATML_TOKENS)}, and the tokenizer lacks"
+                f" {', '.join(missing)}. Use chat_template 'plain', or a tokenizer made for conversations."
+            )
+        return CHATML
+    path = Path(chat_template)
+    if not path.is_file():
+        raise DataError(
+            f"objective.chat_template '{chat_template}' is neither 'plain' nor 'chatml', and no such file is"
+            " there."
+        )
+    return path.read_text("utf-8")
+
+
+class ConversationEncoder(Encoder):
+    """Encodes conversations; targets are 1 for tokens to learn and 0 for others."""
+
+    def __init__(self, layout: RowLayout, tokenizer: Any) -> None:
+        """Take a tokenizer with a chat template."""
+        super().__init__(layout, tokenizer)
+        self._tokenizer = tokenizer
+        self._special_ids = np.array(sorted(self.info.special_ids))
+
+    def encode(self, documents: Sequence[Any]) -> Iterator[Encoded | Unfit | None]:
+        """One result for each conversation, in order: cut at ``seq_len``, and unfit if no target is left."""
+        for messages in documents:
+            yield self._encode_one(messages)
+
+    def _encode_one(self, messages: Messages) -> Encoded | Unfit | None:
+        try:
+            ids = self.tokens(messages)
+            if self.layout.train_on == "all":
+                learned = np.ones(len(ids), dtype=np.uint8)
+            else:
+                learned = self._answers(messages, ids)
+        except TemplateError as error:
+            return Unfit(str(error), is_fault=True)
+        if len(ids) == 0:
+            return None
+        kept = learned[: self.layout.seq_len]
+        # No token predicts the first one.
+        if not kept[1:].any():
+            where = f"the first {len(kept)} of {len(ids)} tokens"
+            return Unfit(f"none of {where} is to be learned", is_fault=False)
+        return Encoded(ids[: self.layout.seq_len].tolist(), len(ids) > len(kept), targets=kept.tolist())
+
+    def tokens(self, messages: Messages, *, asks: bool = False) -> np.ndarray:
+        """Tokens of some messages, int64 ``(S,)``; followed by the prompt to answer, if it ``asks``.
+
+        Raises:
+            TemplateError: The template refuses the messages.
+        """
+        from jinja2 import TemplateError as JinjaError
+
+        try:
+            text = self._tokenizer.apply_chat_template(
+                list(messages), tokenize=False, add_generation_prompt=asks
+            )
+        except (JinjaError, TypeError, ValueError, KeyError, IndexError) as error:
+            roles = ", ".join(str(message["role"]) for message in messages[:10]) or "none"
+            raise TemplateError(
+                f"the chat template cannot render {len(messages)} messages (roles: {roles}): {error}"
+            ) from error
+        return np.array(self._backend.encode(text, add_special_tokens=False).ids, dtype=np.int64)
+
+    def end_of_turn_ids(self) -> list[int]:
+        """Special tokens that end an answer, so that a model that gives one has finished."""
+        question = {"role": "user", "content": "a"}
+        begin = len(self.tokens([question], asks=True))
+        answered = self.tokens([question, {"role": "assistant", "content": "b"}])[begin:]
+        special = answered[np.isin(answered, self._special_ids)].tolist()
+        return sorted({*special, self.info.eos_id})
+
+    def _answers(self, messages: Messages, ids: np.ndarray) -> np.ndarray:
+        """1 for the tokens of the assistant's turns, uint8 ``(S,)``."""
+        learned = np.zeros(len(ids), dtype=np.uint8)
+        for number, message in enumerate(messages):
+            if message["role"] != "assistant":
+                continue
+            before = self.tokens(messages[:number], asks=True)
+            begin = len(before)
+            if num_common(ids, before) < begin:
+                raise TemplateError(_not_a_prefix(number, "begins"))
+            after = self.tokens(messages[: number + 1])
+            end = self._end_of_turn(after, begin)
+            if end < begin or num_common(ids, after) < end:
+                raise TemplateError(_not_a_prefix(number, "ends"))
+            learned[begin:end] = 1
+        return learned
+
+    def _end_of_turn(self, ids: np.ndarray, begin: int) -> int:
+        """Where a turn that begins at ``begin`` ends: space after its last special token is no part of it."""
+        special = np.flatnonzero(np.isin(ids[begin:], self._special_ids))
+        if len(special) == 0:
+            return len(ids)
+        end = begin + int(special[-1]) + 1
+        return len(ids) if self._tokenizer.decode(ids[end:].tolist()).strip() else end
+
+
+def num_common(first: np.ndarray, second: np.ndarray) -> int:
+    """Number of equal tokens that both begin with."""
+    shorter = min(len(first), len(second))
+    differing = np.flatnonzero(first[:shorter] != second[:shorter])
+    return int(differing[0]) if len(differing) else shorter
+
+
+def _not_a_prefix(number: int, event: str) -> str:
+    return (
+        f"message {number} (counted from 0): the tokens up to where the assistant's turn {event} are not the"
+        " first tokens of the whole conversation, so that its tokens cannot be told. Either the chat template"
+        " writes a turn otherwise when more follows it (set objective.chat_template to one that does not, or"
+        " train_on to 'all'), or the answer begins or ends with space that the tokenizer joins to what the"
+        " template puts beside it"
+    )

@@ -1,0 +1,246 @@
+"""What a source holds, before any split is chosen: a look at every row, once for all splits.
+
+1. examine the source in ranges of rows, a task for each: keep what the filter names, check every kept row,
+   scrub its text, drop it if it is too short, too long or no prose, hash its text
+2. drop what repeats an earlier row, exactly or nearly
+3. keep what is left, with counts by reason, under the digest of the source
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+
+from orchestrator.data.cache import make_folder
+from orchestrator.data.columns import (
+    Unsound,
+    filter_rows,
+    read_batches,
+    refuse_empty_filter,
+    select_columns,
+)
+from orchestrator.data.fields import Batch, identities, problems
+from orchestrator.data.files import digest_values
+from orchestrator.data.near_duplicates import distinct_rows
+from orchestrator.data.quality import why_dropped
+from orchestrator.data.readers import quiet
+from orchestrator.data.scrub import scrub
+from orchestrator.data.selection import hash_texts, needs_hashes, unique_rows
+from orchestrator.data.sources import Source, no_rows
+from orchestrator.data.tasks import Tasks
+from orchestrator.errors import DataError
+
+# A million rows are examined in several seconds, by rules of quality in minutes: worth a process elsewhere.
+RANGE_ROWS = 1_000_000
+# Raised when a row is judged or hashed in another way.
+EXAMINATION_VERSION = 2
+# Skipped rows that are written down with their problem.
+NUM_NAMED = 100
+
+
+@dataclass(frozen=True)
+class Examined:
+    """What one range of a source's rows holds."""
+
+    numbers: np.ndarray
+    """int64: rows that are kept, by their number in the source."""
+    hashes: np.ndarray
+    """uint64 ``(rows, 2)`` of their texts; without rows where the split does not need them."""
+    chars: np.ndarray
+    """int64: characters of their texts."""
+    num_filtered: int
+    """Rows that the filter keeps, sound or not."""
+    unsound: tuple[Unsound, ...]
+    dropped: Mapping[str, int]
+    """Rows by the key of the section that drops them."""
+    scrubbed: Mapping[str, int]
+    """Placeholders in the texts that are kept, by kind."""
+
+
+@dataclass(frozen=True)
+class Survey:
+    """The folder of an examined source."""
+
+    numbers: np.ndarray
+    """int64: rows that are kept, rising."""
+    hashes: np.ndarray
+    """uint64 ``(rows, 2)``, or without rows."""
+    chars: np.ndarray
+    """int64: characters of each."""
+    num_rows: int
+    """Rows of the source."""
+    num_filtered: int
+    """Those that the filter keeps."""
+    num_skipped: int
+    """Of these, rows that are not sound."""
+    skipped: tuple[Unsound, ...]
+    """The first of them."""
+    dropped: Mapping[str, int]
+    scrubbed: Mapping[str, int]
+
+
+def survey(source: Source, tasks: Tasks) -> Survey:
+    """What the source holds; looked at once.
+
+    Raises:
+        DataError: The source is empty, a column is missing, or a row is unsound and not to be skipped.
+    """
+    key = {"version": EXAMINATION_VERSION, "source": source.digest}
+    target = source.cache_dir / "examined" / digest_values(key)
+    folder = make_folder(target, lambda folder: _write_survey(source, tasks, folder))
+    counts = json.loads((folder / "counts.json").read_text("utf-8"))
+    skipped = tuple(Unsound(**row) for row in counts.pop("skipped"))
+    return Survey(
+        numbers=_load(folder, "numbers"),
+        hashes=_load(folder, "hashes"),
+        chars=_load(folder, "chars"),
+        skipped=skipped,
+        **counts,
+    )
+
+
+def _load(folder: Path, name: str) -> np.ndarray:
+    array: np.ndarray = np.load(folder / f"{name}.npy", allow_pickle=False)
+    return array
+
+
+def _write_survey(source: Source, tasks: Tasks, folder: Path) -> None:
+    name, dataset = source.name, source.dataset
+    with quiet():
+        num_rows = len(source.open())
+    if num_rows == 0:
+        raise DataError(f"datasets.{name}: {no_rows(dataset)}")
+    ranges = [range(start, min(start + RANGE_ROWS, num_rows)) for start in range(0, num_rows, RANGE_ROWS)]
+    found = list(tasks.map(examine, [(source, part) for part in ranges]))
+    num_filtered = sum(part.num_filtered for part in found)
+    if num_filtered == 0:
+        refuse_empty_filter(name, dataset, source.open())
+    numbers, hashes, chars = (
+        np.concatenate([getattr(part, array) for part in found]) for array in ("numbers", "hashes", "chars")
+    )
+    dropped: Counter[str] = Counter()
+    scrubbed: Counter[str] = Counter()
+    for part in found:
+        dropped.update(part.dropped)
+        scrubbed.update(part.scrubbed)
+    kept = _distinct(source, numbers, hashes, tasks, dropped)
+    np.save(folder / "numbers.npy", numbers[kept])
+    np.save(folder / "hashes.npy", hashes[kept] if len(hashes) else hashes)
+    np.save(folder / "chars.npy", chars[kept])
+    unsound = [asdict(row) for part in found for row in part.unsound]
+    counts = {
+        "num_rows": num_rows,
+        "num_filtered": num_filtered,
+        "num_skipped": len(unsound),
+        "skipped": unsound[:NUM_NAMED],
+        "dropped": dropped,
+        "scrubbed": scrubbed,
+    }
+    (folder / "counts.json").write_text(json.dumps(counts, indent=1), "utf-8")
+
+
+def _distinct(
+    source: Source, numbers: np.ndarray, hashes: np.ndarray, tasks: Tasks, dropped: Counter[str]
+) -> np.ndarray:
+    """Positions of rows that repeat no earlier one; those that do are counted in ``dropped``."""
+    kept = np.arange(len(numbers))
+    if source.dataset.deduplicate:
+        kept = unique_rows(hashes)
+        dropped["deduplicate"] = len(numbers) - len(kept)
+    near = source.dataset.near_duplicates
+    if near is not None:
+        distinct = kept[distinct_rows(source, numbers[kept], near, tasks)]
+        dropped["near_duplicates"] = len(kept) - len(distinct)
+        kept = distinct
+    return kept
+
+
+def examine(work: tuple[Source, Sequence[int]]) -> Examined:
+    """Filter, check, scrub, judge and hash one range of a source's rows.
+
+    Raises:
+        DataError: A column is missing, or a row is unsound and not to be skipped.
+    """
+    source, part = work
+    dataset = source.dataset
+    with quiet():
+        opened = source.open()
+        filtered = filter_rows(source.name, dataset, opened, part)
+        rows = select_columns(source.name, dataset, opened).select(filtered)
+        found = _Findings(source)
+        first = 0
+        for batch in read_batches(rows, rows.column_names):
+            num_rows = len(next(iter(batch.values())))
+            found.add(filtered[first : first + num_rows], batch)
+            first += num_rows
+    return found.result(len(filtered))
+
+
+class _Findings:
+    """What is found in a range of rows, batch by batch."""
+
+    def __init__(self, source: Source) -> None:
+        self._source = source
+        self._numbers: list[int] = []
+        self._chars: list[int] = []
+        self._hashes = [np.empty((0, 2), np.uint64)]
+        self._unsound: list[Unsound] = []
+        self._dropped: Counter[str] = Counter()
+        self._scrubbed: Counter[str] = Counter()
+
+    def add(self, numbers: np.ndarray, batch: Batch) -> None:
+        """Judge some rows.
+
+        Raises:
+            DataError: One is unsound and not to be skipped.
+        """
+        dataset = self._source.dataset
+        sound: list[int] = []
+        for position, problem in enumerate(problems(dataset, batch)):
+            if problem is None:
+                sound.append(position)
+            else:
+                self._refuse(Unsound(int(numbers[position]), problem))
+        texts = identities(
+            {field: [values[position] for position in sound] for field, values in batch.items()}
+        )
+        kept: list[str] = []
+        for number, text in zip(numbers[sound].tolist(), texts, strict=True):
+            found: Mapping[str, int] = {}
+            if dataset.scrub:
+                text, found = scrub(text, dataset.scrub, dataset.phone_regions)
+            reason = why_dropped(text, dataset)
+            if reason is not None:
+                self._dropped[reason] += 1
+                continue
+            self._scrubbed.update(found)
+            self._numbers.append(number)
+            self._chars.append(len(text))
+            kept.append(text)
+        if needs_hashes(dataset):
+            self._hashes.append(hash_texts(kept))
+
+    def _refuse(self, row: Unsound) -> None:
+        if self._source.dataset.on_bad_row == "error":
+            raise DataError(
+                f"datasets.{self._source.name}: {self._source.place_of(row.number)}: {row.problem}."
+                " Correct or filter the row, or set on_bad_row: skip."
+            )
+        self._unsound.append(row)
+
+    def result(self, num_filtered: int) -> Examined:
+        """All that was found among ``num_filtered`` rows."""
+        return Examined(
+            numbers=np.array(self._numbers, np.int64),
+            hashes=np.concatenate(self._hashes),
+            chars=np.array(self._chars, np.int64),
+            num_filtered=num_filtered,
+            unsound=tuple(self._unsound),
+            dropped=dict(self._dropped),
+            scrubbed=dict(self._scrubbed),
+        )

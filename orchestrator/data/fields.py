@@ -1,0 +1,177 @@
+"""What a row of a source is made of: which columns, whether they are sound, and its text.
+
+A section may name columns for several kinds of stages; ``section_for`` leaves those that one kind reads.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from orchestrator.contracts import RowLayout
+from orchestrator.data.labels import outside
+from orchestrator.spec.datasets import Dataset, DatasetSection
+
+OPTIONAL_KEYS = (
+    "text_pair_column",
+    "words_column",
+    "messages_column",
+    "prompt_column",
+    "completion_column",
+    "label_column",
+    "label_names",
+)
+CONVERSATION_KEYS = ("messages_column", "prompt_column", "completion_column")
+LABEL_KEYS = ("label_column", "label_names")
+TEXT_FIELDS = ("text", "text_pair", "prompt", "completion")
+# Characters of a value that a message shows.
+SHOWN = 200
+
+Batch = Mapping[str, list[Any]]
+"""Rows, field by field."""
+
+
+def section_for(dataset: Dataset, layout: RowLayout) -> Dataset:
+    """The section with the columns alone that rows of this layout are made from.
+
+    What nobody reads must not be able to spoil a run, nor to divide the cache.
+    """
+    kept: tuple[str, ...] = ()
+    if layout.document == "conversation":
+        kept = CONVERSATION_KEYS
+    elif layout.document == "words":
+        kept = ("words_column", *LABEL_KEYS)
+    elif layout.labelled:
+        kept = ("text_pair_column", *LABEL_KEYS)
+    return dataset.model_copy(update={key: None for key in OPTIONAL_KEYS if key not in kept})
+
+
+def columns_of(dataset: DatasetSection) -> dict[str, str]:
+    """The section's key by field of a row: conversations before words before texts."""
+    if dataset.messages_column is not None:
+        keys = {"messages": "messages_column"}
+    elif dataset.prompt_column is not None:
+        keys = {"prompt": "prompt_column", "completion": "completion_column"}
+    elif dataset.words_column is not None:
+        keys = {"words": "words_column"}
+    else:
+        keys = {"text": "text_column", "text_pair": "text_pair_column"}
+    keys["label"] = "label_column"
+    return {field: key for field, key in keys.items() if getattr(dataset, key) is not None}
+
+
+def documents_of(batch: Batch) -> list[Any]:
+    """What an encoder takes, one for each row: a text, a pair of texts, words with tags, or messages."""
+    if "messages" in batch:
+        return [[_given(message) for message in messages] for messages in batch["messages"]]
+    if "prompt" in batch:
+        pairs = zip(batch["prompt"], batch["completion"], strict=True)
+        return [as_conversation(prompt, completion) for prompt, completion in pairs]
+    if "words" in batch:
+        return list(zip(batch["words"], batch["label"], strict=True))
+    if "text_pair" in batch:
+        return list(zip(batch["text"], batch["text_pair"], strict=True))
+    return batch["text"]
+
+
+def as_conversation(prompt: str, completion: str) -> list[dict[str, str]]:
+    """One question and its answer as messages."""
+    return [{"role": "user", "content": prompt}, {"role": "assistant", "content": completion}]
+
+
+def _given(message: Mapping[str, Any]) -> dict[str, Any]:
+    """A message without the keys that only other messages of the source have."""
+    return {key: value for key, value in message.items() if value is not None}
+
+
+def texts_of(batch: Batch) -> list[str]:
+    """All text of each row, such as a tokenizer learns from."""
+    if "messages" in batch:
+        return ["\n".join(message["content"] for message in messages) for messages in batch["messages"]]
+    if "words" in batch:
+        return [" ".join(words) for words in batch["words"]]
+    columns = [batch[field] for field in TEXT_FIELDS if field in batch]
+    return ["\n".join(texts) for texts in zip(*columns, strict=True)]
+
+
+def identities(batch: Batch) -> list[str]:
+    """A string for each row that is the same for rows with the same text: a text itself, others as JSON."""
+    if "text" in batch and "text_pair" not in batch:
+        return batch["text"]
+    if "words" in batch:
+        return [json.dumps(words) for words in batch["words"]]
+    return [json.dumps(document, sort_keys=True) for document in documents_of(batch)]
+
+
+def problems(dataset: DatasetSection, batch: Batch) -> Iterator[str | None]:
+    """What is wrong with each row; ``None`` for a sound one."""
+    fields = list(batch)
+    for values in zip(*batch.values(), strict=True):
+        yield _problem(dataset, dict(zip(fields, values, strict=True)))
+
+
+def _problem(dataset: DatasetSection, row: Mapping[str, Any]) -> str | None:
+    for field in TEXT_FIELDS:
+        if field in row and not isinstance(row[field], str):
+            column = getattr(dataset, f"{field}_column")
+            return f"column '{column}' holds {_shown(row[field])}, expected a string"
+    if "messages" in row:
+        return _messages_problem(str(dataset.messages_column), row["messages"])
+    if "label" in row and (problem := _label_problem(dataset, row["label"])):
+        return problem
+    if "words" in row:
+        return _words_problem(dataset, row["words"], row.get("label"))
+    return None
+
+
+def _label_problem(dataset: DatasetSection, label: Any) -> str | None:
+    """A label that is missing, no UTF-8, or none of the section's; lists are left to ``labels.py``."""
+    column, names = dataset.label_column, dataset.label_names
+    if label is None or label == "":
+        return f"column '{column}' holds no label"
+    if isinstance(label, bytes):
+        return f"column '{column}' holds {_shown(label)}, which is not UTF-8"
+    if names is not None and outside([label], names, None).any():
+        return f"column '{column}' holds {label!r}, expected one of {list(names)[:10]}"
+    return None
+
+
+def _messages_problem(column: str, messages: Any) -> str | None:
+    if not _is_list(messages) or len(messages) == 0:
+        return f"column '{column}' holds {_shown(messages)}, expected a list of messages"
+    for number, message in enumerate(messages):
+        for key in ("role", "content"):
+            value = message.get(key) if isinstance(message, Mapping) else message
+            if not isinstance(value, str):
+                return (
+                    f"column '{column}', message {number} (counted from 0) has {key} {_shown(value)},"
+                    " expected a string"
+                )
+    return None
+
+
+def _words_problem(dataset: DatasetSection, words: Any, tags: Any) -> str | None:
+    column = dataset.words_column
+    if not _is_list(words) or len(words) == 0:
+        return f"column '{column}' holds {_shown(words)}, expected a list of words"
+    for number, word in enumerate(words):
+        if not isinstance(word, str):
+            return f"column '{column}', word {number} (counted from 0) is {_shown(word)}, expected a string"
+    if dataset.label_column is None:
+        return None
+    if not _is_list(tags) or len(tags) != len(words):
+        found = f"{len(tags)} tags" if _is_list(tags) else _shown(tags)
+        return (
+            f"column '{dataset.label_column}' holds {found} for {len(words)} words, expected a tag for each"
+        )
+    return None
+
+
+def _is_list(value: Any) -> bool:
+    return isinstance(value, Sequence) and not isinstance(value, str | bytes)
+
+
+def _shown(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= SHOWN else f"{text[:SHOWN]}..."

@@ -1,0 +1,163 @@
+"""Which rows of a source a split has: fit to train on, chosen by the hash of their text.
+
+``find_rows`` goes through these steps:
+
+1. examine the source, once for all splits (``examination.py``)
+2. choose the rows of the split (``selection.py``)
+3. of training rows, drop those that share text with evaluation rows (``decontamination.py``)
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from orchestrator.data.columns import SCAN_ROWS, filter_rows, select_columns
+from orchestrator.data.decontamination import clean_rows
+from orchestrator.data.examination import Survey, survey
+from orchestrator.data.readers import quiet
+from orchestrator.data.selection import Split, needs_hashes, select_rows
+from orchestrator.data.sources import Source
+from orchestrator.data.tasks import IN_PROCESS, Tasks
+from orchestrator.data.texts import TextPart, open_rows
+from orchestrator.errors import DataError
+
+# Skipped rows that are looked up and shown.
+NUM_SHOWN = 5
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class RowCounts:
+    """What became of a source's rows on their way to a split."""
+
+    num_rows: int
+    """Rows of the source, those that cannot be read included."""
+    num_filtered: int
+    """Those that its filter keeps, or that cannot be read."""
+    num_skipped: int
+    """Of these, rows that cannot be read or used."""
+    skipped: tuple[tuple[str, str], ...]
+    """Place and problem of the first of them."""
+    dropped: Mapping[str, int]
+    """Rows by the key of the section that drops them, for all splits; ``decontaminate``: for this one."""
+    scrubbed: Mapping[str, int]
+    """Placeholders put into the texts of all splits, by kind of personal data."""
+    num_chars: int
+    """Characters of the split's texts."""
+
+
+@dataclass(frozen=True)
+class Rows:
+    """The rows of one split of a source."""
+
+    source: Source
+    numbers: np.ndarray
+    """int64: their numbers in the source, rising."""
+    counts: RowCounts
+    """How they came about."""
+
+    @property
+    def num_skipped(self) -> int:
+        """Rows of the source that were skipped because something was wrong with them."""
+        return self.counts.num_skipped
+
+    def open(self) -> Any:
+        """A map-style ``datasets.Dataset`` with the fields of a row as columns (``fields.py``)."""
+        return open_rows(self.source, self.numbers)
+
+
+def find_rows(source: Source, split: Split, tasks: Tasks = IN_PROCESS) -> Rows:
+    """Rows of one split of ``source``.
+
+    Raises:
+        DataError: The source is empty or lacks a column, a text or label is null or of the wrong type, or
+            no row is left.
+    """
+    found = survey(source, tasks)
+    num_left_out, left_out = source.left_out()
+    num_skipped = found.num_skipped + num_left_out
+    skipped = [*left_out, *((source.place_of(row.number), row.problem) for row in found.skipped[:NUM_SHOWN])]
+    num_filtered = found.num_filtered + num_left_out
+    if skipped:
+        log.warning(
+            "datasets.%s: %d of %d rows are skipped, first %s: %s",
+            *(source.name, num_skipped, num_filtered, *skipped[0]),
+        )
+    chosen = _choose(source, found, split)
+    dropped = dict(found.dropped)
+    if source.dataset.decontaminate is not None and split == "train":
+        kept = clean_rows(
+            source,
+            found.numbers[chosen],
+            lambda: _held_out(source, tasks),
+            source.dataset.decontaminate,
+            tasks,
+        )
+        dropped["decontaminate"] = len(chosen) - len(kept)
+        chosen = chosen[kept]
+    if len(chosen) == 0:
+        raise DataError(_nothing_left(source, num_filtered, num_skipped, split, dropped))
+    counts = RowCounts(
+        num_rows=found.num_rows + num_left_out,
+        num_filtered=num_filtered,
+        num_skipped=num_skipped,
+        skipped=tuple(skipped[:NUM_SHOWN]),
+        dropped=dropped,
+        scrubbed=found.scrubbed,
+        num_chars=int(found.chars[chosen].sum()),
+    )
+    return Rows(source, found.numbers[chosen], counts)
+
+
+def distinct_labels(source: Source) -> list[Any]:
+    """The distinct labels of all splits together, sorted; filtered rows do not count."""
+    with quiet():
+        opened = source.open()
+        rows = opened.select(filter_rows(source.name, source.dataset, opened, range(len(opened))))
+        rows = select_columns(source.name, source.dataset, rows)
+        if not hasattr(rows.features["label"], "feature"):
+            return sorted(set(rows.unique("label")) - {None})
+        batches = rows.select_columns(["label"]).iter(SCAN_ROWS)
+        lists = [labels for batch in batches for labels in batch["label"] if labels is not None]
+        return sorted({label for labels in lists for label in labels} - {None})
+
+
+def _choose(source: Source, found: Survey, split: Split) -> np.ndarray:
+    """Positions of the split's rows among those that are kept."""
+    if needs_hashes(source.dataset):
+        return select_rows(found.hashes, source.dataset, split)
+    return np.arange(len(found.numbers) if split == "train" else 0)
+
+
+def _held_out(source: Source, tasks: Tasks) -> list[TextPart]:
+    """The evaluation rows of the sources that ``source`` must share nothing with."""
+    parts = []
+    for other in source.against:
+        fractions = {"validation": other.dataset.validation_fraction, "test": other.dataset.test_fraction}
+        splits: list[Split] = [split for split in ("validation", "test") if fractions[split] > 0.0]
+        for split in splits or ["train"]:
+            parts.append(TextPart(other, find_rows(other, split, tasks).numbers))
+    return parts
+
+
+def _nothing_left(
+    source: Source, num_filtered: int, num_skipped: int, split: Split, dropped: Mapping[str, int]
+) -> str:
+    """Why a split has no row."""
+    dataset = source.dataset
+    text = (
+        f"datasets.{source.name}: split '{split}' has none of {num_filtered} rows with"
+        f" validation_fraction {dataset.validation_fraction} and test_fraction {dataset.test_fraction}."
+    )
+    if num_skipped:
+        text += f" {num_skipped} of them are skipped."
+    lost = {reason: count for reason, count in dropped.items() if count}
+    if lost:
+        text += f" Dropped are {', '.join(f'{count} by {reason}' for reason, count in lost.items())}."
+    return text + (" Lower them." if split == "train" else f" Raise {split}_fraction.")

@@ -1,0 +1,93 @@
+"""Which ways of putting documents into rows an objective allows."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+
+from orchestrator.spec.job import Job, TrainStage
+from orchestrator.spec.training import (
+    DDPStrategy,
+    MaskedLMObjective,
+    SequenceClassificationObjective,
+    SupervisedFinetuningObjective,
+    TokenClassificationObjective,
+    ZeROStrategy,
+)
+from orchestrator.spec.tree import KeyPath
+
+Complaint = tuple[KeyPath, str]
+CHAT_TEMPLATES = ("plain", "chatml")
+CLASSIFICATION = (SequenceClassificationObjective, TokenClassificationObjective)
+
+
+def check_packing(job: Job, stage: TrainStage, path: KeyPath) -> Iterator[Complaint]:
+    """What an objective's own way of laying out rows allows."""
+    objective, data = stage.objective, stage.data
+    if isinstance(objective, SupervisedFinetuningObjective):
+        yield from _check_conversations(stage, path)
+        return
+    if isinstance(objective, SequenceClassificationObjective) and data.packing_mode == "best_fit":
+        yield from _check_packed_labels(job, stage, path)
+        return
+    if isinstance(objective, CLASSIFICATION):
+        rows = f"{objective.name} puts one document in each row"
+    elif isinstance(objective, MaskedLMObjective) and objective.next_sentence:
+        rows = "masked_lm with next_sentence puts one pair of segments in each row"
+    else:
+        return
+    if data.packing_mode == "best_fit":
+        yield (*path, "data", "packing"), f"{rows}, which 'best_fit' cannot pack; leave packing out"
+    elif data.document_mask:
+        yield (*path, "data", "document_mask"), f"{rows}: there is nothing to confine; leave it out"
+
+
+def _check_packed_labels(job: Job, stage: TrainStage, path: KeyPath) -> Iterator[Complaint]:
+    """Packed rows of sequence_classification: documents apart, with one label each."""
+    objective, data, strategy = stage.objective, stage.data, stage.strategy
+    assert isinstance(objective, SequenceClassificationObjective)
+    paired = [name for name in data.mixture if getattr(job.datasets.get(name), "text_pair_column", None)]
+    if objective.problem != "single_label" or paired:
+        found = f"datasets {paired} have pairs of texts" if paired else f"problem is '{objective.problem}'"
+        yield (
+            (*path, "data", "packing"),
+            f"'best_fit' packs texts with one label each, and {found}; leave packing out",
+        )
+    if not data.confines_documents:
+        yield (
+            (*path, "data", "document_mask"),
+            "sequence_classification needs its packed documents apart; leave document_mask out",
+        )
+    if isinstance(strategy, DDPStrategy | ZeROStrategy) and strategy.compile:
+        yield (
+            (*path, "strategy", "compile"),
+            "a model compiled as a whole cannot take sequence_classification's packed rows; set compile to"
+            " false, use strategy fsdp2, which compiles blocks, or leave packing out",
+        )
+
+
+def _check_conversations(stage: TrainStage, path: KeyPath) -> Iterator[Complaint]:
+    """Conversations are rows, whole ones side by side at most; their template is a name or a file."""
+    data, template = stage.data, getattr(stage.objective, "chat_template", None)
+    if data.packing == "cut":
+        yield (
+            (*path, "data", "packing"),
+            "supervised_finetuning keeps conversations whole, which 'cut' would cut anywhere; set"
+            " 'best_fit' to put several in a row, or 'none'",
+        )
+    elif data.packing_mode == "best_fit" and data.document_mask is False:
+        yield (
+            (*path, "data", "document_mask"),
+            "supervised_finetuning keeps conversations that share a row apart; leave document_mask out",
+        )
+    elif data.packing_mode != "best_fit" and data.document_mask:
+        yield (
+            (*path, "data", "document_mask"),
+            "supervised_finetuning puts one conversation in each row unless packing is 'best_fit': there is"
+            " nothing to confine; leave it out",
+        )
+    if template is not None and template not in CHAT_TEMPLATES and not os.path.isfile(template):
+        yield (
+            (*path, "objective", "chat_template"),
+            f"'{template}' is neither {' nor '.join(map(repr, CHAT_TEMPLATES))}, and there is no such file",
+        )

@@ -1,0 +1,138 @@
+"""ledger.jsonl: what each committed range of steps consumed, and on which data.
+
+One line a checkpoint, ranges and no lists, for example
+
+    {"steps": [0, 50], "rows": [0, 400], "world_size": 2,
+     "sources": {"books": [0, 300], "web": [0, 100]}, "data": {"books": "9f...", "web": "31..."}}
+
+Ranges begin with the first and end before the last. ``rows`` are places of the cursor; those of a
+source number the rows that it gave, epoch after epoch, so that draw d is position d modulo its size in
+epoch d divided by its size. ``data`` are the digests of the prepared folders' content.
+``proof.py`` replays it all.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from orchestrator.data.mixture import Mixture
+from orchestrator.errors import DataError
+from orchestrator.spec.plan import BatchPlan
+from orchestrator.tracking.events import read_json_lines, replace_text
+
+Range = tuple[int, int]
+
+
+@dataclass(frozen=True)
+class Record:
+    """One line of the ledger."""
+
+    steps: Range
+    rows: Range
+    world_size: int | None
+    """Workers; ``None``: the process died before it could say so."""
+    sources: Mapping[str, Range] | None
+    """Draws of each source; ``None``: written by a version that did not record them."""
+    data: Mapping[str, str] | None
+    """Content digest of each source's folder; ``None``: written by a version that did not record it."""
+
+
+class Ledger:
+    """Writes a stage's ledger; used by rank 0 alone."""
+
+    def __init__(
+        self,
+        path: Path,
+        batch_plan: BatchPlan,
+        start_step: int,
+        *,
+        mixture: Mixture,
+        data: Mapping[str, str],
+        saved_by: int | None,
+    ) -> None:
+        """Continue after ``start_step``; records of later steps belong to no checkpoint and go.
+
+        A process may die between a checkpoint and its record, so a record that is missing is made up for.
+
+        Args:
+            data: Content digest of each source's prepared folder.
+            saved_by: Workers that wrote the checkpoint of ``start_step``; ``None``: it does not say.
+        """
+        self._path = path
+        self._batch_plan = batch_plan
+        self._mixture = mixture
+        self._data = data
+        kept = [record for record in read_json_lines(path) if record["steps"][1] <= start_step]
+        self._committed = kept[-1]["steps"][1] if kept else 0
+        replace_text(path, "".join(json.dumps(record) + "\n" for record in kept))
+        if self._committed < start_step:
+            self._record(start_step, saved_by)
+
+    def commit(self, step: int) -> None:
+        """Record the steps since the last commit."""
+        self._record(step, self._batch_plan.world_size)
+
+    def _record(self, step: int, world_size: int | None) -> None:
+        """Append the record of the steps from the last commit to ``step``."""
+        rows = (
+            self._committed * self._batch_plan.global_batch_size,
+            step * self._batch_plan.global_batch_size,
+        )
+        before, after = (self._mixture.drawn(cursor) for cursor in rows)
+        record = Record(
+            steps=(self._committed, step),
+            rows=rows,
+            world_size=world_size,
+            sources={name: (before[name], after[name]) for name in self._mixture.names},
+            data=self._data,
+        )
+        with self._path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(asdict(record)) + "\n")
+        self._committed = step
+
+
+def read_ledger(path: Path) -> list[Record]:
+    """The ledger's records; none where the file does not exist.
+
+    A last line without its end is left out: its writer was killed, and the next start writes it anew.
+
+    Raises:
+        DataError: A line is no record; the message has its number.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8", errors="replace").split("\n")[:-1]
+    except FileNotFoundError:
+        return []
+    return [_parse(path, number, line) for number, line in enumerate(lines, start=1)]
+
+
+def _parse(path: Path, number: int, line: str) -> Record:
+    """One record.
+
+    Raises:
+        DataError: The line is something else.
+    """
+    try:
+        fields: dict[str, Any] = json.loads(line)
+        sources, data, workers = fields.get("sources"), fields.get("data"), fields["world_size"]
+        return Record(
+            steps=_range(fields["steps"]),
+            rows=_range(fields["rows"]),
+            world_size=None if workers is None else int(workers),
+            sources=None if sources is None else {name: _range(pair) for name, pair in sources.items()},
+            data=None if data is None else {name: str(digest) for name, digest in data.items()},
+        )
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise DataError(f"{path}: line {number} is no record of a ledger: {line[:100]!r}") from error
+
+
+def _range(pair: Any) -> Range:
+    """A range from its JSON, a list of two whole numbers."""
+    first, end = pair
+    if type(first) is not int or type(end) is not int:
+        raise TypeError(f"found {pair}, expected two whole numbers")
+    return first, end

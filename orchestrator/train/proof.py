@@ -1,0 +1,294 @@
+"""What a run can prove about a training stage: its checkpoints, its data, and each row once an epoch.
+
+1. every byte of the checkpoints and of the prepared data has the digest it was written with;
+2. the ledger's records follow each other from step 0 to the newest checkpoint or the result, and name
+   the data that is there;
+3. every micro-batch of every recorded step, over all ranks, is replayed through the pure functions
+   that workers read by: each row of an epoch exactly once, each source's draws as recorded.
+
+Reads files alone, and needs none of torch, transformers and Ray.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from orchestrator.checkpoint import seal
+from orchestrator.checkpoint.layout import StageLayout
+from orchestrator.checkpoint.steps import COMPLETE, StepFolder, list_steps
+from orchestrator.data.cache import damage
+from orchestrator.data.mixture import Mixture
+from orchestrator.data.prepared import Meta, content_digest
+from orchestrator.data.replay import Replay
+from orchestrator.errors import DataError, PlanError
+from orchestrator.spec.job import Job, TrainStage
+from orchestrator.spec.plan import BatchPlan, micro_batch_rows, plan_batch
+from orchestrator.train.ledger import Record, read_ledger
+
+# 2^16: 0.45 us a row on one busy core; larger chunks leave the caches (0.75 us at 2^18).
+CHUNK_ROWS = 2**16
+
+
+@dataclass(frozen=True)
+class CheckpointProof:
+    """One checkpoint: what is wrong with it, if anything."""
+
+    step: int
+    problem: str | None
+
+
+@dataclass(frozen=True)
+class LedgerProof:
+    """What the ledger proves; with a problem, everything before it holds."""
+
+    steps: int
+    rows: int
+    world_sizes: tuple[int, ...]
+    """Numbers of workers, in order of their first appearance."""
+    epochs: Mapping[str, float]
+    """Passes over each source."""
+    problem: str | None
+    """The first violation, with stage, step and source; steps are counted as in metrics.jsonl."""
+
+
+@dataclass(frozen=True)
+class StageProof:
+    """What a training stage can prove."""
+
+    name: str
+    checkpoints: tuple[CheckpointProof, ...]
+    ledger: LedgerProof
+
+    @property
+    def is_proved(self) -> bool:
+        """Whether everything holds."""
+        return self.ledger.problem is None and not any(found.problem for found in self.checkpoints)
+
+
+class _ViolationError(Exception):
+    """The first thing that does not hold."""
+
+    def __init__(self, step: int, message: str, *, source: str | None = None) -> None:
+        """At the given step, counted from 1, and of one source or of all."""
+        place = f"step {step}" if source is None else f"step {step}, source '{source}'"
+        super().__init__(f"{place}: {message}".replace("\n", " "))
+
+
+def prove_stage(job: Job, stage: TrainStage, layout: StageLayout) -> StageProof:
+    """Check a training stage; one that has not begun has nothing to prove.
+
+    Args:
+        job: The resolved job that the stage was last started with.
+    """
+    # Before the ledger, whose record of a checkpoint follows it.
+    steps = list_steps(layout.checkpoints)
+    newest = max([step.step for step in steps if step.is_complete], default=0)
+    replayed = _ReplayedLedger(job, stage, layout)
+    problem = None
+    try:
+        replayed.run(newest)
+    except _ViolationError as violation:
+        problem = f"stage '{stage.name}', {violation}"
+    committed = max(newest, replayed.recorded)
+    checkpoints = tuple(_prove_checkpoints(steps, committed))
+    return StageProof(stage.name, checkpoints, replayed.proof(problem))
+
+
+def _prove_checkpoints(steps: list[StepFolder], committed: int) -> Iterator[CheckpointProof]:
+    """Verify checkpoints byte by byte; those of later steps than ``committed`` never were ones."""
+    for found in steps:
+        if not found.is_complete and found.step > committed:
+            continue
+        problem = seal.verify(found.path)
+        if problem is not None and found.is_complete and not (found.path / COMPLETE).exists():
+            # A run in progress has removed it for a newer one meanwhile.
+            continue
+        yield CheckpointProof(found.step, problem)
+
+
+class _ReplayedLedger:
+    """A stage's ledger, replayed record by record."""
+
+    def __init__(self, job: Job, stage: TrainStage, layout: StageLayout) -> None:
+        """Begin before the first step."""
+        self._job = job
+        self._stage = stage
+        self._layout = layout
+        self.recorded = 0
+        """Steps that the ledger speaks of, proved or not."""
+        self._steps = 0
+        self._world_sizes: dict[int, None] = {}
+        self._epochs: dict[str, float] = {}
+        self._unproved: _ViolationError | None = None
+
+    def proof(self, problem: str | None) -> LedgerProof:
+        """What was proved."""
+        rows = self._steps * self._stage.global_batch_size
+        return LedgerProof(self._steps, rows, tuple(self._world_sizes), dict(self._epochs), problem)
+
+    def run(self, newest: int) -> None:
+        """Check the data, then every record, then that the last one is of the newest checkpoint.
+
+        Raises:
+            _ViolationError: The first thing that does not hold.
+        """
+        newest = max(newest, self._finished_step())
+        try:
+            records = read_ledger(self._layout.ledger)
+        except DataError as error:
+            raise _ViolationError(1, str(error)) from error
+        self.recorded = max([record.steps[1] for record in records], default=0)
+        if records:
+            folders = self._folders()
+            self._check_bytes(folders, records)
+            mixture, digests = self._open(folders)
+            replay = Replay(mixture, seed=self._job.seed)
+            for record in records:
+                self._check_place(record)
+                self._check_data(record, digests)
+                self._replay(record, replay)
+                self._steps = record.steps[1]
+                self._epochs = {name: n / mixture.size(name) for name, n in replay.drawn.items()}
+        if self._steps != newest:
+            raise _ViolationError(
+                min(self._steps, newest) + 1,
+                f"the ledger ends with step {self._steps}, and the newest checkpoint or result is of step"
+                f" {newest}",
+            )
+        if self._unproved is not None:
+            raise self._unproved
+
+    def _finished_step(self) -> int:
+        """The last step, as ``result.json`` has it; 0 before the stage is finished."""
+        try:
+            return int(json.loads(self._layout.result.read_text(encoding="utf-8"))["step"])
+        except FileNotFoundError:
+            return 0
+        except (ValueError, TypeError, KeyError) as error:
+            raise _ViolationError(1, f"{self._layout.result} is damaged: {error!r}") from error
+
+    def _folders(self) -> dict[str, Path]:
+        """Prepared folders by source."""
+        try:
+            inputs: dict[str, Any] = json.loads(self._layout.inputs.read_text(encoding="utf-8"))
+            return {name: Path(inputs["train"][name]) for name in self._stage.data.mixture}
+        except (OSError, ValueError, TypeError, KeyError) as error:
+            raise _ViolationError(
+                1, f"{self._layout.inputs} does not say which data was read: {error!r}"
+            ) from error
+
+    def _check_bytes(self, folders: Mapping[str, Path], records: list[Record]) -> None:
+        """Every byte of the prepared folders is what was written."""
+        for name, folder in folders.items():
+            problem = damage(folder) if folder.is_dir() else "it is missing"
+            if problem is not None:
+                raise _ViolationError(_first_step(records, name), f"{folder}: {problem}", source=name)
+
+    def _open(self, folders: Mapping[str, Path]) -> tuple[Mixture, dict[str, str]]:
+        """The mixture of the prepared folders, and the digest of each one's content."""
+        data = self._stage.data
+        try:
+            metas = {name: Meta.open(folder) for name, folder in folders.items()}
+            mixture = Mixture.of_prepared(data.mixture, data.mixture_unit, metas)
+        except DataError as error:
+            raise _ViolationError(1, str(error)) from error
+        return mixture, {name: content_digest(folder) for name, folder in folders.items()}
+
+    def _check_place(self, record: Record) -> None:
+        """The record begins where the one before ended, and its rows are those of its steps."""
+        (first, end), size = record.steps, self._stage.global_batch_size
+        if first > self._steps:
+            raise _ViolationError(
+                self._steps + 1, f"steps {self._steps + 1} to {first} are missing from the ledger"
+            )
+        if first < self._steps:
+            raise _ViolationError(first + 1, f"steps {first + 1} to {self._steps} are in the ledger twice")
+        if end <= first:
+            raise _ViolationError(
+                first + 1, f"a record goes from step {first} to {end}, expected a later one"
+            )
+        if record.rows != (first * size, end * size):
+            raise _ViolationError(
+                first + 1,
+                f"steps {first + 1} to {end} are recorded with rows {list(record.rows)}, expected"
+                f" {[first * size, end * size]}: {size} a step",
+            )
+
+    def _check_data(self, record: Record, digests: Mapping[str, str]) -> None:
+        """The record names the data that is there."""
+        step = record.steps[0] + 1
+        silent = [f"'{key}'" for key in ("world_size", "sources", "data") if getattr(record, key) is None]
+        if silent:
+            self._unproved = self._unproved or _ViolationError(
+                step,
+                f"its record has no {', '.join(silent)}, as those of earlier versions, so what it would say"
+                " cannot be proved; everything else holds",
+            )
+        for name, digest in digests.items():
+            recorded = digest if record.data is None else record.data.get(name)
+            if recorded != digest:
+                raise _ViolationError(
+                    step, f"it read data with digest {recorded}, now it is {digest}", source=name
+                )
+
+    def _replay(self, record: Record, replay: Replay) -> None:
+        """Consume all rows of the record's steps; its sources gave the draws it says."""
+        batch = self._batch(record)
+        before = replay.drawn
+        size = batch.global_batch_size
+        steps_per_chunk = -(-CHUNK_ROWS // size)
+        for first in range(record.steps[0], record.steps[1], steps_per_chunk):
+            steps = range(first, min(first + steps_per_chunk, record.steps[1]))
+            lapse = replay.consume(rows_of_steps(batch, steps))
+            if lapse is not None:
+                step = lapse.global_row // size + 1
+                raise _ViolationError(step, lapse.message, source=lapse.source)
+        if record.sources is None:
+            return
+        for name, end in replay.drawn.items():
+            recorded, expected = record.sources.get(name), (before[name], end)
+            if recorded != expected:
+                found = "none" if recorded is None else list(recorded)
+                raise _ViolationError(
+                    record.steps[0] + 1,
+                    f"steps {record.steps[0] + 1} to {record.steps[1]} are recorded with draws {found},"
+                    f" expected {list(expected)}",
+                    source=name,
+                )
+
+    def _batch(self, record: Record) -> BatchPlan:
+        """How the record's workers split a step."""
+        # Any number of workers reads the same rows in a step, so one stands for a number not known.
+        workers = 1 if record.world_size is None else record.world_size
+        self._world_sizes |= {} if record.world_size is None else {workers: None}
+        try:
+            resources = self._job.resources.model_copy(update={"num_workers": workers})
+            return plan_batch(self._stage, resources)
+        except (PlanError, ValueError) as error:
+            raise _ViolationError(record.steps[0] + 1, f"recorded with {workers} workers: {error}") from error
+
+
+def rows_of_steps(batch: BatchPlan, steps: range) -> np.ndarray:
+    """Global rows that all ranks read in ``steps``, micro-batch by micro-batch; int64."""
+    ranges = [
+        micro_batch_rows(batch, step, accum_index, rank)
+        for step in steps
+        for accum_index in range(batch.grad_accum_steps)
+        for rank in range(batch.world_size)
+    ]
+    return np.concatenate([np.arange(rows.start, rows.stop) for rows in ranges])
+
+
+def _first_step(records: list[Record], source: str) -> int:
+    """The first step of the first record in which ``source`` gave a row; 1 where none says so."""
+    for record in records:
+        first, end = (record.sources or {}).get(source, (0, 0))
+        if first < end:
+            return record.steps[0] + 1
+    return 1

@@ -1,0 +1,261 @@
+"""Files with bad bytes, quotes and rows: named, or left out and counted; nothing lost, nothing changed."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+import datasets
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from orchestrator.data import conversion, sources
+from orchestrator.data.rows import Rows, find_rows
+from orchestrator.data.sound_lines import LineFormat, bad_lines, copy_sound, read_pieces
+from orchestrator.data.sources import find_source
+from orchestrator.errors import DataError
+from tests.unit.data.corpus import section, write_jsonl
+
+CSV = LineFormat("csv")
+
+
+def read(path: Path | list[Path], **keys: Any) -> Rows:
+    files = [str(one) for one in (path if isinstance(path, list) else [path])]
+    cache = (path[0] if isinstance(path, list) else path).parent / "cache"
+    return find_rows(find_source("corpus", section(files=files, **keys), cache), "train")
+
+
+def error(path: Path, **keys: Any) -> str:
+    with pytest.raises(DataError) as raised:
+        read(path, **keys)
+    return str(raised.value)
+
+
+def write(path: Path, content: bytes) -> Path:
+    path.write_bytes(content)
+    return path
+
+
+QUOTE = "a quote is not closed, or is not doubled inside a field"
+FILES = {
+    "text": ("text", b"a\nb\xff\nc\n", 2, ["a", "c"], "byte 0xff after 1 characters is not UTF-8"),
+    "csv bytes": (
+        "csv",
+        b"text,y\na,1\nb\xff,2\nc,3\n",
+        3,
+        ["a", "c"],
+        "byte 0xff after 1 characters is not",
+    ),
+    "csv open quote": ("csv", b'text,y\na,1\n"b,2\nc,3\nd,4\n', 3, ["a", "c", "d"], QUOTE),
+    "csv two rows in one": ("csv", b'text,y\n"b,1\nc,"2"\nd,3\n', 2, ["c", "d"], QUOTE),
+    "csv bare quote": ("csv", b'text,y\n"b "and" b",1\nc,2\n', 2, ["c"], QUOTE),
+    "csv field too many": ("csv", b"text,y\nb,b,1\nc,2\n", 2, ["c"], "3 fields, expected 2 as in the header"),
+    "csv field too few": ("csv", b"text,y\nb\n\nc,2\n", 2, ["c"], "1 field, expected 2 as in the header"),
+    "json bytes": (
+        "json",
+        b'{"text": "a"}\n{"text": \xff}\n{"text": "c"}\n',
+        2,
+        ["a", "c"],
+        "byte 0xff after",
+    ),
+    "json cut off": (
+        "json",
+        b'{"text": "a"}\n{"text": "b\n{"text": "c"}\n',
+        2,
+        ["a", "c"],
+        "no JSON: Invalid",
+    ),
+    "json surrogate": (
+        "json",
+        b'{"text": "a"}\n{"text": "\\ud800"}\n',
+        2,
+        ["a"],
+        "the surrogate 0xd800 after",
+    ),
+    "json no object": ("json", b'{"text": "a"}\n[5]\n', 2, ["a"], "holds [5], expected an object"),
+    "json key twice": ("json", b'{"text": "a"}\n{"text": "b", "text": "c"}\n', 2, ["a"], "no JSON: the key"),
+}
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_bad_line_is_named_or_left_out_and_counted(
+    name: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    kind, content, line, texts, problem = FILES[name]
+    path = write(tmp_path / f"a.{kind}", content)
+    message = error(path, source=kind)
+    assert message.startswith(f"datasets.corpus: {path} cannot be read as {kind}: line {line}: {problem}")
+    assert "Correct the line, or set on_bad_row: skip." in message
+    with caplog.at_level(logging.WARNING):
+        rows = read(path, source=kind, on_bad_row="skip")
+    assert rows.open()["text"][:] == texts
+    assert rows.counts.num_skipped == 1
+    assert rows.counts.num_rows == len(texts) + 1
+    ((place, said),) = rows.counts.skipped
+    assert place == f"{path}: line {line}"
+    assert problem in said
+    assert caplog.messages == [
+        f"datasets.corpus: 1 of {len(texts) + 1} rows are skipped, first {path}: line {line}: {said}"
+    ]
+
+
+def test_labels_of_a_cleaned_csv_are_still_numbers(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.csv", b'text,y\na,1\n"b,2\nc,3\n')
+    rows = read(path, source="csv", on_bad_row="skip", label_column="y")
+    assert rows.open()[:] == {"text": ["a", "c"], "label": [1, 3]}
+
+
+def test_a_header_that_cannot_be_read_is_an_error_all_the_same(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.csv", b'te"xt,"y\na,1\n')
+    message = error(path, source="csv", on_bad_row="skip")
+    assert f"{path} cannot be read as csv: line 1: {QUOTE}" in message
+    assert "skip" not in message
+
+
+def test_a_json_list_that_is_broken_has_no_lines_to_leave_out(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.json", b'[{"text": "a"},\n{"text": b}]')
+    assert f"{path} cannot be read as json: " in error(path, source="json", on_bad_row="skip")
+
+
+@pytest.mark.parametrize(
+    ("sample_by", "kept", "line"), [("paragraph", ["a\na", "c"], 4), ("document", ["whole\n"], 1)]
+)
+def test_what_is_left_out_of_a_text_file_is_a_row(
+    sample_by: str, kept: list[str], line: int, tmp_path: Path
+) -> None:
+    path = write(tmp_path / "a.txt", b"a\na\n\nb\nb\xff\n\nc")
+    whole = [write(tmp_path / "b.txt", b"whole\n")] if sample_by == "document" else []
+    rows = read([path, *whole], source="text", sample_by=sample_by, on_bad_row="skip")
+    assert rows.open()["text"][:] == kept
+    assert rows.counts.skipped[0][0] == f"{path}: line {line}"
+
+
+def test_text_of_other_formats_that_is_not_utf8_is_a_bad_row(tmp_path: Path) -> None:
+    # The readers of JSON and Parquet do not look at the bytes of a text.
+    path = write(tmp_path / "a.jsonl", b'{"text": "a", "y": "p"}\n{"text": "\xff", "y": "q"}\n')
+    keys = {"source": "json", "label_column": "y"}
+    assert f"{path}: row 1 (counted from 0): column 'text' holds b'\\xff', expected a string" in error(
+        path, **keys
+    )
+    rows = read(path, **keys, on_bad_row="skip")
+    assert rows.open()[:] == {"text": ["a"], "label": ["p"]}
+    assert rows.counts.num_skipped == 1
+    parquet = tmp_path / "a.parquet"
+    table = datasets.Dataset.from_dict({"text": [b"a", b"\xff", None, b"c"]}).with_format("arrow")[:]
+    binary = table["text"]
+    import pyarrow
+    import pyarrow.parquet
+
+    pyarrow.parquet.write_table(pyarrow.table({"text": binary.cast("string", safe=False)}), parquet)
+    rows = read(parquet, source="parquet", on_bad_row="skip")
+    assert rows.open()["text"][:] == ["a", "c"]
+    assert rows.counts.num_skipped == 2
+
+
+def test_rows_behind_a_line_that_was_left_out_are_placed_among_those_that_can_be_read(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.csv", b'text,y\n"a,1\nb,2\nc,\n')
+    rows = read(path, source="csv", on_bad_row="skip", label_column="y")
+    assert [place for place, _ in rows.counts.skipped] == [
+        f"{path}: line 2",
+        f"{path}: row 1 of those that can be read (counted from 0)",
+    ]
+
+
+@pytest.mark.parametrize("group_bytes", [1, 1 << 28])
+def test_bad_lines_of_many_files_are_left_out_with_an_empty_file_among_them(
+    group_bytes: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sources, "GROUP_BYTES", group_bytes)
+    good = [write(tmp_path / f"{name}.csv", f"text,y\n{name},1\n".encode()) for name in ("a", "c")]
+    empty = write(tmp_path / "b.csv", b"")
+    header = write(tmp_path / "d.csv", b"text,y\n")
+    bad = write(tmp_path / "e.csv", b'text,y\n"e,1\n')
+    rows = read([good[0], empty, good[1], header, bad], source="csv", on_bad_row="skip")
+    assert rows.open()["text"][:] == ["a", "c"]
+    assert rows.counts.skipped[0][0] == f"{bad}: line 2"
+
+
+def test_a_csv_is_looked_through_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write(tmp_path / "a.csv", b"text,y\na,1\n")
+    read(path, source="csv")
+    monkeypatch.setattr(conversion, "bad_lines", None)
+    assert read(path, source="csv").open()["text"][:] == ["a"]
+
+
+@pytest.mark.parametrize("mark", [";", "\t", "|"])
+def test_another_separator_is_suggested(mark: str, tmp_path: Path) -> None:
+    hint = f"f {mark!r} separates columns, set delimiter: {json.dumps(mark)}"
+    path = write(tmp_path / "a.csv", f"text{mark}y\na{mark}1\n".encode())
+    columns = [f"text{mark}y"]
+    assert f"the columns are {columns}. I{hint}." in error(path, source="csv")
+    path = write(tmp_path / "b.csv", f"text{mark}y\na, b{mark}1\n".encode())
+    assert f"line 2: 2 fields, expected 1 as in the header (i{hint})" in error(path, source="csv")
+    assert read(path, source="csv", delimiter=mark).open()["text"][:] == ["a, b"]
+
+
+def test_a_label_outside_the_set_names_its_file_and_row_or_is_left_out(tmp_path: Path) -> None:
+    rows = [{"text": "a", "y": "good"}, {"text": "b", "y": "goood"}, {"text": "c", "y": "bad"}]
+    path = write_jsonl(tmp_path / "a.jsonl", rows)
+    keys = {"source": "json", "label_column": "y", "label_names": ["bad", "good"]}
+    assert error(path, **keys) == (
+        f"datasets.corpus: {path}: row 1 (counted from 0): column 'y' holds 'goood', expected one of"
+        " ['bad', 'good']. Correct or filter the row, or set on_bad_row: skip."
+    )
+    found = read(path, **keys, on_bad_row="skip")
+    assert found.open()["label"][:] == ["good", "bad"]
+    assert found.counts.num_skipped == 1
+
+
+@pytest.mark.parametrize("kind", ["text", "csv"])
+def test_a_row_of_fifty_megabytes_is_read_whole_from(kind: str, tmp_path: Path) -> None:
+    long = "many words " * 5_000_000
+    lines = ["short", long, "end"]
+    path = write(tmp_path / "a", ("text\n" * (kind == "csv") + "\n".join(lines) + "\n").encode())
+    assert [len(text) for text in read(path, source=kind).open()["text"]] == [5, len(long), 3]
+
+
+FIELDS = st.text(alphabet='ab",\n\r \u00e9', max_size=6)
+
+
+@given(rows=st.lists(st.tuples(FIELDS, FIELDS), max_size=6), ends=st.sampled_from(["\n", "\r\n"]))
+def test_what_a_csv_writer_writes_is_sound_and_copied_byte_by_byte(
+    rows: list[tuple[str, str]], ends: str, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    buffer = io.StringIO(newline="")
+    csv.writer(buffer, lineterminator=ends, quoting=csv.QUOTE_ALL).writerows([("text", "y"), *rows])
+    folder = tmp_path_factory.getbasetemp()
+    path = write(folder / "rows.csv", buffer.getvalue().encode())
+    assert list(bad_lines(path, CSV)) == []
+    copy_sound(path, folder / "copy.csv", CSV)
+    assert (folder / "copy.csv").read_bytes() == path.read_bytes()
+
+
+@given(content=st.binary(max_size=40) | st.text(alphabet='a,"\n\r', max_size=40).map(str.encode))
+@pytest.mark.parametrize("kind", ["csv", "json", "text"])
+def test_every_line_is_in_one_piece_and_bad_ones_are_in_no_copy(
+    kind: str, content: bytes, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    folder = tmp_path_factory.getbasetemp()
+    path = write(folder / "any", content)
+    form = LineFormat(kind)
+    pieces = list(read_pieces(path, form))
+    if kind == "csv" and any(piece.is_header and piece.problem for piece in pieces):
+        return
+    joined = "".join(line for piece in pieces for line in piece.lines)
+    expected = content.removeprefix(b"\xef\xbb\xbf")
+    assert joined.encode("utf-8", "surrogateescape") == expected
+    assert [piece.number for piece in pieces] == [
+        1 + sum(len(before.lines) for before in pieces[:index]) for index in range(len(pieces))
+    ]
+    copy_sound(path, folder / "copy", form)
+    copy = (folder / "copy").read_bytes()
+    assert copy.decode("utf-8") == "".join(
+        line for piece in pieces if piece.problem is None for line in piece.lines
+    )
+    if kind != "csv":
+        assert list(bad_lines(folder / "copy", form)) == []

@@ -1,0 +1,244 @@
+"""Sets of labels, numbers, tags of words and pairs of texts: as prepared folders hold them, and refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+import pytest
+
+from orchestrator.contracts import IGNORE_INDEX, Row, RowLayout
+from orchestrator.data.loader import RowReader
+from orchestrator.data.prepared import Meta
+from orchestrator.data.tokenizer import for_classification, load_tokenizer
+from orchestrator.errors import DataError
+from tests.unit.data.corpus import make_texts, prepared, section, write_jsonl
+
+WORDS = RowLayout("documents", 24, framed=True, labelled=True, document="words")
+SETS = RowLayout("documents", 24, framed=True, labelled=True, labels="classes")
+NUMBERS = RowLayout("documents", 24, framed=True, labelled=True, labels="numbers")
+ONE = RowLayout("documents", 24, framed=True, labelled=True)
+BIO = ["O", "B-PER", "I-PER"]
+
+
+def rows_of(folder: Path) -> list[Row]:
+    reader = RowReader.open(folder, seed=1, source_name="corpus")
+    return reader.read(np.arange(reader.num_rows), 0)
+
+
+def corpus(path: Path, rows: list[dict[str, Any]], **keys: Any) -> Any:
+    return section(source="json", files=str(write_jsonl(path, rows)), **keys)
+
+
+def prepare(dataset: Any, layout: RowLayout, tokenizer: Path, cache: Path, **options: Any) -> Path:
+    return prepared("corpus", dataset, "train", layout, tokenizer, cache, **options)
+
+
+def texts(values: list[Any]) -> list[dict[str, Any]]:
+    return [{"text": text, "y": value} for text, value in zip(make_texts(len(values)), values, strict=True)]
+
+
+@pytest.mark.parametrize("names", [None, ("a", "b", "c")])
+def test_sets_of_labels_become_a_table(names: Any, tmp_path: Path, bpe: Path) -> None:
+    values: list[Any] = [["a"], [], ["c", "b"], ["b", "b"]]
+    keys = {"label_column": "y", "label_names": names}
+    made = prepare(corpus(tmp_path / "rows.jsonl", texts(values), **keys), SETS, bpe, tmp_path, num_labels=3)
+    table = [[1, 0, 0], [0, 0, 0], [0, 1, 1], [0, 1, 0]]
+    found = [row.label for row in rows_of(made)]
+    assert [label.tolist() for label in found if isinstance(label, np.ndarray)] == table
+    assert {label.dtype for label in found if isinstance(label, np.ndarray)} == {np.dtype(np.float32)}
+    assert Meta.open(made).label_names == ("a", "b", "c")
+
+
+def test_sets_of_ids_are_as_many_as_the_head_has_outputs(tmp_path: Path, bpe: Path) -> None:
+    dataset = corpus(tmp_path / "rows.jsonl", texts([[0], [2], []]), label_column="y")
+    made = prepare(dataset, SETS, bpe, tmp_path, num_labels=4)
+    assert Meta.open(made).label_names == ("0", "1", "2", "3")
+
+
+@pytest.mark.parametrize(("num_values", "values"), [(1, [0.5, -2, 3]), (2, [[0.5, 1], [2, 3], [-1, 0]])])
+def test_numbers_are_labels_of_regression(
+    num_values: int, values: list[Any], tmp_path: Path, bpe: Path
+) -> None:
+    dataset = corpus(tmp_path / "rows.jsonl", texts(values), label_column="y")
+    made = prepare(dataset, NUMBERS, bpe, tmp_path, num_labels=num_values)
+    found = np.stack([np.asarray(row.label) for row in rows_of(made)])
+    assert found.tolist() == np.array(values, dtype=np.float32).reshape(3, -1).tolist()
+    assert Meta.open(made).label_names == (("y",) if num_values == 1 else ("y_0", "y_1"))
+
+
+MISTAKES: dict[str, tuple[RowLayout, list[Any], dict[str, Any], str]] = {
+    "set: unknown name": (
+        SETS,
+        [["a"], ["z"]],
+        {"label_names": ["a", "b", "c"]},
+        "row 1 (counted from 0): label 'z', expected one of ['a', 'b', 'c'] or their ids. Correct",
+    ),
+    "set: id out of range": (
+        SETS,
+        [[0], [3]],
+        {},
+        "row 1 (counted from 0): label 3, expected one of ['0', '1', '2'] or their ids. Correct label_names",
+    ),
+    "set: no list": (SETS, ["a", "b"], {}, "row 0 (counted from 0): label 'a', expected a list of labels"),
+    "set: too many names": (
+        SETS,
+        [["a", "b", "c", "d"]],
+        {},
+        "4 labels ['a', 'b', 'c', 'd'], but num_labels",
+    ),
+    "numbers: text": (NUMBERS, ["a", "b"], {}, "row 0 (counted from 0): label 'a', expected a list of 3"),
+    "numbers: too few": (
+        NUMBERS,
+        [[1, 2, 3], [1, 2]],
+        {},
+        "row 1 (counted from 0): label [1, 2], expected a",
+    ),
+    "numbers: null": (NUMBERS, [[1, 2, 3], None], {}, "row 1 (counted from 0): column 'y' holds no label"),
+}
+
+
+@pytest.mark.parametrize("case", MISTAKES)
+def test_a_label_of_the_wrong_kind_is_named_with_its_row(case: str, tmp_path: Path, bpe: Path) -> None:
+    layout, values, keys, message = MISTAKES[case]
+    dataset = corpus(tmp_path / "rows.jsonl", texts(values), label_column="y", **keys)
+    with pytest.raises(DataError) as caught:
+        prepare(dataset, layout, bpe, tmp_path, num_labels=3)
+    assert message in str(caught.value)
+    assert "datasets.corpus" in str(caught.value)
+
+
+def sentences(num_rows: int = 8) -> list[dict[str, Any]]:
+    """Words of several tokens, some longer than a row, each with a tag."""
+    rows = [{"w": [*text.split(), "Zürich-Örlikon"]} for text in make_texts(num_rows, longest=12)]
+    return [{**row, "t": [BIO[(len(word) + n) % 3] for n, word in enumerate(row["w"])]} for row in rows]
+
+
+@pytest.mark.parametrize("algorithm", ["bpe", "wordpiece"])
+@pytest.mark.parametrize("as_ids", [False, True])
+def test_the_first_token_of_a_word_has_its_tag_and_no_other(
+    algorithm: str, as_ids: bool, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    folder = request.getfixturevalue(algorithm)
+    rows = sentences()
+    saved = [{**row, "t": [BIO.index(tag) for tag in row["t"]]} for row in rows] if as_ids else rows
+    keys = {"words_column": "w", "label_column": "t", "label_names": BIO}
+    made = prepare(corpus(tmp_path / "rows.jsonl", saved, **keys), WORDS, folder, tmp_path, num_labels=3)
+    tokenizer = for_classification(load_tokenizer(folder))
+    found = rows_of(made)
+    assert len(found) == len(rows)
+    for row, wanted in zip(found, rows, strict=True):
+        # What the same text is without being cut into words.
+        text = " ".join(wanted["w"])
+        expected = tokenizer(text, truncation=True, max_length=24, return_offsets_mapping=True)
+        assert row.input_ids.tolist() == expected["input_ids"]
+        starts = np.cumsum([0, *(len(word) + 1 for word in wanted["w"])])
+        begins = dict(zip(starts.tolist(), wanted["t"], strict=False))
+        assert row.token_labels is not None
+        tagged = np.flatnonzero(row.token_labels != IGNORE_INDEX)
+        numbers = row.token_labels[tagged].tolist()
+        assert [BIO[number] for number in numbers] == wanted["t"][: len(numbers)]
+        for place, number in zip(tagged, numbers, strict=True):
+            # Byte-level tokens begin at the space before a word.
+            begin = expected["offset_mapping"][place][0]
+            assert BIO[number] == begins[begin if begin in begins else begin + 1]
+    assert Meta.open(made).num_truncated > 0
+    assert Meta.open(made).label_names == tuple(BIO)
+
+
+def test_wordpiece_words_are_those_of_transformers_own_call(tmp_path: Path, wordpiece: Path) -> None:
+    keys = {"words_column": "w", "label_column": "t"}
+    made = prepare(corpus(tmp_path / "rows.jsonl", sentences(), **keys), WORDS, wordpiece, tmp_path)
+    tokenizer = load_tokenizer(wordpiece)
+    for row, wanted in zip(rows_of(made), sentences(), strict=True):
+        expected = tokenizer(wanted["w"], is_split_into_words=True, truncation=True, max_length=24)
+        assert row.input_ids.tolist() == expected["input_ids"]
+        names = sorted(BIO)
+        labels, previous = [], None
+        for word in expected.word_ids():
+            is_first = word is not None and word != previous
+            labels.append(names.index(wanted["t"][word]) if is_first else IGNORE_INDEX)
+            previous = word
+        assert row.token_labels is not None
+        assert row.token_labels.tolist() == labels
+
+
+def test_tags_of_a_class_label_have_its_names(tmp_path: Path, bpe: Path) -> None:
+    features = datasets.Features(
+        {"w": datasets.List(datasets.Value("string")), "t": datasets.List(datasets.ClassLabel(names=BIO))}
+    )
+    rows = [{"w": ["Ada", "L", "is"], "t": [1, 2, 0]}] * 3
+    datasets.Dataset.from_list(rows, features=features).save_to_disk(str(tmp_path / "saved"))
+    dataset = section(source="saved", path=str(tmp_path / "saved"), words_column="w", label_column="t")
+    made = prepare(dataset, WORDS, bpe, tmp_path, num_labels=3)
+    assert Meta.open(made).label_names == tuple(BIO)
+    labels = rows_of(made)[0].token_labels
+    assert labels is not None
+    assert labels[labels != IGNORE_INDEX].tolist() == [1, 2, 0]
+
+
+@pytest.mark.parametrize(
+    ("words", "tags", "message"),
+    [
+        (["a", "b"], ["O"], "column 't' holds 1 tags for 2 words, expected a tag for each."),
+        ([], [], "column 'w' holds [], expected a list of words."),
+        (["a", None], ["O", "O"], "column 'w', word 1 (counted from 0) is None, expected a string."),
+        (["a", "b"], ["O", "X"], "word 1 (counted from 0) has label 'X', expected one of ['O', 'B-PER', "),
+    ],
+)
+def test_words_without_fitting_tags_are_named_with_their_row(
+    words: list[Any], tags: list[Any], message: str, tmp_path: Path, bpe: Path
+) -> None:
+    rows = [{"w": ["x"], "t": ["O"]}, {"w": words, "t": tags}]
+    keys = {"words_column": "w", "label_column": "t", "label_names": BIO}
+    with pytest.raises(DataError) as caught:
+        prepare(corpus(tmp_path / "rows.jsonl", rows, **keys), WORDS, bpe, tmp_path, num_labels=3)
+    assert message in str(caught.value)
+    assert f"{tmp_path / 'rows.jsonl'}: row 1 (counted from 0)" in str(caught.value)
+    dataset = corpus(tmp_path / "rows.jsonl", rows, on_bad_row="skip", **keys)
+    assert Meta.open(prepare(dataset, WORDS, bpe, tmp_path, num_labels=3)).num_documents == 1
+
+
+@pytest.mark.parametrize("algorithm", ["bpe", "wordpiece"])
+def test_pairs_of_texts_are_what_the_tokenizer_makes_of_two(
+    algorithm: str, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    folder = request.getfixturevalue(algorithm)
+    first, second = make_texts(20, seed=1, longest=9), make_texts(20, seed=2, longest=20)
+    rows = [{"text": a, "b": b, "y": n % 2} for n, (a, b) in enumerate(zip(first, second, strict=True))]
+    dataset = corpus(tmp_path / "rows.jsonl", rows, text_pair_column="b", label_column="y")
+    made = prepare(dataset, ONE, folder, tmp_path)
+    tokenizer = for_classification(load_tokenizer(folder))
+    for row, a, b in zip(rows_of(made), first, second, strict=True):
+        expected = tokenizer(a, b, truncation="longest_first", max_length=24, return_token_type_ids=True)
+        assert row.input_ids.tolist() == expected["input_ids"]
+        assert row.segment_ids is not None
+        assert row.segment_ids.tolist() == expected["token_type_ids"]
+    assert 0 < Meta.open(made).num_truncated < 20
+
+
+def test_a_pair_is_one_row_and_repeats_only_with_both_texts(tmp_path: Path, bpe: Path) -> None:
+    rows = [{"text": "a", "b": "x", "y": 0}, {"text": "a", "b": "z", "y": 1}, {"text": "a", "b": "x", "y": 1}]
+    keys = {"label_column": "y", "deduplicate": True}
+    pairs = corpus(tmp_path / "rows.jsonl", rows, text_pair_column="b", **keys)
+    assert len(rows_of(prepare(pairs, ONE, bpe, tmp_path))) == 2
+    single = corpus(tmp_path / "rows.jsonl", rows, **keys)
+    assert [row.segment_ids for row in rows_of(prepare(single, ONE, bpe, tmp_path, num_labels=2))] == [None]
+
+
+def test_a_row_has_room_for_both_texts(tmp_path: Path, bpe: Path) -> None:
+    rows = [{"text": "a", "b": "x", "y": 0}] * 2
+    dataset = corpus(tmp_path / "rows.jsonl", rows, text_pair_column="b", label_column="y")
+    layout = RowLayout("documents", 3, framed=True, labelled=True)
+    with pytest.raises(DataError, match=r"data\.seq_len 3 has no room for pairs .* at least 4 tokens"):
+        prepare(dataset, layout, bpe, tmp_path)
+
+
+def test_columns_that_a_stage_does_not_read_cannot_spoil_it(tmp_path: Path, bpe: Path) -> None:
+    rows = [{"text": "a b", "b": None, "w": None, "m": None, "y": None}] * 2
+    keys = {"text_pair_column": "b", "words_column": "w", "messages_column": "m", "label_column": "y"}
+    packed = RowLayout("packed", 8, framed=False, labelled=False)
+    made = prepare(corpus(tmp_path / "rows.jsonl", rows, **keys), packed, bpe, tmp_path)
+    assert made == prepare(corpus(tmp_path / "rows.jsonl", rows), packed, bpe, tmp_path)

@@ -1,0 +1,194 @@
+"""The summary of a job's datasets says what is trained on, and where every other row went."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from launchers import data_summary
+from launchers.data_summary import _histogram
+from orchestrator.checkpoint.layout import RunLayout
+from orchestrator.data.catalog import Catalog
+from orchestrator.data.rows import find_rows
+from orchestrator.spec.load import load_job
+from tests.unit.data.corpus import make_texts, write_jsonl
+from tests.unit.launchers.commands import Console
+from tests.unit.spec.jobs import write_job
+
+JOB = """\
+name: tiny
+tokenizer:
+  train: {algorithm: bpe, vocab_size: 300, datasets: [web]}
+datasets:
+  web:
+    source: json
+    files: web.jsonl
+    filter: {use: true}
+    on_bad_row: skip
+    scrub: [email]
+    min_chars: 3
+    deduplicate: true
+    near_duplicates: {}
+    decontaminate: {against: [exam]}
+    max_rows: 30
+  exam:
+    source: json
+    files: exam.jsonl
+    label_column: y
+    validation_fraction: 0.4
+stages:
+  - name: pretrain
+    objective: {name: causal_lm}
+    model: {config: {model_type: gpt2}}
+    data: {mixture: {web: 1.0}, seq_len: 64}
+    global_batch_size: 4
+    micro_batch_size: 4
+    strategy: {name: ddp}
+    optimizer: {name: adamw, lr: 1e-3}
+    schedule: {name: cosine, warmup_steps: 1}
+    limits: {max_steps: 2}
+  - name: classify
+    objective: {name: sequence_classification, num_labels: 2}
+    init: {stage: pretrain}
+    data: {mixture: {exam: 1.0}, seq_len: 64}
+    global_batch_size: 4
+    micro_batch_size: 4
+    strategy: {name: ddp}
+    optimizer: {name: adamw, lr: 1e-3}
+    schedule: {name: cosine, warmup_steps: 1}
+    limits: {max_steps: 2}
+"""
+
+
+@pytest.fixture
+def job(tmp_path: Path) -> Path:
+    """A job whose first dataset loses a row to each of its keys."""
+    web = [{"text": f"write to a{row}@b.org {text}", "use": True} for row, text in enumerate(make_texts(36))]
+    words = " ".join(f"word{number}" for number in range(40))
+    exam = [{"text": text, "y": row % 2} for row, text in enumerate(make_texts(20, seed=5))]
+    web += [
+        {"text": "not used", "use": False},
+        {"text": None, "use": True},
+        {"text": "ab", "use": True},
+        web[0],
+        {"text": words, "use": True},
+        {"text": words + " more", "use": True},
+    ]
+    exam[0]["text"] = "one two three four five six seven eight nine ten eleven twelve thirteen"
+    write_jsonl(tmp_path / "web.jsonl", web)
+    write_jsonl(tmp_path / "exam.jsonl", exam)
+    return write_job(tmp_path, JOB)
+
+
+def test_every_row_of_a_source_is_accounted_for(job: Path, console: Console, tmp_path: Path) -> None:
+    ended = console("data", job, "--json", "--runs-dir", tmp_path / "runs")
+    assert ended.code == 0
+    web, exam = ended.json()["datasets"]
+    assert (web["rows"], web["filtered"], web["skipped"]) == (42, 41, 1)
+    assert web["skipped_first"] == [
+        {
+            "place": f"{tmp_path}/web.jsonl: row 37 (counted from 0)",
+            "problem": "column 'text' holds None, expected a string",
+        }
+    ]
+    dropped = {"min_chars": 1, "deduplicate": 1, "near_duplicates": 1, "decontaminate": 0}
+    assert web["dropped"] == dropped
+    assert web["splits"]["train"]["rows"] == 30
+    assert web["scrubbed"] == {"email": 37}
+    assert exam["splits"]["train"]["rows"] + exam["splits"]["validation"]["rows"] == 20
+    labels = [split["labels"] for split in exam["splits"].values()]
+    assert sum(found["0"] for found in labels) == sum(found["1"] for found in labels) == 10
+    assert web["splits"]["train"]["labels"] is None
+    assert all("<email>" in sample or "word" in sample for sample in web["samples"])
+
+
+def test_what_is_shown_is_what_preparation_finds(job: Path, console: Console, tmp_path: Path) -> None:
+    runs = tmp_path / "runs"
+    train = console("data", job, "--json", "--runs-dir", runs).json()["datasets"][0]["splits"]["train"]
+    loaded = load_job(job, env={})
+    rows = find_rows(
+        Catalog(loaded.datasets, RunLayout(runs / "tiny").cache).find("web").without_labels(), "train"
+    )
+    texts = rows.open()["text"][:]
+    assert train["rows"] == len(texts)
+    assert train["chars"] == sum(map(len, texts))
+    # A byte-level tokenizer of nearly no merges: about a token for each byte.
+    assert train["chars"] / 3 < train["tokens"]["total"] <= train["chars"]
+    assert sum(bar["rows"] for bar in train["tokens"]["histogram"]) == len(texts)
+    assert not train["tokens"]["is_estimate"]
+    assert not (runs / "tiny").exists()
+
+
+def test_many_rows_are_sampled_and_that_is_said(
+    job: Path, console: Console, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = console("data", job, "--json", "--runs-dir", tmp_path / "runs").json()["datasets"][0]
+    monkeypatch.setattr(data_summary, "SAMPLE_ROWS", 10)
+    sampled = console("data", job, "--json", "--runs-dir", tmp_path / "runs").json()["datasets"][0]
+    exact, estimate = (found["splits"]["train"]["tokens"] for found in (whole, sampled))
+    assert (estimate["is_estimate"], estimate["sampled_rows"]) == (True, 10)
+    assert estimate["total"] == round(estimate["mean"] * 30)
+    assert estimate["total"] == pytest.approx(exact["total"], rel=0.5)
+    output = console("data", job, "--runs-dir", tmp_path / "runs").output
+    assert f"about {estimate['total']:,}" in output
+    assert "tokens of training rows, of 10 evenly spaced ones" in output
+
+
+def test_a_person_reads_tables(job: Path, console: Console, tmp_path: Path) -> None:
+    output = console("data", job, "--runs-dir", tmp_path / "runs").output
+    lines = [" ".join(line.split()) for line in output.splitlines()]
+    for line in (
+        "web (json)",
+        "in the source 42",
+        "left out by filter 1",
+        "skipped: cannot be read or used 1",
+        "dropped by near_duplicates 1",
+        "left out by max_rows 7",
+        "kept, in all splits 30",
+        "scrubbed: 37 <email>",
+    ):
+        assert line in lines
+    assert any(line.startswith("labels of train: ") for line in lines)
+    assert any(line.startswith("> ") for line in lines)
+
+
+def test_conversations_are_shown_as_the_stage_reads_them(console: Console, tmp_path: Path) -> None:
+    messages = [{"role": "user", "content": "hello there"}, {"role": "assistant", "content": "hello"}]
+    write_jsonl(tmp_path / "exam.jsonl", [{"chat": messages, "y": None}] * 3)
+    write_jsonl(tmp_path / "web.jsonl", [{"text": text, "use": True} for text in make_texts(30)])
+    text = JOB.replace("    label_column: y\n", "    label_column: y\n    messages_column: chat\n")
+    text = text.replace("{name: sequence_classification, num_labels: 2}", "{name: supervised_finetuning}")
+    text = text.replace("    validation_fraction: 0.4\n", "").replace(
+        "    decontaminate: {against: [exam]}\n", ""
+    )
+    path = write_job(tmp_path, text)
+    exam = console("data", path, "--json", "--runs-dir", tmp_path / "runs").json()["datasets"][1]
+    assert exam["splits"]["train"]["rows"] == 3
+    assert exam["splits"]["train"]["labels"] is None
+    assert exam["samples"] == ["hello there\nhello"] * 3
+
+
+def test_a_missing_file_is_the_users_error(job: Path, console: Console, tmp_path: Path) -> None:
+    (tmp_path / "exam.jsonl").unlink()
+    ended = console("data", job, "--json", "--runs-dir", tmp_path / "runs")
+    assert ended.code == 2
+    assert "there is no file 'exam.jsonl'" in json.loads(ended.output)["errors"][0]["message"]
+
+
+def test_a_histogram_has_every_row_in_one_range() -> None:
+    import numpy as np
+
+    found: list[dict[str, Any]] = _histogram(np.array([0, 1, 2, 3, 4, 5, 8, 9, 100]))
+    assert [(bar["from"], bar["to"], bar["rows"]) for bar in found] == [
+        (0, 1, 2),
+        (2, 2, 1),
+        (3, 4, 2),
+        (5, 8, 2),
+        (9, 16, 1),
+        (17, 32, 0),
+        (33, 64, 0),
+        (65, 128, 1),
+    ]

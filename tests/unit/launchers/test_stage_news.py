@@ -1,0 +1,73 @@
+"""What is told of a stage: every step once, over restarts too, and why it restarted."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from launchers.stage_news import StageNews
+from orchestrator.checkpoint.layout import RunLayout
+from orchestrator.tracking.events import append_event
+from orchestrator.tracking.jsonl import JSONLTracker
+
+STAGE = "pretrain"
+
+
+def start(run: RunLayout, step: int) -> JSONLTracker:
+    """What the workers write when they start from the checkpoint of ``step``."""
+    tracker = JSONLTracker(run.stage(STAGE).metrics, resume_step=step)
+    append_event(run.events, "training_started", stage=STAGE, step=step, max_steps=99)
+    return tracker
+
+
+def steps(news: StageNews) -> list[int]:
+    """Steps told by the next two looks."""
+    return [line["step"] for _ in range(2) for line in news.metrics()]
+
+
+def test_a_fresh_stage_is_told_from_its_first_step(tmp_path: Path) -> None:
+    run = RunLayout(tmp_path)
+    news = StageNews(STAGE, run)
+    assert list(news.messages()) == []
+    assert steps(news) == []
+    tracker = start(run, 0)
+    tracker.log(1, {"train/loss": 1.0})
+    assert list(news.messages()) == []
+    assert steps(news) == [1]
+    tracker.log(2, {"train/loss": 1.0})
+    tracker.finish("finished")
+    assert steps(news) == [2]
+
+
+def test_a_later_start_tells_no_step_twice(tmp_path: Path) -> None:
+    run = RunLayout(tmp_path)
+    first = start(run, 0)
+    for step in range(1, 7):
+        first.log(step, {"train/loss": 1.0})
+    first.finish("stopped")
+    news = StageNews(STAGE, run)
+    second = start(run, 4)
+    second.log(5, {"train/loss": 2.0})
+    second.finish("finished")
+    assert list(news.messages()) == ["goes on from step 4"]
+    assert steps(news) == [5]
+
+
+def test_a_failure_and_the_restart_after_it_are_told_once(tmp_path: Path) -> None:
+    run = RunLayout(tmp_path)
+    news = StageNews(STAGE, run)
+    tracker = start(run, 0)
+    for step in range(1, 7):
+        tracker.log(step, {"train/loss": 1.0})
+    tracker.finish("failed")
+    assert (list(news.messages()), steps(news)) == ([], [1, 2, 3, 4, 5, 6])
+    for rank in (1, 0):
+        message = "Connection closed by peer\nand a long traceback"
+        append_event(run.events, "rank_failed", stage=STAGE, rank=rank, error="RuntimeError", message=message)
+    append_event(run.events, "rank_failed", stage="other", rank=0, error="E", message="of another stage")
+    assert list(news.messages()) == ["rank 1 failed: RuntimeError: Connection closed by peer"]
+    restarted = start(run, 4)
+    for step in (5, 6, 7):
+        restarted.log(step, {"train/loss": 1.0})
+    restarted.finish("finished")
+    assert list(news.messages()) == ["restarted, goes on from step 4"]
+    assert steps(news) == [5, 6, 7]

@@ -1,0 +1,72 @@
+"""What is refused before DeepSpeed is asked, and a DeepSpeed that is not the one expected."""
+
+from __future__ import annotations
+
+import sys
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from orchestrator.errors import PlanError
+from orchestrator.spec.training import ZeROStrategy
+from orchestrator.strategies.zero_driver import check_offload, check_optimizer
+from orchestrator.strategies.zero_partitions import GroupPartitions
+from orchestrator.strategies.zero_start import import_deepspeed
+
+NVME = {"device": "nvme", "nvme_path": "/scratch"}
+
+
+@pytest.mark.parametrize(
+    ("keys", "place"),
+    [
+        ({"offload_optimizer": NVME}, "strategy.offload_optimizer.device"),
+        (
+            {"config": "ds.json"},
+            "strategy.config ds.json: zero_optimization.offload_optimizer.device",
+        ),
+    ],
+)
+def test_optimizer_state_on_nvme_is_refused_where_it_was_asked_for(keys: dict[str, Any], place: str) -> None:
+    section = ZeROStrategy(name="zero", stage=3, **keys)
+    with pytest.raises(PlanError) as caught:
+        check_offload({"stage": 3, "offload_optimizer": NVME}, section)
+    assert str(caught.value) == (
+        f"{place}: found 'nvme', expected 'cpu': on NVMe neither the clip nor a checkpoint can reach"
+        " gradients and optimizer state. offload_param may be on nvme"
+    )
+
+
+def test_offload_to_host_memory_is_accepted() -> None:
+    section = ZeROStrategy(name="zero", stage=3, offload_param={"device": "cpu"})
+    check_offload({"stage": 3, "offload_param": {"device": "cpu"}}, section)
+
+
+def test_adafactor_is_refused_where_zero_flattens_matrices() -> None:
+    optimizer = torch.optim.Adafactor([torch.nn.Parameter(torch.zeros(2, 2))])
+    check_optimizer(optimizer, stage=0)
+    with pytest.raises(PlanError, match="optimizer adafactor under strategy zero, stage 1: it factors"):
+        check_optimizer(optimizer, stage=1)
+
+
+def test_a_missing_deepspeed_is_named_with_the_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("DS_ACCELERATOR", "LOCAL_RANK"):
+        monkeypatch.setenv(name, "0")
+    monkeypatch.setitem(sys.modules, "deepspeed", None)
+    with pytest.raises(PlanError) as caught:
+        import_deepspeed(torch.device("cpu"))
+    assert str(caught.value) == (
+        "strategy zero: import of deepspeed halted; None in sys.modules; install deepspeed 0.19.8, or use"
+        " strategy fsdp2"
+    )
+
+
+def test_a_deepspeed_without_the_attributes_that_are_read_is_refused() -> None:
+    optimizer = SimpleNamespace(averaged_gradients={}, cpu_offload=False)
+    with pytest.raises(PlanError) as caught:
+        GroupPartitions(optimizer)
+    assert str(caught.value) == (
+        "DeepSpeed's SimpleNamespace has no ['single_partition_of_fp32_groups', 'update_lp_params'], which"
+        " this engine reads; install deepspeed 0.19.8, or use strategy fsdp2"
+    )

@@ -1,0 +1,126 @@
+"""What a stage reads, before any worker starts."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from orchestrator.checkpoint.layout import StageLayout
+from orchestrator.data.catalog import Catalog
+from orchestrator.errors import DataError
+from orchestrator.spec.job import Job
+from orchestrator.train.inputs import (
+    StageInputs,
+    chat_template,
+    dataset_names,
+    find_prepared,
+    prepare_data,
+)
+from tests.unit.data.corpus import make_texts, write_jsonl
+from tests.unit.spec.jobs import load
+
+
+def make_job(folder: Path, *, num_labels: int = 3, **dataset: object) -> Job:
+    """A classifier of rows with the labels a, b and c."""
+    records = [{"text": text, "y": "abc"[row % 3]} for row, text in enumerate(make_texts(30))]
+    files = str(write_jsonl(folder / "rows.jsonl", records))
+    stage = {
+        "name": "classify",
+        "objective": {"name": "sequence_classification", "num_labels": num_labels},
+        "model": {"config": {"model_type": "gpt2", "n_layer": 1, "n_head": 2, "n_embd": 16}},
+        "data": {"mixture": {"rows": 1.0}, "seq_len": 16},
+        "global_batch_size": 4,
+        "micro_batch_size": 2,
+        "strategy": {"name": "ddp"},
+        "optimizer": {"name": "adamw", "lr": 1e-3},
+        "schedule": {"name": "constant"},
+        "limits": {"max_steps": 8},
+    }
+    return Job.model_validate(
+        {
+            "name": "job",
+            "tokenizer": {"train": {"algorithm": "bpe", "vocab_size": 300, "datasets": ["text", "rows"]}},
+            "datasets": {
+                "rows": {"source": "json", "files": files, "label_column": "y", **dataset},
+                "text": {"source": "json", "files": files},
+                "unread": {"source": "json", "files": "/nowhere"},
+            },
+            "stages": [stage],
+        }
+    )
+
+
+def prepare(job: Job, folder: Path) -> tuple[str, ...]:
+    """Label names of the job's stage."""
+    catalog = Catalog(job.datasets, folder / "cache")
+    return prepare_data(job, job.stages[0], catalog, lambda what, done, total: None).label_names  # type: ignore[arg-type]
+
+
+def test_more_outputs_than_labels_are_refused(tmp_path: Path) -> None:
+    assert prepare(make_job(tmp_path), tmp_path) == ("a", "b", "c")
+    with pytest.raises(DataError) as raised:
+        prepare(make_job(tmp_path, num_labels=4), tmp_path)
+    assert str(raised.value) == (
+        "objective.num_labels is 4, but ['rows'] have 3 labels: a, b, c. Set num_labels: 3, or name the"
+        " others in label_names."
+    )
+    named = make_job(tmp_path, num_labels=4, label_names=("a", "b", "c", "d"))
+    assert prepare(named, tmp_path) == ("a", "b", "c", "d")
+
+
+def test_a_stage_reads_its_rows_and_what_its_tokenizer_learned_from(tmp_path: Path) -> None:
+    job = make_job(tmp_path)
+    assert dataset_names(job, job.stages[0]) == ["text", "rows"]  # type: ignore[arg-type]
+
+
+def test_prepared_rows_are_found_for_the_same_keys_alone(tmp_path: Path) -> None:
+    job, layout = make_job(tmp_path), StageLayout(tmp_path / "stage")
+    assert find_prepared(layout, "keys") is None
+    catalog = Catalog(job.datasets, tmp_path / "cache")
+    data = prepare_data(job, job.stages[0], catalog, lambda what, done, total: None)  # type: ignore[arg-type]
+    rows = data.train["rows"]
+    StageInputs(
+        fingerprint="f",
+        spec_fingerprint="keys",
+        tokenizer=str(data.tokenizer),
+        train={"rows": str(rows)},
+        evaluation={},
+        label_names=data.label_names,
+        weights=None,
+        run_id="r",
+        data_digests=data.digests(),
+        input_fingerprints={},
+    ).write(layout.inputs)
+    assert find_prepared(layout, "keys") == data
+    assert find_prepared(layout, "other keys") is None
+    tokens = (rows / "tokens.bin").read_bytes()
+    (rows / "tokens.bin").write_bytes(bytes([tokens[0] ^ 1]) + tokens[1:])
+    assert find_prepared(layout, "keys") is None
+
+
+CHAT = """\
+name: tiny
+tokenizer: {from: gpt2}
+datasets:
+  chats: {source: json, files: chats.jsonl, messages_column: m}
+defaults:
+  data: {mixture: {chats: 1.0}, seq_len: 64}
+  global_batch_size: 4
+  micro_batch_size: 4
+  strategy: {name: ddp}
+  optimizer: {name: adamw, lr: 1e-3}
+  schedule: {name: constant}
+  limits: {max_steps: 1}
+stages:
+  - {name: base, objective: {name: causal_lm}, model: {config: {model_type: gpt2}}}
+  - {name: first, objective: {name: supervised_finetuning, chat_template: plain}, init: {stage: base}}
+  - {name: second, objective: {name: supervised_finetuning}, init: {stage: first}}
+  - {name: other, objective: {name: supervised_finetuning}, init: {stage: base}}
+"""
+
+
+def test_a_chat_template_is_handed_on_with_the_weights(tmp_path: Path) -> None:
+    job = load(tmp_path, CHAT)
+    found = {stage.name: chat_template(job, stage) for stage in job.stages}  # type: ignore[arg-type]
+    assert found == {"base": None, "first": "plain", "second": "plain", "other": None}

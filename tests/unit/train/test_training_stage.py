@@ -1,0 +1,63 @@
+"""A stage goes on from a checkpoint only with what the checkpoint was written with."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from orchestrator.checkpoint.manager import CheckpointManager
+from orchestrator.errors import CheckpointError
+from orchestrator.train.training_stage import _restore, _Start
+
+IDENTITY = {"seed": 1, "stage": "pretrain", "data.a": "1f", "data.b": "2f"}
+
+
+class OneWeight:
+    """An engine whose state is one tensor."""
+
+    def __init__(self) -> None:
+        self.weight = torch.zeros(3)
+
+    def neutral_state(self) -> dict[str, Tensor]:
+        return {"model.weight": self.weight}
+
+    def neutral_state_loaded(self, state: dict[str, Tensor]) -> None:
+        self.weight = state["model.weight"]
+
+
+def saved(folder: Path, **state: object) -> CheckpointManager:
+    manager = CheckpointManager(folder, keep_last=2)
+    manager.save(5, {"model.weight": torch.ones(3)}, {**IDENTITY, "step": 5, **state})
+    return manager
+
+
+def test_a_start_knows_its_step_and_who_saved_it(tmp_path: Path) -> None:
+    engine = OneWeight()
+    manager = CheckpointManager(tmp_path / "empty", keep_last=2)
+    assert _restore(engine, manager, IDENTITY) == _Start(0, None)  # type: ignore[arg-type]
+    start = _restore(engine, saved(tmp_path, world_size=3), IDENTITY)  # type: ignore[arg-type]
+    assert start == _Start(5, 3)
+    assert engine.weight.tolist() == [1, 1, 1]
+
+
+def test_checkpoints_of_earlier_versions_are_resumed_without_what_they_lack(tmp_path: Path) -> None:
+    manager = CheckpointManager(tmp_path, keep_last=2)
+    manager.save(5, {"model.weight": torch.ones(3)}, {"seed": 1, "stage": "pretrain", "step": 5})
+    assert _restore(OneWeight(), manager, IDENTITY) == _Start(5, None)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"data.b": "3f"}, "written with data.b 3f, the job has 2f; set it back"),
+        ({"seed": 2}, "written with seed 2, the job has 1; set it back"),
+    ],
+)
+def test_other_data_and_another_trajectory_are_refused(
+    change: dict[str, object], message: str, tmp_path: Path
+) -> None:
+    with pytest.raises(CheckpointError, match=message):
+        _restore(OneWeight(), saved(tmp_path, **change), IDENTITY)  # type: ignore[arg-type]
