@@ -152,9 +152,10 @@ class RowReader:
             return [Row(ids) for ids in tokens]
         starts = rows * self._body
         pieces = cut_pieces(self._documents, starts, np.minimum(starts + self._body, self.meta.num_tokens))
-        # The frame of a row belongs to the documents that it touches.
-        frame = int(self.meta.layout.framed)
-        documents = [np.pad(in_row, frame, mode="edge") for in_row in pieces.document_ids()]
+        documents = pieces.document_ids()
+        if self.meta.layout.framed:
+            # The frame of a row belongs to the documents that it touches.
+            documents = [np.pad(in_row, 1, mode="edge") for in_row in documents]
         return [Row(ids, document_ids=in_row) for ids, in_row in zip(tokens, documents, strict=True)]
 
     def _read_best_fit(self, rows: np.ndarray) -> list[Row]:

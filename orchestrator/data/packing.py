@@ -19,7 +19,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -28,12 +28,12 @@ DIGIT_BITS = 16
 
 @dataclass(frozen=True)
 class Plan:
-    """Pieces in the order of rows, and where each row begins among them."""
+    """Pieces, those of a row side by side, and where each row's are."""
 
     rows: np.ndarray
-    """int64 ``(R + 1,)``: row ``r`` holds the pieces from ``rows[r]`` to ``rows[r + 1]``."""
+    """int32 or int64 ``(2, R)``: where the pieces of each row begin, and how many they are."""
     pieces: np.ndarray
-    """int64 ``(2, P)``: where each piece begins, and where it ends, among the tokens."""
+    """int32 or int64 ``(2, P)``: where each piece begins, and where it ends, among the tokens."""
     num_split: int
     """Documents longer than a row, which had to be cut."""
 
@@ -57,17 +57,10 @@ def plan_best_fit(documents: np.ndarray, seq_len: int) -> Plan:
         documents: int64 offsets of the documents into the tokens, one more than there are documents; none
             of them empty.
     """
-    offsets, num_split = cut_long(documents, seq_len)
-    lengths = np.diff(offsets)
+    lengths, num_split = cut_long(documents, seq_len)
+    ends = np.cumsum(lengths, dtype=_small_type(int(documents[-1])))
     shapes = fill_rows(np.bincount(lengths, minlength=seq_len + 1), seq_len)
-    order, sizes = _in_corpus_order(*_assign(shapes, lengths))
-    rows = np.zeros(len(sizes) + 1, dtype=np.int64)
-    np.cumsum(sizes, out=rows[1:])
-    pieces = np.empty((2, len(order)), dtype=np.int64)
-    # Places that are known to exist need no check, which would cost a copy.
-    np.take(offsets[:-1], order, out=pieces[0], mode="clip")
-    np.take(offsets[1:], order, out=pieces[1], mode="clip")
-    return Plan(rows, pieces, num_split)
+    return Plan(*_assign(shapes, lengths, ends), num_split)
 
 
 def fill_rows(counts: np.ndarray, seq_len: int) -> list[Shape]:
@@ -125,56 +118,70 @@ def _fill(shape: Shape, room: int, length: int, left: int) -> tuple[list[tuple[S
 
 
 def cut_long(documents: np.ndarray, seq_len: int) -> tuple[np.ndarray, int]:
-    """Offsets of the pieces, int64 ``(P + 1,)``, and the number of documents that had to be cut.
+    """Lengths of the pieces in the order of the corpus, ``(P,)``, and the number of documents that were cut.
 
-    Pieces follow each other as the documents do, so each ends where the next begins.
+    Pieces follow each other as the documents do: each begins where the one before it ends.
     """
     lengths = np.diff(documents)
     long = np.flatnonzero(lengths > seq_len)
-    if not len(long):
-        return documents, 0
     num_cuts = (lengths[long] - 1) // seq_len
-    number = join_ranges(np.ones_like(num_cuts), num_cuts)
-    cuts = np.repeat(documents[long], num_cuts) + number * seq_len
-    return np.insert(documents, np.repeat(long + 1, num_cuts), cuts), len(long)
+    lengths[long] -= num_cuts * seq_len
+    rests = lengths.astype(np.min_scalar_type(seq_len))
+    return np.insert(rests, np.repeat(long, num_cuts), seq_len), len(long)
 
 
-def _assign(shapes: Sequence[Shape], lengths: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Numbers of the pieces, row after row, and the number of pieces of each row."""
+def _assign(shapes: Sequence[Shape], lengths: np.ndarray, ends: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Give every place of a shape a piece of its length, in the order of the corpus.
+
+    Returns:
+        ``Plan.rows`` and ``Plan.pieces``.
+    """
     by_length = stable_order(lengths)
+    ends_by_length = ends[by_length]
     counts = np.bincount(lengths)
     next_piece = (np.cumsum(counts) - counts).tolist()
-    order = np.empty_like(by_length)
-    sizes = []
+    pieces = np.empty((2, len(lengths)), dtype=ends.dtype)
+    first_pieces, sizes = [], []
     begin = 0
     for num_rows, content in shapes:
         size = sum(number for _, number in content)
-        places = order[begin : begin + num_rows * size].reshape(num_rows, size)
+        sizes.append(size)
+        first = next_piece[content[0][0]]
+        first_pieces.append(by_length[first : first + num_rows * content[0][1] : content[0][1]])
+        starts_RP, ends_RP = pieces[:, begin : begin + num_rows * size].reshape(2, num_rows, size)
         column = 0
         for length, number in content:
-            first = next_piece[length]
-            next_piece[length] = end = first + num_rows * number
-            places[:, column : column + number] = by_length[first:end].reshape(num_rows, number)
+            first, next_piece[length] = next_piece[length], next_piece[length] + num_rows * number
+            found = ends_by_length[first : next_piece[length]].reshape(num_rows, number)
+            ends_RP[:, column : column + number] = found
+            np.subtract(found, length, out=starts_RP[:, column : column + number])
             column += number
         begin += num_rows * size
-        sizes.append(np.full(num_rows, size))
-    return order, np.concatenate(sizes)
+    row_sizes = np.repeat(np.array(sizes, _small_type(begin)), [shape.num_rows for shape in shapes])
+    row_starts = np.cumsum(row_sizes, dtype=row_sizes.dtype) - row_sizes
+    order = _corpus_order(np.concatenate(first_pieces), len(lengths))
+    return np.stack([row_starts[order], row_sizes[order]]), pieces
 
 
-def _in_corpus_order(order: np.ndarray, sizes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The same rows, numbered as their first pieces are."""
-    starts = np.cumsum(sizes) - sizes
-    row_of_piece = np.full(len(order), -1)
-    row_of_piece[order[starts]] = np.arange(len(sizes))
-    rows = row_of_piece[row_of_piece >= 0]
-    return order[join_ranges(starts[rows], sizes[rows])], sizes[rows]
+def _corpus_order(first_pieces: np.ndarray, num_pieces: int) -> np.ndarray:
+    """``np.argsort(first_pieces)``, of numbers that are all different; in linear time."""
+    rows = np.empty(num_pieces, dtype=_small_type(num_pieces))
+    rows[first_pieces] = np.arange(len(first_pieces))
+    is_first = np.zeros(num_pieces, dtype=bool)
+    is_first[first_pieces] = True
+    return rows[np.flatnonzero(is_first)]
+
+
+def _small_type(highest: int) -> type[np.signedinteger[Any]]:
+    """The smaller of two types that hold ``highest``: most of the time goes to moving memory."""
+    return np.int32 if highest < 2**31 else np.int64
 
 
 def join_ranges(starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
-    """The whole numbers of ``[start, start + length)`` of one range after the other, int64."""
-    shifts = starts - (np.cumsum(lengths) - lengths)
+    """The whole numbers of ``[start, start + length)`` of one range after the other; dtype as ``starts``."""
+    shifts = starts - (np.cumsum(lengths, dtype=starts.dtype) - lengths)
     numbers = np.repeat(shifts, lengths)
-    numbers += np.arange(len(numbers))
+    numbers += np.arange(len(numbers), dtype=starts.dtype)
     return numbers
 
 
@@ -184,7 +191,7 @@ def stable_order(keys: np.ndarray) -> np.ndarray:
     Digit by digit, since numpy sorts 16-bit numbers in linear time and larger ones by comparing them:
     measured on a million, 15 ms a digit instead of 130 in all.
     """
-    order = np.argsort(keys.astype(np.uint16), kind="stable")
+    order = np.argsort(keys.astype(np.uint16, copy=False), kind="stable")
     for shift in range(DIGIT_BITS, int(keys.max()).bit_length(), DIGIT_BITS):
         digits = (keys >> shift).astype(np.uint16)
         order = order[np.argsort(digits[order], kind="stable")]

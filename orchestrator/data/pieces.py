@@ -53,9 +53,8 @@ class BestFitRows:
 
     def locate(self, rows: np.ndarray) -> Pieces:
         """The pieces of rows by number, int64 ``(B,)``."""
-        first = self._rows[rows]
-        counts = self._rows[rows + 1] - first
-        starts, ends = self._pieces[:, join_ranges(first, counts)]
+        first, counts = self._rows[:, rows].astype(np.int64)
+        starts, ends = self._pieces[:, join_ranges(first, counts)].astype(np.int64)
         return Pieces(counts, starts, ends)
 
 

@@ -185,7 +185,7 @@ def _lay_out(name: str, folder: Path, layout: RowLayout, documents: np.ndarray) 
         plan = plan_best_fit(documents, layout.seq_len)
         np.save(folder / "rows.npy", plan.rows)
         np.save(folder / "pieces.npy", plan.pieces)
-        return len(plan.rows) - 1, plan.num_split
+        return plan.rows.shape[1], plan.num_split
     return _write_pairs(name, folder, layout, documents), 0
 
 

@@ -2,8 +2,8 @@
 
 tokens.bin       all tokens, uint16 or uint32, little-endian, one document after the other
 documents.npy    int64 offsets into them, one more than there are documents
-rows.npy         int64 offsets of rows into the pieces, one more than there are rows (best_fit)
-pieces.npy       int64 (2, pieces): where each piece of a document begins and ends, row by row (best_fit)
+rows.npy         int32 or int64 (2, rows): where each row's pieces begin, and how many they are (best_fit)
+pieces.npy       int32 or int64 (2, pieces): where each piece begins and ends in the tokens (best_fit)
 targets.bin      what is to be predicted of each token, beside tokens.bin: int16 class of the word that begins
                  with the token, or IGNORE_INDEX (words); uint8 1 for tokens to learn, else 0 (conversations)
 labels.npy       label of each document, where rows are labelled: int64 class, bool (documents, classes) or
@@ -28,7 +28,7 @@ from orchestrator.contracts import DocumentKind, RowLayout
 from orchestrator.errors import DataError
 
 # Raised whenever folders written before can no longer be read, or would be written differently.
-FORMAT_VERSION = 3
+FORMAT_VERSION = 4
 COMPLETE = "COMPLETE"
 TARGET_DTYPES: Mapping[DocumentKind, str] = {"words": "<i2", "conversation": "|u1"}
 

@@ -23,7 +23,7 @@ def offsets(lengths: list[int]) -> np.ndarray:
 def rows_of(plan: Plan) -> list[list[tuple[int, int]]]:
     """The pieces of each row, as beginning and end."""
     pieces = list(zip(*plan.pieces.tolist(), strict=True))
-    return [pieces[begin:end] for begin, end in zip(plan.rows[:-1], plan.rows[1:], strict=True)]
+    return [pieces[begin : begin + size] for begin, size in plan.rows.T.tolist()]
 
 
 def best_fit_decreasing(lengths: list[int], seq_len: int) -> Counter[int]:
@@ -88,23 +88,23 @@ def test_the_plan_depends_on_the_lengths_alone(lengths: list[int], seq_len: int)
 @given(LENGTHS, SEQ_LENS)
 def test_rows_are_more_than_half_full(lengths: list[int], seq_len: int) -> None:
     """Any two rows of an any-fit packing hold more than one row could, or they would have been one."""
-    num_tokens, num_rows = sum(lengths), len(plan_best_fit(offsets(lengths), seq_len).rows) - 1
+    num_tokens, num_rows = sum(lengths), plan_best_fit(offsets(lengths), seq_len).rows.shape[1]
     assert -(-num_tokens // seq_len) <= num_rows <= max(1, 2 * num_tokens // seq_len)
 
 
 def test_documents_of_many_lengths_fill_all_but_a_thousandth() -> None:
     lengths = np.random.default_rng(0).lognormal(5.0, 1.0, 20_000).astype(int) + 1
     plan = plan_best_fit(offsets(lengths.tolist()), 512)
-    assert lengths.sum() / ((len(plan.rows) - 1) * 512) > 0.999
+    assert lengths.sum() / (plan.rows.shape[1] * 512) > 0.999
 
 
 def test_the_first_rows_are_a_sample_of_the_corpus() -> None:
     """Evaluation reads the first rows: they must not be those that are full of the longest documents."""
     lengths = np.random.default_rng(1).integers(1, 512, 4000)
     plan = plan_best_fit(offsets(lengths.tolist()), 512)
-    sizes = plan.pieces[1] - plan.pieces[0]
-    first_rows = sizes[: plan.rows[(len(plan.rows) - 1) // 10]]
-    assert first_rows.mean() == pytest.approx(lengths.mean(), rel=0.1)
+    rows = rows_of(plan)
+    in_first_rows = [end - begin for row in rows[: len(rows) // 10] for begin, end in row]
+    assert np.mean(in_first_rows) == pytest.approx(lengths.mean(), rel=0.1)
 
 
 @given(st.lists(st.integers(0, 2**40), min_size=1, max_size=50))
