@@ -302,6 +302,7 @@ def test_help_names_every_command(capfd: pytest.CaptureFixture[str]) -> None:
     assert [line.split()[0] for line in listed if line.strip()] == [
         "validate",
         "plan",
+        "data",
         "run",
         "prepare",
         "submit",
