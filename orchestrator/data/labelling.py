@@ -100,7 +100,9 @@ def _set_text(label: Any, names: Sequence[str] | None, num_labels: int | None) -
     """Labels that have an id, for messages."""
     if isinstance(label, str):
         return f"one of {list(names or ())[:10]}"
-    return f"0 to {(len(names) if names is not None else num_labels or 1) - 1}"
+    if names is not None:
+        return f"0 to {len(names) - 1} with label_names {list(names)[:10]}"
+    return f"0 to {(num_labels or 1) - 1} with num_labels {num_labels}"
 
 
 def _names(source: Source, rows: Any) -> Sequence[str] | None:

@@ -246,7 +246,8 @@ def test_more_labels_than_the_classifier_has_are_refused_every_time(tmp_path: Pa
     prepare(numbers, LABELLED, bpe, tmp_path)
     for _ in range(2):
         with pytest.raises(
-            DataError, match=r"column 'y', split 'train': .*a.jsonl: row 2 .*: label 2, expected 0 to 1\."
+            DataError,
+            match=r"column 'y', split 'train': .*a.jsonl: row 2 .*: label 2, expected 0 to 1 with .*",
         ):
             prepare(numbers, LABELLED, bpe, tmp_path, num_labels=2)
     words = labelled(tmp_path / "b.jsonl", ["a", "b", "c"])
@@ -459,7 +460,7 @@ def test_a_label_outside_the_set_is_left_out_and_said_where_the_section_skips(
     assert [row.label for row in rows] == [0, 1, 1]
     assert caplog.messages == [
         f"datasets.corpus: column 'y', split 'train': 2 of 5 rows are skipped, first {tmp_path}/a.jsonl:"
-        " row 2 (counted from 0): label 2, expected 0 to 1"
+        " row 2 (counted from 0): label 2, expected 0 to 1 with num_labels 2"
     ]
     words = labelled(tmp_path / "b.jsonl", ["a", "c", "b"], **skip)
     made = prepare(words, LABELLED, bpe, tmp_path, label_names=("a", "b"), num_labels=2)
