@@ -127,15 +127,16 @@ PLUGIN = """
 from orchestrator.objectives.sequence_classification import SequenceClassification
 from orchestrator.spec.training import SequenceClassificationObjective
 
+INNER = SequenceClassificationObjective(name="sequence_classification", num_labels=3)
+
 class Fragile(SequenceClassification):
     def __init__(self, section, tokens, label_names):
-        inner = SequenceClassificationObjective(name="sequence_classification", num_labels=3)
-        super().__init__(inner, tokens, [])
+        super().__init__(INNER, tokens, [])
         self.calls = 0
 
     @classmethod
     def row_layout(cls, section, data):
-        return super().row_layout(section, data)
+        return super().row_layout(INNER, data)
 
     def loss_sums(self, model, batch):
         self.calls += 1
