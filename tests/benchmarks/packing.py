@@ -16,6 +16,7 @@ import numpy as np
 from pydantic import TypeAdapter
 
 from orchestrator.contracts import RowLayout
+from orchestrator.data.catalog import Catalog
 from orchestrator.data.packing import plan_best_fit
 from orchestrator.data.prepare import prepare_rows
 from orchestrator.data.prepared import Meta
@@ -49,14 +50,14 @@ def measure_packing() -> dict[str, float]:
     reviews = TypeAdapter(Dataset).validate_python(REVIEWS)
     part = reviews.model_copy(update={"max_rows": 2500})
     with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        tokenizer = prepare_tokenizer(Tokenizer.model_validate({"train": TOKENIZER}), {"part": part}, folder)
+        catalog = Catalog({"part": part, "reviews": reviews}, Path(name))
+        tokenizer = prepare_tokenizer(Tokenizer.model_validate({"train": TOKENIZER}), catalog)
         layouts = {
             kind: RowLayout(kind, SEQ_LEN, framed=False, labelled=False)  # type: ignore[arg-type]
             for kind in ("best_fit", "packed", "documents")
         }
         folders = {
-            kind: prepare_rows("reviews", reviews, "train", layout, tokenizer, folder)
+            kind: prepare_rows(catalog.find("reviews"), "train", layout, tokenizer)
             for kind, layout in layouts.items()
         }
         metas = {kind: Meta.open(made) for kind, made in folders.items()}
