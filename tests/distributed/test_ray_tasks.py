@@ -9,7 +9,7 @@ import pytest
 
 from launchers.ray_tasks import RayTasks
 from orchestrator.contracts import RowLayout
-from orchestrator.data import rows, sources, tokenise
+from orchestrator.data import examination, sources, tokenise
 from orchestrator.data.catalog import Catalog
 from orchestrator.data.prepare import prepare_rows
 from orchestrator.data.tokenizer import prepare_tokenizer
@@ -42,7 +42,7 @@ def test_pieces_all_over_a_cluster_give_the_bytes_of_one_process(
     with RayTasks() as tasks:
         whole = prepare(tmp_path, tmp_path / "whole", tasks)
     monkeypatch.setattr(sources, "GROUP_BYTES", 1)
-    monkeypatch.setattr(rows, "RANGE_ROWS", 25)
+    monkeypatch.setattr(examination, "RANGE_ROWS", 25)
     monkeypatch.setattr(tokenise, "PART_ROWS", 11)
     with RayTasks() as tasks:
         assert list(tasks.map(_process, [0])) == [os.getpid()]
