@@ -137,6 +137,7 @@ def unwrap(annotation: Any) -> tuple[Any, Must | ChosenBy | None, bool]:
         elif is_union(annotation) and NoneType in get_args(annotation):
             nullable = True
             members = tuple(member for member in get_args(annotation) if member is not NoneType)
+            # Members are a tuple made here, which "X | Y" cannot be written for.
             annotation = Union[members]  # noqa: UP007
         else:
             return annotation, marker, nullable

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 import yaml
 
@@ -61,7 +61,7 @@ def scalar(text: str) -> Any:
 class _Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]
     """Leaves every scalar a string; ``scalar`` types it."""
 
-    yaml_implicit_resolvers: dict[str, Any] = {}  # noqa: RUF012
+    yaml_implicit_resolvers: ClassVar[dict[str, Any]] = {}
     DEFAULT_SCALAR_TAG = UNTAGGED
 
 
@@ -190,6 +190,7 @@ def _syntax_problem(error: yaml.YAMLError, text: str, file: str) -> Problem:
 class _Dumper(yaml.SafeDumper):
     """Quotes what ``scalar`` would not read back as the same text."""
 
+    # The library declares it on instances and reads it from the class.
     yaml_implicit_resolvers: dict[str, Any] = {}  # noqa: RUF012
 
     def ignore_aliases(self, data: Any) -> bool:

@@ -213,9 +213,8 @@ def test_prepared_rows_hold_the_mask_of_each_conversation(kind: Any, tmp_path: P
         found += list(zip(np.split(row.input_ids, cuts), np.split(row.is_learned, cuts), strict=True))
     encoded = ConversationEncoder(layout, load_tokenizer(folder)).encode([row["messages"] for row in rows])
     expected = [(one.ids, one.targets) for one in encoded if isinstance(one, Encoded)]
-    key = lambda pair: (list(pair[0]), list(pair[1]))  # noqa: E731
-    assert sorted(((ids.tolist(), mask.astype(int).tolist()) for ids, mask in found), key=key) == sorted(
-        ((list(ids), list(targets)) for ids, targets in expected), key=key
+    assert sorted((ids.tolist(), mask.astype(int).tolist()) for ids, mask in found) == sorted(
+        (list(ids), list(targets)) for ids, targets in expected
     )
     meta = Meta.open(made)
     assert meta.num_documents + meta.num_unfit == 50
