@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import fcntl
 import os
-import secrets
 import shutil
 import tempfile
 import time
@@ -77,7 +76,7 @@ def _embedded() -> Iterator[None]:
     fcntl.flock(lock, fcntl.LOCK_EX)
     token = folder / "auth_token"
     descriptor = os.open(token, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    os.write(descriptor, secrets.token_hex(32).encode())
+    os.write(descriptor, os.urandom(32).hex().encode())
     os.close(descriptor)
     # Nothing preempts a Ray inside one machine, and nobody scrapes its metrics; each of the two
     # would be one more process that imports Ray Train before a stage's first step.

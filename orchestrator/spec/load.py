@@ -16,15 +16,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pydantic_core import ErrorDetails, ValidationError
+from pydantic_core import ValidationError
 
 from orchestrator.errors import Problem, SpecError
 from orchestrator.spec import references
 from orchestrator.spec.environment import interpolate, secrets_in
 from orchestrator.spec.job import Job
-from orchestrator.spec.messages import explain, nearest, shown
+from orchestrator.spec.messages import explain, is_echo, nearest, shown
 from orchestrator.spec.overrides import FLAG, OverrideError, set_key, split_override
 from orchestrator.spec.paths import make_paths_absolute
+from orchestrator.spec.salvage import check_rest
 from orchestrator.spec.tree import Items, KeyPath, Table, inherited, key_text, merge, place_of, plain
 from orchestrator.spec.yaml12 import MAX_BYTES, UNREADABLE, dump, parse
 
@@ -209,18 +210,18 @@ def _check(root: Table, problems: list[Problem], *, hidden: set[KeyPath]) -> Loa
     try:
         job = Job.model_validate(plain(root))
     except ValidationError as failure:
+        refused = []
         for error in failure.errors(include_url=False):
             path, message = explain(error, Job)
-            if path not in hidden and UNREADABLE not in message and not _is_echo(error):
+            if is_echo(error):
+                continue
+            refused.append(path)
+            if path not in hidden and UNREADABLE not in message:
                 problems.append(problem(path, message))
+        problems += [problem(path, message) for path, message in check_rest(plain(root), refused)]
     else:
         problems += [problem(path, message) for path, message in references.check(job)]
     if problems:
         found = dict.fromkeys(problems)
         raise SpecError(sorted(found, key=lambda problem: (problem.file, problem.line or 0)))
     return LoadedJob(job, problem)
-
-
-def _is_echo(error: ErrorDetails) -> bool:
-    """Whether a list is called too short only because items of it were refused."""
-    return error["type"] == "too_short" and len(error["input"]) >= error["ctx"]["min_length"]

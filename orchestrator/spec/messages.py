@@ -86,6 +86,11 @@ def explain(error: ErrorDetails, root: Any) -> tuple[KeyPath, str]:
     return path, f"expected {_expected(error, annotation)}, found {shown(value)}{hint}"
 
 
+def is_echo(error: ErrorDetails) -> bool:
+    """Whether a list is called too short only because items of it were refused."""
+    return error["type"] == "too_short" and len(error["input"]) >= error["ctx"]["min_length"]
+
+
 def _expected(error: ErrorDetails, annotation: Any) -> str:
     """What the engine wanted, from the kind of error and the rule it broke."""
     rule: dict[str, Any] = error.get("ctx", {})

@@ -5,7 +5,7 @@ Each check yields key paths and messages; ``load.py`` adds files and lines.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
 from orchestrator.spec.job import EvaluateStage, Job, Stage, TrainStage
 from orchestrator.spec.messages import suggestion
@@ -40,15 +40,41 @@ POSITIONS = ("max_position_embeddings", "n_positions")
 
 def check(job: Job) -> Iterator[Complaint]:
     """Everything in ``job`` that contradicts something elsewhere in it."""
+    yield from check_stage_names(job)
+    yield from check_dataset_names(job)
+    yield from check_fit(job, range(len(job.stages)))
+
+
+def check_stage_names(job: Job) -> Iterator[Complaint]:
+    """Names of stages that are not there, that wait for each other, or that two share."""
     yield from _check_names(job)
     yield from _check_order(job)
+
+
+def check_dataset_names(job: Job) -> Iterator[Complaint]:
+    """Names of datasets that are not there."""
     if job.tokenizer and job.tokenizer.train:
-        path: KeyPath = ("tokenizer", "train", "datasets")
-        for index, name in enumerate(job.tokenizer.train.datasets):
-            yield from _check_dataset(job, (*path, index), name)
-    yield from _check_decontamination(job)
+        yield from _check_datasets(job, ("tokenizer", "train", "datasets"), job.tokenizer.train.datasets)
+    for name, dataset in job.datasets.items():
+        if dataset.decontaminate:
+            path: KeyPath = ("datasets", name, "decontaminate", "against")
+            yield from _check_datasets(job, path, dataset.decontaminate.against)
     for index, stage in enumerate(job.stages):
         path = ("stages", index)
+        if isinstance(stage, TrainStage):
+            for name in stage.data.mixture:
+                yield from _check_dataset(job, (*path, "data", "mixture", name), name)
+            if stage.evaluation:
+                yield from _check_datasets(job, (*path, "evaluation", "datasets"), stage.evaluation.datasets)
+        elif isinstance(stage, EvaluateStage):
+            yield from _check_datasets(job, (*path, "datasets"), stage.datasets)
+
+
+def check_fit(job: Job, stages: Iterable[int]) -> Iterator[Complaint]:
+    """Everything in the datasets and in these stages that contradicts something elsewhere in ``job``."""
+    yield from _check_decontamination(job)
+    for index in stages:
+        stage, path = job.stages[index], ("stages", index)
         if isinstance(stage, TrainStage):
             yield from _check_data(job, stage, path)
             yield from check_packing(job, stage, path)
@@ -101,17 +127,21 @@ def _cycle(stages: dict[str, Stage], start: Stage) -> list[str] | None:
 
 
 def _check_decontamination(job: Job) -> Iterator[Complaint]:
-    """What a dataset is compared with exists, and is not the rows that are compared."""
+    """What a dataset is compared with is not the rows that are compared."""
     for name, dataset in job.datasets.items():
         for index, other in enumerate(dataset.decontaminate.against if dataset.decontaminate else ()):
             path: KeyPath = ("datasets", name, "decontaminate", "against", index)
-            yield from _check_dataset(job, path, other)
             if other == name and dataset.validation_fraction + dataset.test_fraction == 0.0:
                 yield (
                     path,
                     f"dataset '{name}' holds out no rows, so all of its training rows would be dropped."
                     " Name another dataset, or give it a test_fraction",
                 )
+
+
+def _check_datasets(job: Job, path: KeyPath, names: Sequence[str]) -> Iterator[Complaint]:
+    for index, name in enumerate(names):
+        yield from _check_dataset(job, (*path, index), name)
 
 
 def _check_dataset(job: Job, path: KeyPath, name: str) -> Iterator[Complaint]:
@@ -133,7 +163,6 @@ def _check_data(job: Job, stage: TrainStage, path: KeyPath) -> Iterator[Complain
             "rows of next_sentence are pairs that have no fixed tokens; give data.mixture in rows",
         )
     for where, name in used:
-        yield from _check_dataset(job, where, name)
         yield from _check_columns(job, stage, where, name)
 
 
@@ -141,7 +170,6 @@ def _check_evaluate(job: Job, stage: EvaluateStage, path: KeyPath) -> Iterator[C
     trained = {other.name: other for other in job.stages}.get(stage.from_)
     for index, name in enumerate(stage.datasets):
         where = (*path, "datasets", index)
-        yield from _check_dataset(job, where, name)
         if stage.split != "train":
             yield from _check_held_out(job, where, name, stage.split)
         if isinstance(trained, TrainStage):

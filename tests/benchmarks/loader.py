@@ -45,10 +45,10 @@ def measure_loader() -> dict[str, float]:
     cursor = np.arange(NUM_BATCHES * BATCH_ROWS).reshape(NUM_BATCHES, BATCH_ROWS)
     shuffled = permute(cursor, NUM_ROWS, order_key(SEED, "tokens", 0))
     with tempfile.TemporaryDirectory() as folder:
-        ours = _open_ours(Path(folder), tokens_RS)
+        ours = open_ours(Path(folder), tokens_RS)
         numpy_rows = _open_datasets(Path(folder), tokens_RS)
         torch_rows = numpy_rows.with_format("torch")
-        objective, rng = _causal_lm(), np.random.default_rng(SEED)
+        objective, rng = causal_lm(), np.random.default_rng(SEED)
         readers: dict[str, Callable[[int], tuple[Tensor, Tensor]]] = {
             "ours": lambda batch: _values(
                 objective.collate(ours.read_global(range(batch * BATCH_ROWS, (batch + 1) * BATCH_ROWS)), rng)
@@ -70,7 +70,8 @@ def measure_loader() -> dict[str, float]:
     return {f"{name}_tokens_per_second": tokens / seconds for name, seconds in best.items()}
 
 
-def _causal_lm() -> CausalLM:
+def causal_lm() -> CausalLM:
+    """The objective as the worker makes it, for a vocabulary of GPT-2's size."""
     tokens = TokenInfo(50257, 0, 0, None, (0,), np.zeros(50257, dtype=bool))
     return CausalLM(CausalLMObjective(name="causal_lm"), tokens, ())
 
@@ -102,10 +103,10 @@ def _seconds(read: Callable[[int], object]) -> float:
     return time.perf_counter() - start
 
 
-def _open_ours(folder: Path, tokens_RS: np.ndarray) -> MixtureReader:
+def open_ours(folder: Path, tokens_RS: np.ndarray) -> MixtureReader:
     """The tokens as one packed folder of a single document."""
     tokens, documents = tokens_RS.ravel(), np.array([0, tokens_RS.size], dtype=np.int64)
-    prepared = write_prepared(folder / "ours", tokens, documents, seq_len=SEQ_LEN)
+    prepared = write_prepared(folder / "ours", tokens, documents, seq_len=tokens_RS.shape[1])
     reader = RowReader.open(prepared, seed=SEED, source_name="tokens")
     return MixtureReader({"tokens": reader}, {"tokens": 1.0}, seed=SEED)
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import socket
 import statistics
+import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -22,9 +23,8 @@ from torch import nn
 from torch.nn import functional
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from orchestrator.contracts import EngineSetup, Row
-from orchestrator.data.mixture import Mixture
-from orchestrator.objectives.causal_lm import CausalLM
+from orchestrator.contracts import EngineSetup
+from orchestrator.data.stream import MixtureReader
 from orchestrator.spec.job import Resources, TrainStage
 from orchestrator.spec.plan import plan_batch
 from orchestrator.spec.training import DDPStrategy
@@ -32,23 +32,11 @@ from orchestrator.strategies.ddp import DDPEngine
 from orchestrator.train.loop import Loop
 from orchestrator.train.optim import make_optimizer
 from orchestrator.train.stop import StopRequest
+from tests.benchmarks.loader import causal_lm, open_ours
 
 VOCAB, SEQ_LEN, MICRO, ACCUM = 8192, 128, 8, 2
 STEPS_PER_TURN, TURNS = 2, 25
-
-
-class ReadyRows:
-    """Rows as ``MixtureReader`` gives them, of generated tokens."""
-
-    num_rows = 4096
-    mixture = Mixture({"a": 1.0}, {"a": num_rows})
-
-    def __init__(self) -> None:
-        rng = np.random.default_rng(0)
-        self.tokens = rng.integers(0, VOCAB, size=(self.num_rows, SEQ_LEN))
-
-    def read_global(self, rows: np.ndarray) -> list[Row]:
-        return [Row(self.tokens[row]) for row in rows % self.num_rows]
+NUM_ROWS = 4096
 
 
 def make_stage() -> TrainStage:
@@ -86,7 +74,7 @@ def make_model() -> nn.Module:
     return AutoModelForCausalLM.from_config(config)
 
 
-def our_loop(stage: TrainStage, reader: ReadyRows) -> Callable[[int], None]:
+def our_loop(stage: TrainStage, reader: MixtureReader) -> Callable[[int], None]:
     """One turn of ``Loop`` on DDP with one worker, from the given step."""
     model, device = make_model(), torch.device("cpu")
     batch_plan = plan_batch(stage, Resources())
@@ -100,8 +88,6 @@ def our_loop(stage: TrainStage, reader: ReadyRows) -> Callable[[int], None]:
         make_optimizer=lambda made: make_optimizer(made, stage.optimizer),
         blocks=list(model.transformer.h),
     )
-    objective = CausalLM.__new__(CausalLM)
-    objective._pad_id = 0
     loop = Loop(
         stage=stage,
         seed=0,
@@ -110,7 +96,7 @@ def our_loop(stage: TrainStage, reader: ReadyRows) -> Callable[[int], None]:
         batch_plan=batch_plan,
         max_steps=0,
         engine=DDPEngine(model, DDPStrategy(name="ddp"), setup),
-        objective=objective,
+        objective=causal_lm(),
         reader=reader,
         trackers=[],
         evaluate=dict,
@@ -124,11 +110,11 @@ def loop_turn(loop: Loop, step: int) -> None:
     replace(loop, max_steps=step + STEPS_PER_TURN).run(step)
 
 
-def plain_loop(stage: TrainStage, reader: ReadyRows) -> Callable[[int], None]:
+def plain_loop(stage: TrainStage, tokens_RS: np.ndarray) -> Callable[[int], None]:
     """One turn of the loop a person would write by hand."""
     model = make_model()
     optimizer = make_optimizer(model, stage.optimizer)
-    batches = torch.from_numpy(reader.tokens).view(-1, MICRO, SEQ_LEN)
+    batches = torch.from_numpy(tokens_RS.astype(np.int64)).view(-1, MICRO, SEQ_LEN)
 
     def turn(step: int) -> None:
         model.train()
@@ -145,22 +131,21 @@ def plain_loop(stage: TrainStage, reader: ReadyRows) -> Callable[[int], None]:
     return turn
 
 
-def measure_step_loop() -> dict[str, float]:
+def measure_step_loop(turns: int = TURNS) -> dict[str, float]:
     """Median tokens per second of each loop, and the median ratio of a pair of turns."""
     torch.set_num_threads(max(1, len(os.sched_getaffinity(0))))
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=0, world_size=1)
-    stage, reader = make_stage(), ReadyRows()
-    loops = {"ours": our_loop(stage, reader), "plain": plain_loop(stage, reader)}
-    seconds: dict[str, list[float]] = {name: [] for name in loops}
-    for turn in range(TURNS):
-        order = list(loops) if turn % 2 else list(reversed(loops))
-        for name in order:
-            began = time.perf_counter()
-            loops[name](turn * STEPS_PER_TURN)
-            seconds[name].append(time.perf_counter() - began)
+    stage = make_stage()
+    tokens_RS = np.random.default_rng(0).integers(0, VOCAB, (NUM_ROWS, SEQ_LEN), dtype=np.uint16)
+    with tempfile.TemporaryDirectory() as folder:
+        loops = {
+            "ours": our_loop(stage, open_ours(Path(folder), tokens_RS)),
+            "plain": plain_loop(stage, tokens_RS),
+        }
+        seconds = take_turns(loops, turns)
     dist.destroy_process_group()
     tokens = STEPS_PER_TURN * ACCUM * MICRO * SEQ_LEN
     ratios = [plain / ours for ours, plain in zip(seconds["ours"], seconds["plain"], strict=True)]
@@ -168,6 +153,18 @@ def measure_step_loop() -> dict[str, float]:
         **{name: tokens / statistics.median(turns) for name, turns in seconds.items()},
         "ratio": statistics.median(ratios),
     }
+
+
+def take_turns(loops: dict[str, Callable[[int], None]], turns: int) -> dict[str, list[float]]:
+    """Seconds of each loop's turns."""
+    seconds: dict[str, list[float]] = {name: [] for name in loops}
+    for turn in range(turns):
+        order = list(loops) if turn % 2 else list(reversed(loops))
+        for name in order:
+            began = time.perf_counter()
+            loops[name](turn * STEPS_PER_TURN)
+            seconds[name].append(time.perf_counter() - began)
+    return seconds
 
 
 if __name__ == "__main__":

@@ -1,0 +1,129 @@
+"""What of a job with errors in it can still be checked, so that one look at a file shows all errors.
+
+1. take out what was refused, and put the least that is allowed where something required is missing;
+   again, as long as that leaves sections that are refused
+2. names are looked up in the whole; what fits what, in the parts that nothing was done to
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator
+from typing import Any
+
+from pydantic_core import ValidationError
+
+from orchestrator.spec.job import Job
+from orchestrator.spec.messages import explain, is_echo
+from orchestrator.spec.references import Complaint, check_dataset_names, check_fit, check_stage_names
+from orchestrator.spec.tree import KeyPath
+
+STAND_IN = "stand-in"
+"""Stands for names that are missing, and is never complained about."""
+# The least that each section needs.
+DATASET = {"source": "text", "files": STAND_IN}
+EXPORT = {"from": STAND_IN}
+EVALUATION = {"from": STAND_IN, "datasets": [STAND_IN]}
+TRAINING = {
+    "objective": {"name": "causal_lm"},
+    "data": {"mixture": {STAND_IN: 1.0}, "seq_len": 2},
+    "global_batch_size": 1,
+    "micro_batch_size": 1,
+    "strategy": {"name": "ddp"},
+    "optimizer": {"name": "adamw", "lr": 1.0},
+    "schedule": {"name": "constant"},
+    "limits": {"max_steps": 1},
+}
+ROUNDS = 6
+"""Taking out a key can leave a section that is refused itself; sections lie no deeper than this."""
+
+
+def check_rest(tree: dict[str, Any], refused: Collection[KeyPath]) -> Iterator[Complaint]:
+    """Contradictions between sections of a job of which ``refused`` were refused.
+
+    Args:
+        tree: The job as plain dictionaries and lists; is changed.
+    """
+    changed = set[KeyPath]()
+    job = _made_sound(tree, refused, changed)
+    if job is None:
+        return
+    if ("stages",) not in changed and not any(stage.name.startswith(STAND_IN) for stage in job.stages):
+        yield from _unless_stand_in(tree, check_stage_names(job))
+    if ("datasets",) not in changed:
+        yield from _unless_stand_in(tree, check_dataset_names(job))
+    if {("resources",), ("tokenizer",)} & changed:
+        return
+    sound = {name: item for name, item in job.datasets.items() if ("datasets", name) not in changed}
+    stages = [index for index in range(len(job.stages)) if ("stages", index) not in changed]
+    yield from check_fit(job.model_copy(update={"datasets": sound}), stages)
+
+
+def _unless_stand_in(tree: dict[str, Any], complaints: Iterator[Complaint]) -> Iterator[Complaint]:
+    """Those that are not about a name which was put there: what was there is said already."""
+    return (found for found in complaints if STAND_IN not in (found[0][-1], _lookup(tree, found[0])))
+
+
+def _made_sound(tree: dict[str, Any], refused: Collection[KeyPath], changed: set[KeyPath]) -> Job | None:
+    """The job of ``tree`` without what is refused; the parts this took are added to ``changed``."""
+    for number in range(ROUNDS):
+        for path in sorted(refused, key=len, reverse=True):
+            _take_out(tree, path, changed, climb=number > 0)
+        for part in changed:
+            _fill_in(tree, part)
+        try:
+            return Job.model_validate({"name": STAND_IN, **tree})
+        except ValidationError as failure:
+            errors = failure.errors(include_url=False)
+            refused = [explain(error, Job)[0] for error in errors if not is_echo(error)]
+    return None
+
+
+def _take_out(tree: dict[str, Any], path: KeyPath, changed: set[KeyPath], *, climb: bool) -> None:
+    """Remove the value at ``path``; a list of stages keeps its length.
+
+    Args:
+        climb: Remove the section that lacks it where there is none.
+    """
+    part = path[:2] if path[0] in ("datasets", "stages") else path[:1]
+    while climb and len(path) > len(part) and not _has(_lookup(tree, path[:-1]), path[-1]):
+        path = path[:-1]
+    changed.add(part)
+    parent = _lookup(tree, path[:-1])
+    if path[:-1] == ("stages",):
+        parent[path[-1]] = {
+            key: parent[path[-1]][key] for key in ("name", "kind") if _has(parent[path[-1]], key)
+        }
+    elif _has(parent, path[-1]):
+        del parent[path[-1]]
+
+
+def _fill_in(tree: dict[str, Any], part: KeyPath) -> None:
+    """Put the least that is needed into a part that something was taken from."""
+    if part[0] == "datasets" and len(part) == 2:
+        tree["datasets"][part[1]] = DATASET
+    elif part[0] == "stages" and len(part) == 2:
+        tree["stages"][part[1]] = _filled(_lookup(tree, part), int(part[1]))
+
+
+def _filled(stage: dict[str, Any], index: int) -> dict[str, Any]:
+    kind = stage.get("kind", "train")
+    least = {"train": TRAINING, "evaluate": EVALUATION}.get(kind, EXPORT)
+    filled = {"name": f"{STAND_IN}-{index}", **least, **stage}
+    for key, value in least.items():
+        if isinstance(value, dict) and isinstance(stage.get(key), dict):
+            filled[key] = {**value, **stage[key]}
+    if kind == "train" and filled.get("model") is None and filled.get("init") is None:
+        filled["model"] = {"config": {"model_type": STAND_IN}}
+    return filled
+
+
+def _lookup(node: Any, path: KeyPath) -> Any:
+    for part in path:
+        node = node[part] if _has(node, part) else None
+    return node
+
+
+def _has(node: Any, part: str | int) -> bool:
+    if isinstance(node, list):
+        return isinstance(part, int) and part < len(node)
+    return isinstance(node, dict) and part in node
