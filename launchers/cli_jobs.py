@@ -26,20 +26,23 @@ def _load_job(options: Namespace) -> Job:
     from orchestrator.spec.load import load_located
 
     loaded = load_located(options.job, overrides=options.overrides)
-    problems = _file_problems(loaded)
+    problems = _outside_problems(loaded)
     if problems:
         raise SpecError(problems)
     return loaded.job
 
 
-def _file_problems(loaded: LoadedJob) -> list[Problem]:
-    """What is wrong with the DeepSpeed files that a job names; most jobs name none."""
-    strategies = [getattr(stage, "strategy", None) for stage in loaded.job.stages]
-    if all(getattr(strategy, "config", None) is None for strategy in strategies):
-        return []
-    from orchestrator.spec.deepspeed_file import complaints
+def _outside_problems(loaded: LoadedJob) -> list[Problem]:
+    """What is wrong with what a job takes from elsewhere: architectures, and DeepSpeed files."""
+    from orchestrator.spec import architectures
 
-    return [loaded.problem(path, message) for path, message in complaints(loaded.job)]
+    complaints = list(architectures.complaints(loaded.job))
+    strategies = [getattr(stage, "strategy", None) for stage in loaded.job.stages]
+    if any(getattr(strategy, "config", None) is not None for strategy in strategies):
+        from orchestrator.spec import deepspeed_file
+
+        complaints += deepspeed_file.complaints(loaded.job)
+    return [loaded.problem(path, message) for path, message in complaints]
 
 
 def _warn_of_missing_files(job: Job) -> list[str]:
@@ -67,7 +70,7 @@ def validate(options: Namespace) -> int:
     problems = [
         loaded.problem(("stages", index, "global_batch_size"), complaint)
         for index, complaint in batch_complaints(loaded.job)
-    ] + _file_problems(loaded)
+    ] + _outside_problems(loaded)
     if problems:
         raise SpecError(problems)
     warnings = _warn_of_missing_files(loaded.job)

@@ -1,0 +1,72 @@
+"""Keys of ``model.config`` that its Hugging Face architecture does not have, found without importing it.
+
+Importing transformers takes ten times as long as everything else a look at a job file does, so the source
+of the architecture's configuration is read as text. Too many names are taken for keys rather than too few:
+what is complained about is wrong, and the rest is judged when the model is built (``models.make_config``).
+"""
+
+from __future__ import annotations
+
+import functools
+import re
+from collections.abc import Iterator
+from importlib.util import find_spec
+from pathlib import Path
+
+from orchestrator.spec.job import Job, TrainStage
+from orchestrator.spec.messages import suggestion
+from orchestrator.spec.tree import KeyPath
+
+BASE = "PreTrainedConfig"
+CLASS = re.compile(r"^class (\w+)\(([\w, .]*)\):\n((?:(?:[ )].*)?\n)*)", re.MULTILINE)
+FIELD = re.compile(r"^    (\w+): ", re.MULTILINE)
+# Attributes, methods, whatever is quoted (an attribute map, keyword arguments) or set.
+OTHER = re.compile(r"""^    (\w+) =|^    def (\w+)|["'](\w+)["']|self\.(\w+)""", re.MULTILINE)
+# Takes part in every configuration, though only as an argument: sdpa, eager, flash_attention_2 and so on.
+ATTENTION = "attn_implementation"
+
+
+def complaints(job: Job) -> Iterator[tuple[KeyPath, str]]:
+    """Each unknown key of each ``model.config`` whose architecture can be read."""
+    for index, stage in enumerate(job.stages):
+        if not isinstance(stage, TrainStage) or stage.model is None or stage.model.factory != "auto":
+            continue
+        model_type = str(stage.model.config["model_type"])
+        known = _known(model_type)
+        if known is None:
+            continue
+        fields, others = known
+        for key in stage.model.config:
+            if key not in {"model_type", ATTENTION} | fields | others:
+                hint = suggestion(key, sorted(fields), plural="Its keys")
+                yield (
+                    ("stages", index, "model", "config", key),
+                    f"unknown key of the architecture '{model_type}'.{hint}",
+                )
+
+
+@functools.cache
+def _known(model_type: str) -> tuple[set[str], set[str]] | None:
+    """Fields of an architecture's configuration, and other names it may be given; ``None``: not readable."""
+    spec = find_spec("transformers")
+    if spec is None or spec.origin is None or not re.fullmatch(r"[\w-]+", model_type):
+        return None
+    package, module = Path(spec.origin).parent, model_type.replace("-", "_")
+    try:
+        text = (package / "models" / module / f"configuration_{module}.py").read_text("utf-8")
+        base = (package / "configuration_utils.py").read_text("utf-8")
+    except OSError:
+        return None
+    classes = {name: (bases, body) for name, bases, body in CLASS.findall(text)}
+    own = [name for name, (_, body) in classes.items() if f'    model_type = "{model_type}"\n' in body]
+    bodies = [body for name, _, body in CLASS.findall(base) if name == BASE]
+    if len(own) != 1 or len(bodies) != 1:
+        return None
+    name = own[0]
+    while name != BASE:
+        if name not in classes:
+            return None
+        name, body = classes[name]
+        bodies.append(body)
+    fields = {field for body in bodies for field in FIELD.findall(body)}
+    return fields, {name for body in bodies for found in OTHER.findall(body) for name in found}
