@@ -38,7 +38,7 @@ from orchestrator.errors import DataError
 # A million rows are examined in several seconds, by rules of quality in minutes: worth a process elsewhere.
 RANGE_ROWS = 1_000_000
 # Raised when a row is judged or hashed in another way.
-EXAMINATION_VERSION = 2
+EXAMINATION_VERSION = 3
 # Skipped rows that are written down with their problem.
 NUM_NAMED = 100
 
@@ -53,6 +53,8 @@ class Examined:
     """uint64 ``(rows, 2)`` of their texts; without rows where the split does not need them."""
     chars: np.ndarray
     """int64: characters of their texts."""
+    num_blank: int
+    """Rows among them whose text is empty or white space alone."""
     num_filtered: int
     """Rows that the filter keeps, sound or not."""
     unsound: tuple[Unsound, ...]
@@ -128,6 +130,12 @@ def _write_survey(source: Source, tasks: Tasks, folder: Path) -> None:
     for part in found:
         dropped.update(part.dropped)
         scrubbed.update(part.scrubbed)
+    num_blank = sum(part.num_blank for part in found)
+    if num_blank == len(numbers) > 0:
+        raise DataError(
+            f"datasets.{name}: none of {num_blank} rows holds a token: their texts are empty or white space."
+            " Check the files and the text column."
+        )
     kept = _distinct(source, numbers, hashes, tasks, dropped)
     np.save(folder / "numbers.npy", numbers[kept])
     np.save(folder / "hashes.npy", hashes[kept] if len(hashes) else hashes)
@@ -188,6 +196,7 @@ class _Findings:
         self._source = source
         self._numbers: list[int] = []
         self._chars: list[int] = []
+        self._num_blank = 0
         self._hashes = [np.empty((0, 2), np.uint64)]
         self._unsound: list[Unsound] = []
         self._dropped: Counter[str] = Counter()
@@ -221,6 +230,7 @@ class _Findings:
             self._scrubbed.update(found)
             self._numbers.append(number)
             self._chars.append(len(text))
+            self._num_blank += not text.strip()
             kept.append(text)
         if needs_hashes(dataset):
             self._hashes.append(hash_texts(kept))
@@ -239,6 +249,7 @@ class _Findings:
             numbers=np.array(self._numbers, np.int64),
             hashes=np.concatenate(self._hashes),
             chars=np.array(self._chars, np.int64),
+            num_blank=self._num_blank,
             num_filtered=num_filtered,
             unsound=tuple(self._unsound),
             dropped=dict(self._dropped),

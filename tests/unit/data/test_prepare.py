@@ -208,8 +208,9 @@ def test_empty_documents_are_left_out_with_their_labels_and_counted(tmp_path: Pa
     assert [row.label for row in rows_of(made)] == [1, 0]
 
 
-def test_corpus_without_a_token_is_refused(tmp_path: Path, bpe: Path) -> None:
-    (tmp_path / "a.txt").write_text("\n\n", "utf-8")
+@pytest.mark.parametrize("text", ["\n\n", "  \n\t \n"])
+def test_corpus_without_a_token_is_refused(text: str, tmp_path: Path, bpe: Path) -> None:
+    (tmp_path / "a.txt").write_text(text, "utf-8")
     with pytest.raises(DataError, match="none of 2 rows holds a token"):
         prepare(section(source="text", files=str(tmp_path / "a.txt")), PACKED, bpe, tmp_path)
 
