@@ -264,6 +264,12 @@ class ZeROStrategy(Section):
             )
         if self.offload_optimizer and self.stage < 1:
             raise ValueError(f"offload_optimizer needs stage 1, 2 or 3, found stage {self.stage}")
+        if self.offload_optimizer and self.offload_optimizer.device == "nvme":
+            # Swapped out, gradients cannot be clipped and optimizer state cannot be saved in place.
+            raise ValueError(
+                "offload_optimizer.device: expected 'cpu', found 'nvme': on NVMe neither the clip nor a"
+                " checkpoint can reach gradients and optimizer state; offload_param may be on nvme"
+            )
         if self.offload_param and self.stage != 3:
             raise ValueError(f"offload_param needs stage 3, found stage {self.stage}")
 

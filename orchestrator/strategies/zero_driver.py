@@ -97,22 +97,11 @@ def check_offload(zero: Mapping[str, Any], section: ZeROStrategy) -> None:
         zero: The ``zero_optimization`` block made of both.
 
     Raises:
-        PlanError: The optimizer is to live there, or DeepSpeed cannot read and write a disk here.
+        PlanError: DeepSpeed cannot read and write a disk here.
     """
-    in_file = f"strategy.config {section.config}: zero_optimization"
-    places = {
-        name: f"{'strategy' if getattr(section, name) else in_file}.{name}.device"
-        for name in ("offload_optimizer", "offload_param")
-        if zero.get(name, {}).get("device") == "nvme"
-    }
-    if "offload_optimizer" in places:
-        # Swapped out, gradients cannot be clipped and optimizer state cannot be saved in place.
-        raise PlanError(
-            f"{places['offload_optimizer']}: found 'nvme', expected 'cpu': on NVMe neither the clip nor"
-            " a checkpoint can reach gradients and optimizer state. offload_param may be on nvme"
-        )
-    if "offload_param" in places:
-        require_async_io(places["offload_param"])
+    if zero.get("offload_param", {}).get("device") == "nvme":
+        in_file = f"strategy.config {section.config}: zero_optimization"
+        require_async_io(f"{'strategy' if section.offload_param else in_file}.offload_param.device")
 
 
 def _initialize(

@@ -117,6 +117,10 @@ MISTAKES = {
         "18: stages[0].strategy: param_dtype bfloat16 needs stage 2 or 3, found stage 1: below that DeepSpeed"
         " keeps no float32 master weights the checkpoint could hold"
     ),
+    changed("{name: ddp}", "{name: zero, stage: 3, offload_optimizer: {device: nvme, nvme_path: /x}}"): (
+        "18: stages[0].strategy: offload_optimizer.device: expected 'cpu', found 'nvme': on NVMe neither the"
+        " clip nor a checkpoint can reach gradients and optimizer state; offload_param may be on nvme"
+    ),
     changed("{name: ddp}", "{name: zero, stage: 3, offload_param: {device: cpu, nvme_path: /x}}"): (
         "18: stages[0].strategy.offload_param: nvme_path belongs to device 'nvme' and is needed there; device"
         " is 'cpu'"

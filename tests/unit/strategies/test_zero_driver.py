@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 from types import SimpleNamespace
-from typing import Any
 
 import pytest
 import torch
@@ -14,28 +13,6 @@ from orchestrator.spec.training import ZeROStrategy
 from orchestrator.strategies.zero_driver import check_offload, check_optimizer
 from orchestrator.strategies.zero_partitions import GroupPartitions
 from orchestrator.strategies.zero_start import import_deepspeed
-
-NVME = {"device": "nvme", "nvme_path": "/scratch"}
-
-
-@pytest.mark.parametrize(
-    ("keys", "place"),
-    [
-        ({"offload_optimizer": NVME}, "strategy.offload_optimizer.device"),
-        (
-            {"config": "ds.json"},
-            "strategy.config ds.json: zero_optimization.offload_optimizer.device",
-        ),
-    ],
-)
-def test_optimizer_state_on_nvme_is_refused_where_it_was_asked_for(keys: dict[str, Any], place: str) -> None:
-    section = ZeROStrategy(name="zero", stage=3, **keys)
-    with pytest.raises(PlanError) as caught:
-        check_offload({"stage": 3, "offload_optimizer": NVME}, section)
-    assert str(caught.value) == (
-        f"{place}: found 'nvme', expected 'cpu': on NVMe neither the clip nor a checkpoint can reach"
-        " gradients and optimizer state. offload_param may be on nvme"
-    )
 
 
 def test_offload_to_host_memory_is_accepted() -> None:
