@@ -25,6 +25,7 @@ from transformers import (
     PretrainedConfig,
     PreTrainedModel,
 )
+from transformers.utils import logging as hf_logging
 
 from orchestrator.contracts import Head, TokenInfo
 from orchestrator.errors import ModelError
@@ -38,6 +39,9 @@ AUTO_CLASSES: Mapping[Head, Any] = {
     "sequence_classification": AutoModelForSequenceClassification,
     "token_classification": AutoModelForTokenClassification,
 }
+
+# A bar for each load would stand between the lines of whoever loads.
+hf_logging.disable_progress_bar()
 
 # Takes part in every configuration, though only as an argument: sdpa, eager, flash_attention_2 and so on.
 ATTENTION = "attn_implementation"
@@ -109,7 +113,13 @@ def count_parameters(config: Mapping[str, Any], head: Head, num_labels: int) -> 
     Raises:
         ModelError: The model cannot be built.
     """
-    made = make_config(config)
+    verbosity = hf_logging.get_verbosity()
+    # The architecture's own special ids may not fit the vocabulary; a tokenizer will bring others.
+    hf_logging.set_verbosity_error()
+    try:
+        made = make_config(config)
+    finally:
+        hf_logging.set_verbosity(verbosity)
     made.num_labels = num_labels
     with torch.device("meta"):
         try:
