@@ -5,12 +5,13 @@ The answers themselves are ``answers.py``.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from transformers import AutoConfig
 
 from launchers.answers import ANSWERS, Question, Trained
 from orchestrator.checkpoint.layout import RunLayout
@@ -22,6 +23,17 @@ from orchestrator.models import AUTO_CLASSES
 from orchestrator.registry import resolve
 from orchestrator.spec.job import Job, TrainStage
 from orchestrator.spec.load import load_resolved
+
+HEADS: Mapping[str, Head] = {
+    "ForSequenceClassification": "sequence_classification",
+    "ForTokenClassification": "token_classification",
+    "ForMaskedLM": "masked_lm",
+    # Next-sentence models fill masks as any masked LM does.
+    "ForPreTraining": "masked_lm",
+    "ForCausalLM": "causal_lm",
+    "LMHeadModel": "causal_lm",
+}
+"""By the end of an architecture's name."""
 
 
 def predict(
@@ -40,14 +52,30 @@ def predict(
     job = load_resolved(layout.job)
     chosen = _choose_stage(job, layout, stage)
     objective = resolve("objective", chosen.objective.name)
-    # Next-sentence models fill masks as any masked LM does.
-    head: Head = "masked_lm" if chosen.objective.name == "masked_lm" else objective.head
+    weights = layout.stage(chosen.name).weights
+    head = _head_of(chosen, weights)
     rows = objective.row_layout(chosen.objective, chosen.data)
     questions = _questions(job, chosen, rows, texts, pairs)
     answer = ANSWERS["conversation" if rows.document == "conversation" else head]
-    trained = _load(chosen, head, rows, layout.stage(chosen.name).weights)
+    trained = _load(chosen, head, rows, weights)
     with torch.no_grad():
         return [{**_asked(question), **answer(trained, question)} for question in questions]
+
+
+def _head_of(stage: TrainStage, weights: Path) -> Head:
+    """What the written model predicts; a user's own objective need not say it.
+
+    Raises:
+        PlanError: Nothing that can be asked with a text.
+    """
+    architecture = (AutoConfig.from_pretrained(weights).architectures or ["unnamed model"])[0]
+    for ending, head in HEADS.items():
+        if architecture.endswith(ending):
+            return head
+    raise PlanError(
+        f"stage '{stage.name}' trained a {architecture}, which predict cannot ask; expected a name that ends"
+        f" with one of {', '.join(HEADS)}. Load {weights} with transformers"
+    )
 
 
 def _asked(question: Question) -> dict[str, str]:

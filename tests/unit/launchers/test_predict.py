@@ -322,3 +322,41 @@ def test_a_stage_without_weights_is_refused_with_the_stage_that_would_make_them(
         None: "no training stage has weights yet",
     }
     assert_refused(layout, messages)
+
+
+PLUGIN = """
+from orchestrator.objectives.masked_lm import MaskedLM
+from orchestrator.spec.training import MaskedLMObjective
+
+INNER = MaskedLMObjective(name="masked_lm", next_sentence=True)
+
+class Mine(MaskedLM):
+    def __init__(self, section, tokens, label_names):
+        super().__init__(INNER, tokens, label_names)
+
+    @classmethod
+    def row_layout(cls, section, data):
+        return super().row_layout(INNER, data)
+"""
+
+
+def test_weights_of_an_objective_of_ones_own_say_what_they_answer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    layout = finished_run(
+        tmp_path, trained_tokenizer(tmp_path, "wordpiece"), "masked_lm", options=", next_sentence: true"
+    )
+    expected = answer(layout, "the film [MASK] good")
+    (tmp_path / "mine.py").write_text(PLUGIN)
+    monkeypatch.syspath_prepend(tmp_path)
+    text = VALID.replace("causal_lm", '"mine:Mine"').replace("seq_len: 64", "seq_len: 16")
+    layout.job.write_text(dump_resolved(load(tmp_path, text)))
+    assert answer(layout, "the film [MASK] good") == expected
+
+
+def test_weights_that_answer_no_text_are_refused_by_name(tmp_path: Path) -> None:
+    layout = finished_run(tmp_path, trained_tokenizer(tmp_path, "bpe"), "causal_lm")
+    config = layout.stage("pretrain").weights / "config.json"
+    config.write_text(config.read_text().replace("GPT2LMHeadModel", "GPT2DoubleHeadsModel"))
+    with pytest.raises(PlanError, match="stage 'pretrain' trained a GPT2DoubleHeadsModel, which predict"):
+        answer(layout, "a film")
