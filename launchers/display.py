@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Protocol
-
-from orchestrator.checkpoint.layout import StageLayout
 
 
 class Display(Protocol):
@@ -19,8 +18,8 @@ class Display(Protocol):
     def note(self, stage: str, message: str) -> None:
         """Something a person should know."""
 
-    def start(self, stage: str, layout: StageLayout) -> None:
-        """A stage's workers start; follow its metrics."""
+    def start(self, stages: Sequence[str]) -> None:
+        """Workers start that will run these stages; follow events and metrics."""
 
-    def end(self, stage: str, outcome: str) -> None:
-        """A stage's workers ended."""
+    def end(self, outcome: str) -> None:
+        """The workers ended with this outcome of the stage that they were at."""

@@ -1,11 +1,9 @@
 """The driver: walks a job's stages and leaves a run directory from which the same command goes on.
 
-For each stage in dependency order:
-
-1. prepare what it reads, and compute its fingerprint;
-2. skip it when ``result.json`` has that fingerprint; set it aside when its inputs were made anew;
-3. run its workers on Ray, which restarts them after a fault;
-4. stop the walk when the stage stopped early or failed.
+1. prepare what each stage reads, in dependency order, and compute its fingerprint;
+2. skip those whose ``result.json`` has that fingerprint; set aside those whose inputs were made anew;
+3. run the others on Ray, in one group of workers that is restarted after a fault;
+4. end with the first stage that stopped early or failed.
 """
 
 from __future__ import annotations
@@ -13,20 +11,19 @@ from __future__ import annotations
 import json
 import os
 import socket
-import time
 from typing import Any, Literal
 
 from launchers.display import Display
 from launchers.planning import plan_job
 from launchers.preparation import Preparation, StoppedError, input_stages, refuse_to_go_on
 from launchers.ray_session import check_room, check_this_machine
-from launchers.ray_stage import run_stage_on_ray
+from launchers.ray_stage import run_stages_on_ray
 from launchers.ray_tasks import RayTasks
 from launchers.run_directory import StopWish, opened_run
 from launchers.runs import read_result
 from orchestrator.checkpoint.layout import RunLayout
 from orchestrator.errors import LaunchError, OrchestratorError
-from orchestrator.spec.job import ExportStage, Job, Stage
+from orchestrator.spec.job import Job, Stage
 from orchestrator.spec.plan import stage_order
 from orchestrator.tracking.events import append_event, read_json_lines, replace_text
 
@@ -81,11 +78,7 @@ def _walk(job: Job, layout: RunLayout, display: Display, run_id: str) -> State:
         refuse_to_go_on(layout)
         tasks.connect()
         check_room(job.resources)
-        for stage in waiting:
-            outcome = _run_stage(job, stage, layout, display)
-            if outcome == "stopped":
-                return "stopped"
-    return "finished"
+        return _run_waiting(job, [stage.name for stage in waiting], layout, display)
 
 
 def _prepare(job: Job, layout: RunLayout, display: Display, preparation: Preparation) -> list[Stage]:
@@ -102,33 +95,32 @@ def _prepare(job: Job, layout: RunLayout, display: Display, preparation: Prepara
     return waiting
 
 
-def _run_stage(job: Job, stage: Stage, layout: RunLayout, display: Display) -> State:
-    """Run one stage's workers and turn how they ended into an outcome or an error."""
-    stage_layout = layout.stage(stage.name)
-    if stage_layout.result.exists():
-        stage_layout.result.unlink()
-    began = time.time()
+def _run_waiting(job: Job, stages: list[str], layout: RunLayout, display: Display) -> State:
+    """Run the stages' workers and turn how they ended into an outcome or an error."""
+    for name in stages:
+        layout.stage(name).result.unlink(missing_ok=True)
     num_events = sum(1 for _ in read_json_lines(layout.events))
-    append_event(layout.events, "stage_started", stage=stage.name)
-    display.start(stage.name, stage_layout)
-    num_workers = 1 if isinstance(stage, ExportStage) else job.resources.num_workers
+    display.start(stages)
     outcome = "failed"
     try:
-        outcome = run_stage_on_ray(job, stage.name, layout.root, num_workers=num_workers)
+        outcome = run_stages_on_ray(job, stages, layout)
     except LaunchError as error:
-        raise LaunchError(_first_failure(layout, num_events, stage.name) or str(error)) from error
+        name = _unfinished(stages, layout)
+        message = _first_failure(layout, num_events, name) or f"stage '{name}' failed: {error}"
+        raise LaunchError(message) from error
     finally:
-        display.end(stage.name, outcome)
-        if outcome != "finished":
-            event = "stage_stopped" if outcome == "stopped" else "stage_failed"
-            append_event(layout.events, event, stage=stage.name)
+        display.end(outcome)
+        if outcome in ("failed", "refused"):
+            append_event(layout.events, "stage_failed", stage=_unfinished(stages, layout))
     if outcome == "refused":
-        failure = _failures(layout, num_events, stage.name)[-1]
+        failure = _failures(layout, num_events, _unfinished(stages, layout))[-1]
         raise RefusedError(str(failure["message"]), int(failure["exit_code"]))
-    if outcome == "stopped":
-        return "stopped"
-    append_event(layout.events, "stage_finished", stage=stage.name, seconds=round(time.time() - began, 1))
-    return "finished"
+    return "stopped" if outcome == "stopped" else "finished"
+
+
+def _unfinished(stages: list[str], layout: RunLayout) -> str:
+    """The stage at which the workers ended early."""
+    return next((name for name in stages if not layout.stage(name).result.exists()), stages[-1])
 
 
 def _failures(layout: RunLayout, num_events: int, stage: str) -> list[dict[str, Any]]:

@@ -9,7 +9,7 @@ import math
 import os
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TextIO
 
 from rich.console import Console
@@ -54,6 +54,7 @@ class ProgressDisplay:
         self._live: Live | None = None
         self._thread: threading.Thread | None = None
         self._ended = threading.Event()
+        self._following: list[StageNews] = []
         self._prepared = ""
         self._percent = -1
 
@@ -77,52 +78,61 @@ class ProgressDisplay:
         """One line."""
         self._line(stage, message)
 
-    def start(self, stage: str, layout: StageLayout) -> None:
-        """Follow the stage's metrics and events until ``end``."""
-        self._line(stage, "starting workers")
+    def start(self, stages: Sequence[str]) -> None:
+        """Follow metrics and events of the stages, in this order, until ``end``."""
+        self._line(stages[0], "starting workers")
         self._ended.clear()
         if self._console.is_terminal:
             self._live = Live(console=self._console, refresh_per_second=4, transient=True)
             self._live.start()
-        news = StageNews(stage, self._run)
-        self._thread = threading.Thread(target=self._follow, args=(stage, layout, news), daemon=True)
+        # All now, so that nothing which a later stage writes is taken for known.
+        self._following = [StageNews(stage, self._run) for stage in stages]
+        self._thread = threading.Thread(target=self._follow, daemon=True)
         self._thread.start()
 
-    def end(self, stage: str, outcome: str) -> None:
-        """Stop following and print how the stage ended."""
+    def end(self, outcome: str) -> None:
+        """Stop following and print how the last stage ended."""
         self._ended.set()
         if self._thread is not None:
             self._thread.join()
         if self._live is not None:
             self._live.stop()
             self._live = None
-        self._line(stage, outcome)
+        if self._following:
+            self._line(self._following[0].stage, outcome)
 
     def _line(self, stage: str, message: str) -> None:
         """Print one line above the live one."""
         self._console.print(f"\\[{stage}] {message}")
 
-    def _follow(self, stage: str, layout: StageLayout, news: StageNews) -> None:
+    def _follow(self) -> None:
         """Show what is new, again and again."""
+        first, began = self._following[0].stage, time.time()
         patience: float = PATIENCE_SECONDS
-        began = time.time()
         while not self._ended.wait(POLL_SECONDS):
-            self._show_news(stage, news)
+            self._show_news()
             if time.time() > began + patience:
                 patience = math.inf
-                if not _has_started(layout, began):
+                if not _has_started(self._run.stage(first), began):
                     waited = f"no worker has started in {PATIENCE_SECONDS} s"
-                    self._line(stage, f"{waited}: {_where()} has no free room, or is slow")
+                    self._line(first, f"{waited}: {_where()} has no free room, or is slow")
         # Twice: a file that was made anew is read at the second look.
-        self._show_news(stage, news)
-        self._show_news(stage, news)
+        self._show_news()
+        self._show_news()
 
-    def _show_news(self, stage: str, news: StageNews) -> None:
-        """Print events and metrics that were written since the last look."""
-        for message in news.messages():
-            self._line(stage, message)
-        for metrics in news.metrics():
-            self._show(stage, metrics)
+    def _show_news(self) -> None:
+        """Print events and metrics that were written since the last look; go on to the stage that is next."""
+        while self._following:
+            news = self._following[0]
+            for message in news.messages():
+                self._line(news.stage, message)
+            for _ in range(2 if news.is_finished else 1):
+                for metrics in news.metrics():
+                    self._show(news.stage, metrics)
+            if not news.is_finished:
+                return
+            self._line(news.stage, "finished")
+            self._following.pop(0)
 
     def _show(self, stage: str, metrics: Mapping[str, float]) -> None:
         """One logged step: the live line in a terminal, a plain line elsewhere."""

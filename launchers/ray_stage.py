@@ -1,12 +1,18 @@
-"""One stage on Ray Train: place its workers, restart them after a fault, bring back how it ended."""
+"""Stages on Ray Train: place their workers, restart them after a fault, bring back how they ended.
+
+One group of workers runs all stages of a run one after the other: processes that have started, found their
+nodes and imported their libraries need not do so again.
+"""
 
 from __future__ import annotations
 
 import shutil
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from orchestrator.checkpoint.layout import RunLayout
 from orchestrator.errors import LaunchError, OrchestratorError
 from orchestrator.spec.job import Job
 
@@ -17,23 +23,39 @@ COLLECTIVE_TIMEOUT_SECONDS = 1800
 
 
 def train_function(config: dict[str, Any]) -> str:
-    """What every Ray Train worker runs: the same ``run_stage`` as under torchrun."""
+    """What every Ray Train worker runs: for each stage the same ``run_stage`` as under torchrun."""
     from orchestrator.train.agreement import AgreedError
-    from orchestrator.train.worker import run_stage
+    from orchestrator.train.worker import run_stages
 
     try:
-        return run_stage(Path(config["run_dir"]), config["stage"])
+        return run_stages(Path(config["run_dir"]), config["stages"])
     except AgreedError:
         # Every rank ends here together, and a restart would meet the same error.
         return "refused"
 
 
-def run_stage_on_ray(job: Job, stage_name: str, run_dir: Path, *, num_workers: int) -> str:
-    """Run one stage's workers to their end: ``finished``, ``stopped`` or ``refused``.
+def run_stages_on_ray(job: Job, stage_names: Sequence[str], layout: RunLayout) -> str:
+    """Run stages to their end, or to that of the first that does not finish.
+
+    Returns:
+        ``finished``, ``stopped`` or ``refused``.
 
     Raises:
-        LaunchError: The workers failed more often than ``max_failures``.
+        LaunchError: The workers failed more often than ``max_failures``, which counts anew after a stage.
     """
+    waiting = list(stage_names)
+    while True:
+        try:
+            return _run_on_ray(job, waiting, layout.root)
+        except LaunchError:
+            unfinished = [name for name in waiting if not layout.stage(name).result.exists()]
+            if unfinished in ([], waiting):
+                raise
+            waiting = unfinished
+
+
+def _run_on_ray(job: Job, stage_names: list[str], run_dir: Path) -> str:
+    """One group of workers, restarted at most ``max_failures`` times."""
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
 
@@ -46,12 +68,12 @@ def run_stage_on_ray(job: Job, stage_name: str, run_dir: Path, *, num_workers: i
     storage = Path(tempfile.mkdtemp(prefix="ray-", dir=run_dir))
     trainer = TorchTrainer(
         train_function,
-        train_loop_config={"run_dir": str(run_dir), "stage": stage_name},
+        train_loop_config={"run_dir": str(run_dir), "stages": stage_names},
         scaling_config=ScalingConfig(
-            num_workers=num_workers, use_gpu=uses_gpu, resources_per_worker=per_worker
+            num_workers=resources.num_workers, use_gpu=uses_gpu, resources_per_worker=per_worker
         ),
         run_config=RunConfig(
-            name=stage_name,
+            name=job.name,
             storage_path=str(storage),
             failure_config=FailureConfig(
                 max_failures=resources.max_failures, controller_failure_limit=CONTROLLER_FAILURES
@@ -67,6 +89,6 @@ def run_stage_on_ray(job: Job, stage_name: str, run_dir: Path, *, num_workers: i
     except OrchestratorError:
         raise
     except Exception as error:  # TrainingFailedError and its relatives
-        raise LaunchError(f"stage '{stage_name}' failed: {error}") from error
+        raise LaunchError(str(error)) from error
     finally:
         shutil.rmtree(storage, ignore_errors=True)

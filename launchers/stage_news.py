@@ -23,7 +23,9 @@ class StageNews:
 
     def __init__(self, stage: str, run: RunLayout) -> None:
         """Everything written so far is known."""
-        self._stage = stage
+        self.stage = stage
+        self.is_finished = False
+        """Whether it has ended as it should, with all its metrics written."""
         self._run = run
         self._path = run.stage(stage).metrics
         self._inode = _inode(self._path)
@@ -37,8 +39,10 @@ class StageNews:
         events = list(read_json_lines(self._run.events))
         new, self._num_events = events[self._num_events :], len(events)
         for event in new:
-            if event.get("stage") != self._stage:
+            if event.get("stage") != self.stage:
                 continue
+            if event["event"] == "stage_finished":
+                self.is_finished = True
             if event["event"] == "rank_failed" and not self._is_failing:
                 self._is_failing = True
                 text = f"{event['error']}: {event['message']}".splitlines()[0][:SHOWN_CHARACTERS]

@@ -41,7 +41,7 @@ class Resources(Section):
     gpus_per_worker: Annotated[int, Must(ge=0, le=1)] = 0
     """GPUs per worker: 0 trains on the CPU."""
     max_failures: Annotated[int, Must(ge=0)] = 3
-    """Restarts of a stage's workers after a fault before the run fails."""
+    """Restarts of the workers after a fault before the run fails; counted anew after each finished stage."""
 
 
 class Evaluation(Section):

@@ -21,9 +21,9 @@ STAND_IN = "stand-in"
 """Stands for names that are missing, and is never complained about."""
 # The least that each section needs.
 DATASET = {"source": "text", "files": STAND_IN}
-EXPORT = {"from": STAND_IN}
-EVALUATION = {"from": STAND_IN, "datasets": [STAND_IN]}
-TRAINING = {
+EXPORT: dict[str, Any] = {"from": STAND_IN}
+EVALUATION: dict[str, Any] = {"from": STAND_IN, "datasets": [STAND_IN]}
+TRAINING: dict[str, Any] = {
     "objective": {"name": "causal_lm"},
     "data": {"mixture": {STAND_IN: 1.0}, "seq_len": 2},
     "global_batch_size": 1,

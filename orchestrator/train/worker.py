@@ -1,6 +1,6 @@
 """One rank of a stage: the composition root that joins all rooms.
 
-``run_stage`` is called by Ray Train's workers and by
+``run_stage`` is called for each stage by Ray Train's workers and by
 ``torchrun -m orchestrator.train.worker RUN_DIR --stage NAME`` alike. It reads the run directory and
 nothing else, and is the only place that reads rank variables.
 """
@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import argparse
 import errno
+import gc
 import logging
 import os
 import sys
+import time
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -54,6 +56,28 @@ class Rank:
         )
 
 
+def run_stages(run_dir: Path, stage_names: Sequence[str]) -> Outcome:
+    """Run stages one after the other in these processes, as long as each finishes.
+
+    Stages that have a result were finished before a restart of the processes, and are left out.
+    """
+    layout = RunLayout(run_dir)
+    for name in stage_names:
+        if layout.stage(name).result.exists():
+            continue
+        outcome = run_stage(run_dir, name)
+        if outcome != "finished":
+            return outcome
+        # Nothing of a stage may live on: the next one needs its memory.
+        gc.collect()
+        torch.compiler.reset()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        # Rank 0 alone writes results, which the next stage looks for on every rank.
+        dist.barrier()
+    return "finished"
+
+
 def run_stage(run_dir: Path, stage_name: str) -> Outcome:
     """Run one stage as one of its ranks; collective over all of them.
 
@@ -70,12 +94,15 @@ def run_stage(run_dir: Path, stage_name: str) -> Outcome:
     _log_to_file(stage_layout, rank.rank)
     device = _select_device(job, rank)
     _join_process_group(rank, device)
+    began = time.time()
     try:
-        if isinstance(stage, TrainStage):
-            return run_training_stage(job, stage, layout, rank=rank.rank, device=device)
-        if isinstance(stage, EvaluateStage):
-            return run_evaluation_stage(job, stage, layout, device=device)
-        return run_export_stage(stage, layout)
+        if rank.rank == 0:
+            append_event(layout.events, "stage_started", stage=stage_name)
+        outcome = _run(job, stage, layout, rank, device)
+        if rank.rank == 0:
+            seconds = round(time.time() - began, 1)
+            append_event(layout.events, f"stage_{outcome}", stage=stage_name, seconds=seconds)
+        return outcome
     except BaseException as error:
         logger.exception("rank %d failed", rank.rank)
         # On a full disk neither can be written, and the error itself says more than that.
@@ -90,6 +117,14 @@ def run_stage(run_dir: Path, stage_name: str) -> Outcome:
                 exit_code=error.exit_code if isinstance(error, OrchestratorError) else 1,
             )
         raise
+
+
+def _run(job: Job, stage: Stage, layout: RunLayout, rank: Rank, device: torch.device) -> Outcome:
+    if isinstance(stage, TrainStage):
+        return run_training_stage(job, stage, layout, rank=rank.rank, device=device)
+    if isinstance(stage, EvaluateStage):
+        return run_evaluation_stage(job, stage, layout, device=device)
+    return run_export_stage(stage, layout)
 
 
 def _check_input_stage(layout: RunLayout, stage: Stage) -> None:

@@ -20,16 +20,38 @@ def test_without_a_terminal_each_logged_step_is_a_plain_line(tmp_path: Path) -> 
     display = ProgressDisplay(stream, run)
     tracker = JSONLTracker(run.stage("pretrain").metrics, resume_step=0)
     tracker.log(1, {"train/loss": 9.0})
-    display.start("pretrain", run.stage("pretrain"))
+    display.start(["pretrain"])
     append_event(run.events, "training_started", stage="pretrain", step=1, max_steps=20)
     tracker.log(2, {"train/loss": 2.5, "train/tokens_per_second": 1234.5})
     tracker.finish("finished")
-    display.end("pretrain", "finished")
+    display.end("stopped")
     assert stream.getvalue().splitlines() == [
         "[pretrain] starting workers",
         "[pretrain] goes on from step 1",
         "[pretrain] step 2 of 20  loss 2.5000  1,234 tokens/s",
-        "[pretrain] finished",
+        "[pretrain] stopped",
+    ]
+
+
+def test_stages_are_followed_one_after_the_other(tmp_path: Path) -> None:
+    run, stream = RunLayout(tmp_path), io.StringIO()
+    display = ProgressDisplay(stream, run)
+    display.start(["pretrain", "tune", "test"])
+    for stage in ("pretrain", "tune"):
+        append_event(run.events, "stage_started", stage=stage)
+        tracker = JSONLTracker(run.stage(stage).metrics, resume_step=0)
+        append_event(run.events, "training_started", stage=stage, step=0, max_steps=2)
+        tracker.log(1, {"train/loss": 9.0})
+        tracker.log(2, {"train/loss": 8.0})
+        tracker.finish("finished")
+        append_event(run.events, "stage_finished", stage=stage)
+    display.end("failed")
+    steps = ["step 1 of 2  loss 9.0000", "step 2 of 2  loss 8.0000", "finished"]
+    assert stream.getvalue().splitlines() == [
+        "[pretrain] starting workers",
+        *(f"[pretrain] {line}" for line in steps),
+        *(f"[tune] {line}" for line in steps),
+        "[test] failed",
     ]
 
 
