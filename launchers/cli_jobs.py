@@ -17,16 +17,20 @@ if TYPE_CHECKING:
 
 
 def _load_job(options: Namespace) -> Job:
-    """The job of a command that carries it out, checked with the files that it names.
+    """The job of a command, checked alone, against itself and with what it takes from elsewhere.
 
     Raises:
         SpecError: Everything wrong with them.
     """
     from orchestrator.errors import SpecError
     from orchestrator.spec.load import load_located
+    from orchestrator.spec.plan import batch_complaints
 
     loaded = load_located(options.job, overrides=options.overrides)
-    problems = _outside_problems(loaded)
+    problems = [
+        loaded.problem(("stages", index, "global_batch_size"), complaint)
+        for index, complaint in batch_complaints(loaded.job)
+    ] + _outside_problems(loaded)
     if problems:
         raise SpecError(problems)
     return loaded.job
@@ -61,23 +65,13 @@ def _warn_of_missing_files(job: Job) -> list[str]:
 
 
 def validate(options: Namespace) -> int:
-    """Check a job file, alone and against itself."""
-    from orchestrator.errors import SpecError
-    from orchestrator.spec.load import load_located
-    from orchestrator.spec.plan import batch_complaints
-
-    loaded = load_located(options.job, overrides=options.overrides)
-    problems = [
-        loaded.problem(("stages", index, "global_batch_size"), complaint)
-        for index, complaint in batch_complaints(loaded.job)
-    ] + _outside_problems(loaded)
-    if problems:
-        raise SpecError(problems)
-    warnings = _warn_of_missing_files(loaded.job)
+    """Check a job file."""
+    job = _load_job(options)
+    warnings = _warn_of_missing_files(job)
     if options.json:
         print_json({"ok": True, "errors": [], "warnings": warnings})
         return 0
-    names = [stage.name for stage in loaded.job.stages]
+    names = [stage.name for stage in job.stages]
     count = f"{len(names)} stage" if len(names) == 1 else f"{len(names)} stages"
     print(f"{options.job}: valid: {count} ({', '.join(names)})")
     return 0

@@ -17,7 +17,6 @@ from orchestrator.errors import ModelError, PlanError
 from orchestrator.spec.fingerprint import digest, spec_fingerprint
 from orchestrator.spec.job import Job, Stage, TrainStage
 from orchestrator.spec.plan import (
-    batch_complaints,
     input_stage,
     plan_batch,
     stage_order,
@@ -45,12 +44,6 @@ def plan_job(job: Job, *, runs_dir: Path, with_model: bool) -> dict[str, Any]:
         PlanError: A batch cannot be split.
         ModelError: A model cannot be built.
     """
-    complaints = [
-        f"stages[{index}] '{job.stages[index].name}': {complaint}"
-        for index, complaint in batch_complaints(job)
-    ]
-    if complaints:
-        raise PlanError("\n".join(complaints))
     run = RunLayout(runs_dir / job.name)
     job = pinned(job, read_pins(run.pins))
     parameters = ParameterCounts(run.cache / "parameters.json", with_model=with_model)

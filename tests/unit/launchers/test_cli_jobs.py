@@ -73,20 +73,20 @@ COMPLAINT = (
 )
 
 
-def test_validate_and_plan_refuse_a_batch_that_cannot_be_split(console: Console, tmp_path: Path) -> None:
+def test_every_command_refuses_a_batch_that_cannot_be_split(console: Console, tmp_path: Path) -> None:
     path = write_job(tmp_path, VALID)
     option = ("--set", "resources.num_workers=3")
     message = f"{path}:16: stages[0].global_batch_size: {COMPLAINT}\n"
-    assert console("validate", path, *option) == (2, "", message)
-    assert console("plan", path, *option) == (2, "", f"stages[0] 'pretrain': {COMPLAINT}\n")
+    for command in ("validate", "plan", "run", "prepare", "submit"):
+        assert console(command, path, *option) == (2, "", message)
     assert console("plan", path, *option, "--json").json() == {
         "ok": False,
         "errors": [
             {
-                "file": None,
-                "line": None,
-                "key": "",
-                "message": f"stages[0] 'pretrain': {COMPLAINT}",
+                "file": str(path),
+                "line": 16,
+                "key": "stages[0].global_batch_size",
+                "message": COMPLAINT,
             }
         ],
     }
