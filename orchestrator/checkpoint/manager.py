@@ -31,6 +31,7 @@ from torch.distributed.checkpoint.state_dict_saver import save
 
 from orchestrator.checkpoint import seal
 from orchestrator.checkpoint.peers import from_first, my_rank, tell_all
+from orchestrator.checkpoint.retention import Retention
 from orchestrator.checkpoint.steps import COMPLETE, StepFolder, list_steps, step_name
 from orchestrator.checkpoint.storage import (
     ShardReader,
@@ -50,11 +51,10 @@ NUM_NAMED = 3
 class CheckpointManager:
     """The checkpoints in one folder. ``save``, ``newest`` and ``load`` are collective."""
 
-    def __init__(self, folder: Path, *, keep_last: int) -> None:
-        """Keep the ``keep_last`` newest complete steps in ``folder``, which ``save`` creates."""
-        assert keep_last >= 1
+    def __init__(self, folder: Path, retention: Retention | None = None) -> None:
+        """Look after ``folder``, which ``save`` creates; without ``retention`` nothing is removed."""
         self._folder = folder
-        self._keep_last = keep_last
+        self._retention = retention
         self._verified: Path | None = None
 
     def save(self, step: int, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
@@ -109,10 +109,11 @@ class CheckpointManager:
         )
 
     def _remove_old(self, newest_step: int) -> None:
-        """Remove complete steps beyond the newest ``keep_last``, and interrupted ones that are older."""
-        steps = [found for found in list_steps(self._folder) if found.step != newest_step]
-        complete = [found for found in steps if found.is_complete]
-        old = complete[: max(0, len(complete) - (self._keep_last - 1))]
+        """Remove complete steps that nothing keeps, and interrupted ones that are older."""
+        if self._retention is None:
+            return
+        steps = list_steps(self._folder)
+        old = self._retention.removable([found for found in steps if found.is_complete])
         interrupted = [s for s in steps if not s.is_complete and s.step < newest_step]
         for found in old + interrupted:
             try:

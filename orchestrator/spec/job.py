@@ -55,6 +55,15 @@ class Evaluation(Section):
     """Evaluate at most this many rows of each dataset; absent: all."""
 
 
+class KeepBest(Section):
+    """Which evaluation is the best."""
+
+    metric: str
+    """A metric of the stage's ``evaluation``, such as ``eval/loss`` or ``eval/accuracy``."""
+    mode: Literal["min", "max"] = "min"
+    """Whether its lowest or its highest value is the best."""
+
+
 class Checkpoint(Section):
     """When state is saved and how much of it is kept."""
 
@@ -62,6 +71,17 @@ class Checkpoint(Section):
     """Optimizer steps between two checkpoints; the last step is always saved."""
     keep_last: Annotated[int, Must(ge=2)] = 3
     """Newest checkpoints to keep; at least 2, so that one damaged checkpoint does not end a run."""
+    keep_every_steps: Positive | None = None
+    """Keep each checkpoint whose step is a multiple of this, too; a multiple of ``every_steps``."""
+    keep_best: KeepBest | None = None
+    """Keep the checkpoint of the best evaluation, too."""
+
+    def __post_init__(self) -> None:
+        if self.keep_every_steps and self.keep_every_steps % self.every_steps:
+            raise ValueError(
+                f"keep_every_steps {self.keep_every_steps} is not a multiple of every_steps"
+                f" {self.every_steps}: no checkpoint would have such a step, or not each"
+            )
 
 
 class Logging(Section):

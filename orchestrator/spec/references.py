@@ -80,6 +80,7 @@ def check_fit(job: Job, stages: Iterable[int]) -> Iterator[Complaint]:
             yield from check_packing(job, stage, path)
             yield from _check_model(job, stage, path)
             yield from _check_optimization(job, stage, path)
+            yield from _check_keep_best(stage, path)
         elif isinstance(stage, EvaluateStage):
             yield from _check_evaluate(job, stage, path)
 
@@ -252,6 +253,26 @@ def _check_model(job: Job, stage: TrainStage, path: KeyPath) -> Iterator[Complai
             f"vocab_size {vocabulary} is smaller than the tokenizer's {trained.vocab_size};"
             " leave it out to use the tokenizer's",
         )
+
+
+def _check_keep_best(stage: TrainStage, path: KeyPath) -> Iterator[Complaint]:
+    """Checkpoints that are compared were evaluated at their step."""
+    if stage.checkpoint.keep_best is None:
+        return
+    saved, evaluated = stage.checkpoint.every_steps, stage.evaluation and stage.evaluation.every_steps
+    if not evaluated:
+        found = "is missing" if stage.evaluation is None else "leaves every_steps out"
+        example = f"evaluation: {{datasets: [...], every_steps: {saved}}}"
+    elif saved % evaluated:
+        found = f"has every_steps {evaluated}, which does not divide checkpoint.every_steps {saved}"
+        example = f"evaluation.every_steps {saved}"
+    else:
+        return
+    yield (
+        (*path, "checkpoint", "keep_best"),
+        f"compares evaluations at the steps of checkpoints, and the stage's evaluation {found};"
+        f" set {example}",
+    )
 
 
 def _check_optimization(job: Job, stage: TrainStage, path: KeyPath) -> Iterator[Complaint]:

@@ -154,7 +154,7 @@ def load_checkpoint_weights(model: PreTrainedModel, folder: Path, *, tokenizer_d
         CheckpointError: It does not verify, holds other parameters than the model, or was trained with
             another tokenizer.
     """
-    manager = CheckpointManager(folder.parent, keep_last=2)
+    manager = CheckpointManager(folder.parent)
     problem = manager.verify(folder)
     if problem is not None:
         raise CheckpointError(f"init.checkpoint {folder}: {problem}; name another checkpoint")

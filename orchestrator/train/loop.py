@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -53,8 +53,8 @@ class Loop:
     trackers: Sequence[Tracker]
     """Empty on every rank but 0."""
     evaluate: Callable[[], dict[str, float]]
-    save: Callable[[int], None]
-    """Commits the state after the given number of steps."""
+    save: Callable[[int, Mapping[str, float]], None]
+    """Commits the state after the given number of steps, with the metrics of an evaluation at that step."""
     stop: StopRequest
 
     def run(self, start_step: int) -> Outcome:
@@ -75,7 +75,7 @@ class Loop:
             counts, stop = self._agree(batches)
             if stop:
                 if saved_step < step:
-                    self.save(step)
+                    self.save(step, {})
                 return "stopped"
             lr = learning_rate(self.stage.schedule, self.stage.optimizer.lr, step, self.max_steps)
             loss = self._accumulate(step, batches, counts)
@@ -86,10 +86,9 @@ class Loop:
             if self._is_due(self.stage.logging.every_steps, completed):
                 self._log(completed, meter, lr, grad_norm)
             paused = time.perf_counter()
-            if self._evaluation_is_due(completed):
-                self._evaluate(completed)
+            evaluated = self._evaluate(completed) if self._evaluation_is_due(completed) else {}
             if self._is_due(self.stage.checkpoint.every_steps, completed):
-                self.save(completed)
+                self.save(completed, evaluated)
                 saved_step = completed
             began = time.perf_counter()
             meter.exclude(began - paused)
@@ -157,10 +156,11 @@ class Loop:
         for tracker in self.trackers:
             tracker.log(completed, metrics)
 
-    def _evaluate(self, completed: int) -> None:
-        """Evaluate and give the trackers the metrics."""
+    def _evaluate(self, completed: int) -> dict[str, float]:
+        """Evaluate, and give the trackers and the caller the metrics."""
         metrics = self.evaluate()
         self.engine.model.train()
         logger.info("step %d evaluation %s", completed, metrics)
         for tracker in self.trackers:
             tracker.log(completed, metrics)
+        return metrics

@@ -21,6 +21,7 @@ import torch
 
 from orchestrator.checkpoint.layout import RunLayout, StageLayout
 from orchestrator.checkpoint.manager import CheckpointManager
+from orchestrator.checkpoint.retention import METRICS
 from orchestrator.contracts import Engine, EngineSetup, Tracker
 from orchestrator.errors import CheckpointError, LaunchError, OrchestratorError
 from orchestrator.models import find_blocks, save_weights
@@ -34,6 +35,7 @@ from orchestrator.train.ledger import Ledger
 from orchestrator.train.loop import Loop, Outcome
 from orchestrator.train.optim import make_optimizer
 from orchestrator.train.results import last_training_metrics, replace_folder, write_result
+from orchestrator.train.retained import check_best, retention_of
 from orchestrator.train.stop import StopRequest
 from orchestrator.train.trackers import start_trackers
 
@@ -49,7 +51,7 @@ def run_training_stage(
     stage_layout = layout.stage(stage.name)
     with _only_writer(stage_layout, rank):
         parts = together("building the stage", partial(build_parts, job, stage, layout))
-        manager = CheckpointManager(stage_layout.checkpoints, keep_last=stage.checkpoint.keep_last)
+        manager = CheckpointManager(stage_layout.checkpoints, retention_of(stage))
         try:
             engine = _build_engine(stage, parts, rank=rank, device=device)
             start = _restore(engine, manager, _identity(job, stage, parts))
@@ -220,8 +222,9 @@ class _Run:
             stop=StopRequest(self.layout.stop_request),
         )
 
-    def _save(self, ledger: Ledger | None, step: int) -> None:
+    def _save(self, ledger: Ledger | None, step: int, evaluated: Mapping[str, float]) -> None:
         """Commit the state after ``step`` steps, then what it consumed."""
+        check_best(self.stage, evaluated)
         rows = step * self.stage.global_batch_size
         state = {
             **_identity(self.job, self.stage, self.parts),
@@ -230,6 +233,7 @@ class _Run:
             "rows": rows,
             "tokenizer": self.parts.inputs.data_digests["tokenizer"],
             "world_size": self.parts.batch_plan.world_size,
+            METRICS: dict(evaluated),
         }
         try:
             self.manager.save(step, self.engine.neutral_state(), state)

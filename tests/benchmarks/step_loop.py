@@ -100,7 +100,7 @@ def our_loop(stage: TrainStage, reader: MixtureReader) -> Callable[[int], None]:
         reader=reader,
         trackers=[],
         evaluate=dict,
-        save=lambda step: None,
+        save=lambda step, evaluated: None,
         stop=StopRequest(Path("no such file")),
     )
     return lambda step: loop_turn(loop, step)

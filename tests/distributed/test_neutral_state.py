@@ -39,12 +39,12 @@ Losses = dict[tuple[int, int], float]
 
 
 def save(engine: Engine, folder: Path, step: int) -> None:
-    CheckpointManager(folder, keep_last=99).save(step, engine.neutral_state(), {"step": step})
+    CheckpointManager(folder).save(step, engine.neutral_state(), {"step": step})
 
 
 def load(engine: Engine, folder: Path, step: int) -> None:
     tensors = engine.neutral_state()
-    state = CheckpointManager(folder, keep_last=99).load(folder / step_name(step), tensors)
+    state = CheckpointManager(folder).load(folder / step_name(step), tensors)
     assert state == {"step": step}
     engine.neutral_state_loaded(tensors)
 

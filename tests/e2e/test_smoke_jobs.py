@@ -40,7 +40,7 @@ def run(place: Path, job: str, *options: str) -> dict[str, object]:
 
 def trained_weights(layout: RunLayout, stage: str) -> dict[str, torch.Tensor]:
     """Parameters as the stage's newest checkpoint holds them."""
-    manager = CheckpointManager(layout.stage(stage).checkpoints, keep_last=2)
+    manager = CheckpointManager(layout.stage(stage).checkpoints)
     newest = manager.newest()
     assert newest is not None
     return manager.read_weights(newest)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from orchestrator.checkpoint.manager import CheckpointManager
+from orchestrator.checkpoint.retention import Retention
 
 FILES = ("shard-00000.bin", "metadata.json", "state.json", "manifest.json", "COMPLETE")
 
@@ -27,8 +28,8 @@ def make_tensors(seed: int = 0) -> dict[str, Tensor]:
     }
 
 
-def save(folder: Path, *steps: int, keep_last: int = 10) -> CheckpointManager:
-    manager = CheckpointManager(folder, keep_last=keep_last)
+def save(folder: Path, *steps: int, retention: Retention | None = None) -> CheckpointManager:
+    manager = CheckpointManager(folder, retention)
     for step in steps:
         manager.save(step, make_tensors(step), {"step": step, "name": "a"})
     return manager

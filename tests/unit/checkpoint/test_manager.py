@@ -15,6 +15,7 @@ import torch
 
 from orchestrator.checkpoint import seal
 from orchestrator.checkpoint.manager import CheckpointManager
+from orchestrator.checkpoint.retention import Retention
 from orchestrator.checkpoint.steps import list_steps, step_name
 from orchestrator.checkpoint.storage import read_tensors
 from orchestrator.errors import CheckpointError
@@ -45,7 +46,7 @@ def test_retention_keeps_the_newest_and_removes_what_was_interrupted_before(tmp_
     (tmp_path / "step-00000002").mkdir()
     (tmp_path / "step-00000009").mkdir()
     (tmp_path / "quarantine-step-00000001").mkdir()
-    save(tmp_path, 1, 3, 4, 5, keep_last=2)
+    save(tmp_path, 1, 3, 4, 5, retention=Retention(2))
     assert sorted(path.name for path in tmp_path.iterdir()) == [
         "quarantine-step-00000001",
         "step-00000004",
@@ -73,7 +74,7 @@ def test_step_that_is_complete_is_not_written_again(tmp_path: Path) -> None:
 
 
 def test_folder_that_does_not_exist_has_no_checkpoint(tmp_path: Path) -> None:
-    assert CheckpointManager(tmp_path / "none", keep_last=1).newest() is None
+    assert CheckpointManager(tmp_path / "none").newest() is None
     assert list_steps(tmp_path / "none") == []
 
 
@@ -101,7 +102,7 @@ def test_state_that_is_not_json_fails_the_save_and_leaves_nothing(tmp_path: Path
 
 def save_and_die(folder: str, fatal_call: int) -> None:
     """Save step 2 over a complete step 1; die at the n-th call that reaches the disk."""
-    manager = CheckpointManager(Path(folder), keep_last=1)
+    manager = CheckpointManager(Path(folder), Retention(1))
     manager.save(1, make_tensors(1), {"step": 1})
     calls = 0
 
@@ -130,7 +131,7 @@ def test_dying_at_any_moment_of_a_save_leaves_a_whole_step_to_resume_from(tmp_pa
         child = context.Process(target=save_and_die, args=(str(folder), fatal_call))
         child.start()
         child.join(60)
-        manager = CheckpointManager(folder, keep_last=1)
+        manager = CheckpointManager(folder, Retention(1))
         path = manager.newest()
         assert path is not None
         tensors, state = load(manager, path)

@@ -29,6 +29,17 @@ MISTAKES = {
     changed("{rfc: 1.0}", "{rfc: 1.0, other: 1.0}"): (
         "15: stages[0].data.mixture.other: no dataset is called 'other'. Datasets: rfc."
     ),
+    VALID + "    checkpoint: {every_steps: 4, keep_best: {metric: eval/loss}}\n": (
+        "24: stages[0].checkpoint.keep_best: compares evaluations at the steps of checkpoints, and the"
+        " stage's evaluation is missing; set evaluation: {datasets: [...], every_steps: 4}"
+    ),
+    VALID
+    + "    checkpoint: {every_steps: 4, keep_best: {metric: eval/loss}}\n"
+    + "    evaluation: {datasets: [rfc], every_steps: 3}\n": (
+        "24: stages[0].checkpoint.keep_best: compares evaluations at the steps of checkpoints, and the"
+        " stage's evaluation has every_steps 3, which does not divide checkpoint.every_steps 4; set"
+        " evaluation.every_steps 4"
+    ),
     VALID + "    evaluation: {datasets: [rfx]}\n": (
         "24: stages[0].evaluation.datasets[0]: no dataset is called 'rfx'. Did you mean 'rfc'?"
     ),

@@ -35,7 +35,7 @@ def test_an_objective_that_does_not_fit_names_the_stage(tmp_path: Path) -> None:
 def saved_checkpoint(folder: Path, model: nn.Module, tokenizer: str) -> Path:
     """A checkpoint of ``model`` at step 1, trained with ``tokenizer``."""
     weights = {f"model.{name}": value.detach() for name, value in model.named_parameters()}
-    CheckpointManager(folder, keep_last=2).save(1, weights, {"step": 1, "tokenizer": tokenizer})
+    CheckpointManager(folder).save(1, weights, {"step": 1, "tokenizer": tokenizer})
     return folder / "step-00000001"
 
 

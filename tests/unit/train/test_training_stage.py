@@ -29,14 +29,14 @@ class OneWeight:
 
 
 def saved(folder: Path, **state: object) -> CheckpointManager:
-    manager = CheckpointManager(folder, keep_last=2)
+    manager = CheckpointManager(folder)
     manager.save(5, {"model.weight": torch.ones(3)}, {**IDENTITY, "step": 5, **state})
     return manager
 
 
 def test_a_start_knows_its_step_and_who_saved_it(tmp_path: Path) -> None:
     engine = OneWeight()
-    manager = CheckpointManager(tmp_path / "empty", keep_last=2)
+    manager = CheckpointManager(tmp_path / "empty")
     assert _restore(engine, manager, IDENTITY) == _Start(0, None)  # type: ignore[arg-type]
     start = _restore(engine, saved(tmp_path, world_size=3), IDENTITY)  # type: ignore[arg-type]
     assert start == _Start(5, 3)
@@ -44,7 +44,7 @@ def test_a_start_knows_its_step_and_who_saved_it(tmp_path: Path) -> None:
 
 
 def test_checkpoints_of_earlier_versions_are_resumed_without_what_they_lack(tmp_path: Path) -> None:
-    manager = CheckpointManager(tmp_path, keep_last=2)
+    manager = CheckpointManager(tmp_path)
     manager.save(5, {"model.weight": torch.ones(3)}, {"seed": 1, "stage": "pretrain", "step": 5})
     assert _restore(OneWeight(), manager, IDENTITY) == _Start(5, None)  # type: ignore[arg-type]
 
