@@ -5,18 +5,23 @@ Each check yields key paths and messages; ``load.py`` adds files and lines.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 
+from orchestrator.spec.dataset_rules import (
+    check_data,
+    check_dataset,
+    check_datasets,
+    check_decontamination,
+    check_evaluate,
+)
 from orchestrator.spec.job import EvaluateStage, Job, Stage, TrainStage
 from orchestrator.spec.messages import suggestion
 from orchestrator.spec.optimization import Adafactor, WarmupStableDecay
-from orchestrator.spec.packing_rules import CLASSIFICATION, check_packing
+from orchestrator.spec.packing_rules import check_packing
 from orchestrator.spec.plan import batch_complaint, count_steps, input_stage, plan_batch
 from orchestrator.spec.positions import first_position
 from orchestrator.spec.training import (
     FSDP2Strategy,
-    SupervisedFinetuningObjective,
-    TokenClassificationObjective,
     ZeROStrategy,
 )
 from orchestrator.spec.tree import KeyPath
@@ -54,35 +59,35 @@ def check_stage_names(job: Job) -> Iterator[Complaint]:
 def check_dataset_names(job: Job) -> Iterator[Complaint]:
     """Names of datasets that are not there."""
     if job.tokenizer and job.tokenizer.train:
-        yield from _check_datasets(job, ("tokenizer", "train", "datasets"), job.tokenizer.train.datasets)
+        yield from check_datasets(job, ("tokenizer", "train", "datasets"), job.tokenizer.train.datasets)
     for name, dataset in job.datasets.items():
         if dataset.decontaminate:
             path: KeyPath = ("datasets", name, "decontaminate", "against")
-            yield from _check_datasets(job, path, dataset.decontaminate.against)
+            yield from check_datasets(job, path, dataset.decontaminate.against)
     for index, stage in enumerate(job.stages):
         path = ("stages", index)
         if isinstance(stage, TrainStage):
             for name in stage.data.mixture:
-                yield from _check_dataset(job, (*path, "data", "mixture", name), name)
+                yield from check_dataset(job, (*path, "data", "mixture", name), name)
             if stage.evaluation:
-                yield from _check_datasets(job, (*path, "evaluation", "datasets"), stage.evaluation.datasets)
+                yield from check_datasets(job, (*path, "evaluation", "datasets"), stage.evaluation.datasets)
         elif isinstance(stage, EvaluateStage):
-            yield from _check_datasets(job, (*path, "datasets"), stage.datasets)
+            yield from check_datasets(job, (*path, "datasets"), stage.datasets)
 
 
 def check_fit(job: Job, stages: Iterable[int]) -> Iterator[Complaint]:
     """Everything in the datasets and in these stages that contradicts something elsewhere in ``job``."""
-    yield from _check_decontamination(job)
+    yield from check_decontamination(job)
     for index in stages:
         stage, path = job.stages[index], ("stages", index)
         if isinstance(stage, TrainStage):
-            yield from _check_data(job, stage, path)
+            yield from check_data(job, stage, path)
             yield from check_packing(job, stage, path)
             yield from _check_model(job, stage, path)
             yield from _check_optimization(job, stage, path)
             yield from _check_keep_best(stage, path)
         elif isinstance(stage, EvaluateStage):
-            yield from _check_evaluate(job, stage, path)
+            yield from check_evaluate(job, stage, path)
 
 
 def _check_names(job: Job) -> Iterator[Complaint]:
@@ -125,104 +130,6 @@ def _cycle(stages: dict[str, Stage], start: Stage) -> list[str] | None:
         chain.append(name)
         name = input_stage(stages[name])
     return [*chain, start.name] if name == start.name else None
-
-
-def _check_decontamination(job: Job) -> Iterator[Complaint]:
-    """What a dataset is compared with is not the rows that are compared."""
-    for name, dataset in job.datasets.items():
-        for index, other in enumerate(dataset.decontaminate.against if dataset.decontaminate else ()):
-            path: KeyPath = ("datasets", name, "decontaminate", "against", index)
-            if other == name and dataset.validation_fraction + dataset.test_fraction == 0.0:
-                yield (
-                    path,
-                    f"dataset '{name}' holds out no rows, so all of its training rows would be dropped."
-                    " Name another dataset, or give it a test_fraction",
-                )
-
-
-def _check_datasets(job: Job, path: KeyPath, names: Sequence[str]) -> Iterator[Complaint]:
-    for index, name in enumerate(names):
-        yield from _check_dataset(job, (*path, index), name)
-
-
-def _check_dataset(job: Job, path: KeyPath, name: str) -> Iterator[Complaint]:
-    if name not in job.datasets:
-        hint = suggestion(name, list(job.datasets), plural="Datasets") or " 'datasets' is empty."
-        yield path, f"no dataset is called '{name}'.{hint}"
-
-
-def _check_data(job: Job, stage: TrainStage, path: KeyPath) -> Iterator[Complaint]:
-    used: list[Complaint] = [((*path, "data", "mixture", name), name) for name in stage.data.mixture]
-    if stage.evaluation:
-        place: KeyPath = (*path, "evaluation", "datasets")
-        for index, name in enumerate(stage.evaluation.datasets):
-            used.append(((*place, index), name))
-            yield from _check_held_out(job, (*place, index), name, "validation")
-    if stage.data.mixture_unit == "tokens" and getattr(stage.objective, "next_sentence", False):
-        yield (
-            (*path, "data", "mixture_unit"),
-            "rows of next_sentence are pairs that have no fixed tokens; give data.mixture in rows",
-        )
-    for where, name in used:
-        yield from _check_columns(job, stage, where, name)
-
-
-def _check_evaluate(job: Job, stage: EvaluateStage, path: KeyPath) -> Iterator[Complaint]:
-    trained = {other.name: other for other in job.stages}.get(stage.from_)
-    for index, name in enumerate(stage.datasets):
-        where = (*path, "datasets", index)
-        if stage.split != "train":
-            yield from _check_held_out(job, where, name, stage.split)
-        if isinstance(trained, TrainStage):
-            yield from _check_columns(job, trained, where, name)
-
-
-def _check_held_out(job: Job, path: KeyPath, name: str, split: str) -> Iterator[Complaint]:
-    dataset = job.datasets.get(name)
-    if dataset is not None and getattr(dataset, f"{split}_fraction") == 0.0:
-        yield (
-            path,
-            f"dataset '{name}' has no {split} rows: its {split}_fraction is 0."
-            f" Give it one, such as 'datasets.{name}.{split}_fraction: 0.1'",
-        )
-
-
-def _check_columns(job: Job, stage: TrainStage, path: KeyPath, name: str) -> Iterator[Complaint]:
-    """A dataset names the columns that the stage's objective reads, and as many labels as it has."""
-    dataset, objective = job.datasets.get(name), stage.objective
-    if dataset is None:
-        return
-    if isinstance(objective, SupervisedFinetuningObjective):
-        if dataset.messages_column is None and dataset.prompt_column is None:
-            yield (
-                path,
-                f"dataset '{name}' has no conversations, which supervised_finetuning reads. Give it"
-                f" 'datasets.{name}.messages_column: messages', or prompt_column and completion_column",
-            )
-        return
-    if not isinstance(objective, CLASSIFICATION):
-        return
-    if isinstance(objective, TokenClassificationObjective) and dataset.words_column is None:
-        yield (
-            path,
-            f"dataset '{name}' has no words_column, which token_classification reads."
-            f" Give it one, such as 'datasets.{name}.words_column: tokens'",
-        )
-    if dataset.label_column is None:
-        yield (
-            path,
-            f"dataset '{name}' has no label_column, which {objective.name} reads."
-            f" Give it one, such as 'datasets.{name}.label_column: label'",
-        )
-    names = dataset.label_names
-    if names is not None and len(names) != objective.num_outputs:
-        is_regression = getattr(objective, "problem", None) == "regression"
-        key = "num_values" if is_regression else "num_labels"
-        yield (
-            path,
-            f"dataset '{name}' has {len(names)} label_names, and the objective of stage"
-            f" '{stage.name}' has {key} {objective.num_outputs}; they must be equal",
-        )
 
 
 def _check_model(job: Job, stage: TrainStage, path: KeyPath) -> Iterator[Complaint]:

@@ -1,0 +1,115 @@
+"""What stages and datasets say of datasets: names that are there, held-out rows, columns and labels."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from orchestrator.spec.job import EvaluateStage, Job, TrainStage
+from orchestrator.spec.messages import suggestion
+from orchestrator.spec.packing_rules import CLASSIFICATION
+from orchestrator.spec.training import SupervisedFinetuningObjective, TokenClassificationObjective
+from orchestrator.spec.tree import KeyPath
+
+Complaint = tuple[KeyPath, str]
+
+
+def check_decontamination(job: Job) -> Iterator[Complaint]:
+    """What a dataset is compared with is not the rows that are compared."""
+    for name, dataset in job.datasets.items():
+        for index, other in enumerate(dataset.decontaminate.against if dataset.decontaminate else ()):
+            path: KeyPath = ("datasets", name, "decontaminate", "against", index)
+            if other == name and dataset.validation_fraction + dataset.test_fraction == 0.0:
+                yield (
+                    path,
+                    f"dataset '{name}' holds out no rows, so all of its training rows would be dropped."
+                    " Name another dataset, or give it a test_fraction",
+                )
+
+
+def check_datasets(job: Job, path: KeyPath, names: Sequence[str]) -> Iterator[Complaint]:
+    """Each of the names listed at ``path`` is that of a dataset."""
+    for index, name in enumerate(names):
+        yield from check_dataset(job, (*path, index), name)
+
+
+def check_dataset(job: Job, path: KeyPath, name: str) -> Iterator[Complaint]:
+    """A dataset has the name given at ``path``."""
+    if name not in job.datasets:
+        hint = suggestion(name, list(job.datasets), plural="Datasets") or " 'datasets' is empty."
+        yield path, f"no dataset is called '{name}'.{hint}"
+
+
+def check_data(job: Job, stage: TrainStage, path: KeyPath) -> Iterator[Complaint]:
+    """The datasets of a training stage have what it reads of them."""
+    used: list[Complaint] = [((*path, "data", "mixture", name), name) for name in stage.data.mixture]
+    if stage.evaluation:
+        place: KeyPath = (*path, "evaluation", "datasets")
+        for index, name in enumerate(stage.evaluation.datasets):
+            used.append(((*place, index), name))
+            yield from _check_held_out(job, (*place, index), name, "validation")
+    if stage.data.mixture_unit == "tokens" and getattr(stage.objective, "next_sentence", False):
+        yield (
+            (*path, "data", "mixture_unit"),
+            "rows of next_sentence are pairs that have no fixed tokens; give data.mixture in rows",
+        )
+    for where, name in used:
+        yield from _check_columns(job, stage, where, name)
+
+
+def check_evaluate(job: Job, stage: EvaluateStage, path: KeyPath) -> Iterator[Complaint]:
+    """The datasets of an evaluate stage have what the weights' stage reads of them, and the rows."""
+    trained = {other.name: other for other in job.stages}.get(stage.from_)
+    for index, name in enumerate(stage.datasets):
+        where = (*path, "datasets", index)
+        if stage.split != "train":
+            yield from _check_held_out(job, where, name, stage.split)
+        if isinstance(trained, TrainStage):
+            yield from _check_columns(job, trained, where, name)
+
+
+def _check_held_out(job: Job, path: KeyPath, name: str, split: str) -> Iterator[Complaint]:
+    dataset = job.datasets.get(name)
+    if dataset is not None and getattr(dataset, f"{split}_fraction") == 0.0:
+        yield (
+            path,
+            f"dataset '{name}' has no {split} rows: its {split}_fraction is 0."
+            f" Give it one, such as 'datasets.{name}.{split}_fraction: 0.1'",
+        )
+
+
+def _check_columns(job: Job, stage: TrainStage, path: KeyPath, name: str) -> Iterator[Complaint]:
+    """A dataset names the columns that the stage's objective reads, and as many labels as it has."""
+    dataset, objective = job.datasets.get(name), stage.objective
+    if dataset is None:
+        return
+    if isinstance(objective, SupervisedFinetuningObjective):
+        if dataset.messages_column is None and dataset.prompt_column is None:
+            yield (
+                path,
+                f"dataset '{name}' has no conversations, which supervised_finetuning reads. Give it"
+                f" 'datasets.{name}.messages_column: messages', or prompt_column and completion_column",
+            )
+        return
+    if not isinstance(objective, CLASSIFICATION):
+        return
+    if isinstance(objective, TokenClassificationObjective) and dataset.words_column is None:
+        yield (
+            path,
+            f"dataset '{name}' has no words_column, which token_classification reads."
+            f" Give it one, such as 'datasets.{name}.words_column: tokens'",
+        )
+    if dataset.label_column is None:
+        yield (
+            path,
+            f"dataset '{name}' has no label_column, which {objective.name} reads."
+            f" Give it one, such as 'datasets.{name}.label_column: label'",
+        )
+    names = dataset.label_names
+    if names is not None and len(names) != objective.num_outputs:
+        is_regression = getattr(objective, "problem", None) == "regression"
+        key = "num_values" if is_regression else "num_labels"
+        yield (
+            path,
+            f"dataset '{name}' has {len(names)} label_names, and the objective of stage"
+            f" '{stage.name}' has {key} {objective.num_outputs}; they must be equal",
+        )
