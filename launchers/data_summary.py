@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from launchers.pins import pinned, read_pins
 from launchers.ray_tasks import RayTasks
 from orchestrator.checkpoint.layout import RunLayout
 from orchestrator.registry import resolve
@@ -23,7 +24,6 @@ if TYPE_CHECKING:
 
     from orchestrator.data.catalog import Catalog
     from orchestrator.data.rows import Rows
-    from orchestrator.data.selection import Split
     from orchestrator.data.sources import Source
 
 # Rows of a split whose tokens are counted: 10,000 reviews take 3 s on one core, and give the mean to 1%.
@@ -47,9 +47,11 @@ def summarize(job: Job, *, runs_dir: Path, on_dataset: Callable[[str], None]) ->
     # Here and not above: it imports numpy and xxhash, which other commands never need.
     from orchestrator.data.catalog import Catalog
 
+    run = RunLayout(runs_dir.resolve() / job.name)
+    job = pinned(job, read_pins(run.pins))
     datasets = []
     with RayTasks() as tasks:
-        catalog = Catalog(job.datasets, RunLayout(runs_dir.resolve() / job.name).cache, tasks)
+        catalog = Catalog(job.datasets, run.cache, tasks)
         for name in job.datasets:
             on_dataset(name)
             datasets.append(_summarize_dataset(job, name, catalog))
@@ -57,15 +59,28 @@ def summarize(job: Job, *, runs_dir: Path, on_dataset: Callable[[str], None]) ->
 
 
 def _summarize_dataset(job: Job, name: str, catalog: Catalog) -> dict[str, Any]:
-    from orchestrator.data.rows import find_rows
+    from orchestrator.data.shards import StreamedSource, copied_shard
 
     readers = _readers(job, name)
     source = _as_read(catalog.find(name), readers)
-    splits = {split: find_rows(source, split, catalog.tasks) for split in _splits(source)}
+    if not isinstance(source, StreamedSource):
+        return {"name": name, "first_of_files": None, **_summarize_source(job, source, readers, catalog)}
+    # To look at all of its rows is to read it whole, and then they would be gone again.
+    with copied_shard(source.narrow(), 0) as shard:
+        found = _summarize_source(job, shard, readers, catalog)
+    return {"name": name, "first_of_files": source.num_shards, **found}
+
+
+def _summarize_source(
+    job: Job, source: Source, readers: Sequence[TrainStage], catalog: Catalog
+) -> dict[str, Any]:
+    from orchestrator.data.rows import find_rows
+    from orchestrator.data.selection import splits_of
+
+    splits = {split: find_rows(source, split, catalog.tasks) for split in splits_of(source.dataset)}
     count_tokens = _token_counter(job, readers, catalog)
     counts = splits["train"].counts
     return {
-        "name": name,
         "source": source.dataset.source,
         "rows": counts.num_rows,
         "filtered": counts.num_filtered,
@@ -98,14 +113,6 @@ def _as_read(source: Source, readers: Sequence[TrainStage]) -> Source:
         return source.without_labels()
     layout = next((layout for layout in layouts if layout.labelled), layouts[0])
     return source.with_section(section_for(source.dataset, layout))
-
-
-def _splits(source: Source) -> list[Split]:
-    """The splits that a dataset has by its fractions."""
-    held_out: list[Split] = [
-        split for split in ("validation", "test") if getattr(source.dataset, f"{split}_fraction") > 0.0
-    ]
-    return ["train", *held_out]
 
 
 def _readers(job: Job, name: str) -> list[TrainStage]:

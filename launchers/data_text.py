@@ -14,7 +14,9 @@ BAR_CHARS = 40
 def print_summary(document: Mapping[str, Any]) -> None:
     """Print what ``summarize`` found, dataset by dataset."""
     for dataset in document["datasets"]:
-        print_table(f"{dataset['name']} ({dataset['source']})", ("", "rows"), _steps(dataset))
+        of = dataset["first_of_files"]
+        part = "" if of is None else f", the first of {number_text(of)} files, which are streamed"
+        print_table(f"{dataset['name']} ({dataset['source']}{part})", ("", "rows"), _steps(dataset))
         for skipped in dataset["skipped_first"]:
             print(f"    {skipped['place']}: {skipped['problem']}")
         if dataset["scrubbed"]:

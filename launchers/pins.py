@@ -8,16 +8,14 @@ from __future__ import annotations
 
 import json
 import os
-import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from orchestrator.spec.datasets import HubDataset
+from orchestrator.spec.datasets import COMMIT, HubDataset
 from orchestrator.spec.job import Job, TrainStage
 from orchestrator.tracking.events import replace_text
 
-COMMIT = re.compile(r"[0-9a-f]{40}")
 TIMEOUT_SECONDS = 10.0
 RepoType = Literal["dataset", "model"]
 Entry = tuple[str, RepoType, str, str | None]
@@ -76,7 +74,7 @@ def look_up_pins(job: Job, path: Path) -> tuple[Job, list[str]]:
 def hub_entries(job: Job) -> Iterator[Entry]:
     """Everything that a job takes from the hub and whose revision is not a commit."""
     for name, dataset in job.datasets.items():
-        if isinstance(dataset, HubDataset) and not _is_commit(dataset.revision):
+        if isinstance(dataset, HubDataset) and not dataset.is_pinned:
             yield f"datasets.{name}", "dataset", dataset.path, dataset.revision
     tokenizer = job.tokenizer
     if tokenizer and tokenizer.from_ and _is_hub_id(tokenizer.from_) and not _is_commit(tokenizer.revision):

@@ -51,6 +51,24 @@ def make_folder(target: Path, build: Callable[[Path], None]) -> Path:
     return target
 
 
+@contextmanager
+def scratch_folder(path: Path) -> Iterator[Path]:
+    """An empty folder that is there for the time of the block, for one process at a time."""
+    with _locked(path):
+        # Whoever left this behind died: the lock is ours.
+        shutil.rmtree(path, ignore_errors=True)
+        path.mkdir(parents=True)
+        try:
+            yield path
+        finally:
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def is_whole(folder: Path) -> bool:
+    """Whether a folder is there and verifies."""
+    return folder.exists() and damage(folder) is None
+
+
 def damage(folder: Path) -> str | None:
     """What is wrong with a committed folder, every byte read; ``None`` when all digests hold."""
     marker = folder / COMPLETE

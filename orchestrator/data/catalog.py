@@ -7,10 +7,11 @@ from dataclasses import replace
 from pathlib import Path
 
 from orchestrator.data.files import nearest
+from orchestrator.data.shards import find_streamed
 from orchestrator.data.sources import Source, find_source
 from orchestrator.data.tasks import IN_PROCESS, Tasks
 from orchestrator.errors import DataError
-from orchestrator.spec.datasets import Dataset
+from orchestrator.spec.datasets import Dataset, HubDataset
 
 
 class Catalog:
@@ -50,5 +51,9 @@ class Catalog:
                 f" {sorted(self._datasets)}.{nearest(name, self._datasets)}"
             )
         if name not in self._found:
-            self._found[name] = find_source(name, self._datasets[name], self.cache_dir, self.tasks)
+            dataset = self._datasets[name]
+            if isinstance(dataset, HubDataset) and dataset.streaming:
+                self._found[name] = find_streamed(name, dataset, self.cache_dir)
+            else:
+                self._found[name] = find_source(name, dataset, self.cache_dir, self.tasks)
         return self._found[name]

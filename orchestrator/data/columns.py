@@ -5,7 +5,7 @@ Works on any ``datasets.Dataset`` handed to it, without importing the library.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
@@ -32,19 +32,19 @@ def check_columns(name: str, dataset: DatasetSection, source: Any) -> None:
     select_columns(name, dataset, source)
 
 
-def filter_rows(name: str, dataset: DatasetSection, source: Any, part: Sequence[int]) -> np.ndarray:
+def filter_rows(name: str, dataset: DatasetSection, source: Any, part: range) -> np.ndarray:
     """Numbers of the rows of ``part`` that the filter keeps, int64 and rising.
 
     Args:
-        part: Consecutive rows of ``source``.
+        part: Rows of ``source``.
 
     Raises:
         DataError: The filter names a column that is not there.
     """
     for column in dataset.filter:
         _require_column(name, "filter", column, source)
-    numbers = np.arange(part[0], part[-1] + 1, dtype=np.int64)
-    if not dataset.filter:
+    numbers = np.arange(part.start, part.stop, dtype=np.int64)
+    if not dataset.filter or not part:
         return numbers
     # A saved dataset may carry a format of its own, such as torch.
     rows = source.select(part).with_format(None)
@@ -53,12 +53,17 @@ def filter_rows(name: str, dataset: DatasetSection, source: Any, part: Sequence[
     return kept_numbers
 
 
-def refuse_empty_filter(name: str, dataset: DatasetSection, source: Any) -> NoReturn:
-    """Raise ``DataError``: the filter keeps no row."""
+def refuse_empty_filter(name: str, dataset: DatasetSection, num_rows: int, head: Any) -> NoReturn:
+    """Raise ``DataError``: the filter keeps no row.
+
+    Args:
+        num_rows: Rows of the source.
+        head: The first of them.
+    """
     column, wanted = next(iter(dataset.filter.items()))
-    found = sorted({repr(value) for value in source.select(range(min(len(source), SCAN_ROWS)))[column]})
+    found = sorted({repr(value) for value in head[column]})
     raise DataError(
-        f"datasets.{name}: filter {dataset.filter} keeps none of {len(source)} rows; column"
+        f"datasets.{name}: filter {dataset.filter} keeps none of {num_rows} rows; column"
         f" '{column}' starts with values {', '.join(found[:10])}, expected {wanted!r}."
     )
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -24,6 +24,7 @@ from orchestrator.data.columns import (
     refuse_empty_filter,
     select_columns,
 )
+from orchestrator.data.examined import Examined, renumbered
 from orchestrator.data.fields import Batch, identities, problems
 from orchestrator.data.files import digest_values
 from orchestrator.data.near_duplicates import distinct_rows
@@ -31,6 +32,7 @@ from orchestrator.data.quality import why_dropped
 from orchestrator.data.readers import quiet
 from orchestrator.data.scrub import scrub
 from orchestrator.data.selection import hash_texts, needs_hashes, unique_rows
+from orchestrator.data.shards import StreamedSource
 from orchestrator.data.sources import Source, no_rows
 from orchestrator.data.tasks import Tasks
 from orchestrator.errors import DataError
@@ -41,27 +43,6 @@ RANGE_ROWS = 1_000_000
 EXAMINATION_VERSION = 3
 # Skipped rows that are written down with their problem.
 NUM_NAMED = 100
-
-
-@dataclass(frozen=True)
-class Examined:
-    """What one range of a source's rows holds."""
-
-    numbers: np.ndarray
-    """int64: rows that are kept, by their number in the source."""
-    hashes: np.ndarray
-    """uint64 ``(rows, 2)`` of their texts; without rows where the split does not need them."""
-    chars: np.ndarray
-    """int64: characters of their texts."""
-    num_blank: int
-    """Rows among them whose text is empty or white space alone."""
-    num_filtered: int
-    """Rows that the filter keeps, sound or not."""
-    unsound: tuple[Unsound, ...]
-    dropped: Mapping[str, int]
-    """Rows by the key of the section that drops them."""
-    scrubbed: Mapping[str, int]
-    """Placeholders in the texts that are kept, by kind."""
 
 
 @dataclass(frozen=True)
@@ -113,15 +94,13 @@ def _load(folder: Path, name: str) -> np.ndarray:
 
 def _write_survey(source: Source, tasks: Tasks, folder: Path) -> None:
     name, dataset = source.name, source.dataset
-    with quiet():
-        num_rows = len(source.open())
+    found = _examined(source, tasks)
+    num_rows = sum(part.num_rows for part in found)
     if num_rows == 0:
         raise DataError(f"datasets.{name}: {no_rows(dataset)}")
-    ranges = [range(start, min(start + RANGE_ROWS, num_rows)) for start in range(0, num_rows, RANGE_ROWS)]
-    found = list(tasks.map(examine, [(source, part) for part in ranges]))
     num_filtered = sum(part.num_filtered for part in found)
     if num_filtered == 0:
-        refuse_empty_filter(name, dataset, source.open())
+        refuse_empty_filter(name, dataset, num_rows, source.head())
     numbers, hashes, chars = (
         np.concatenate([getattr(part, array) for part in found]) for array in ("numbers", "hashes", "chars")
     )
@@ -152,6 +131,23 @@ def _write_survey(source: Source, tasks: Tasks, folder: Path) -> None:
     (folder / "counts.json").write_text(json.dumps(counts, indent=1), "utf-8")
 
 
+def _examined(source: Source, tasks: Tasks) -> list[Examined]:
+    """What each range of the source's rows holds; of a streamed source, each shard."""
+    if isinstance(source, StreamedSource):
+        shards = (Examined.load(shard_folder(source, number)) for number in range(source.num_shards))
+        return list(renumbered(shards))
+    with quiet():
+        num_rows = len(source.open())
+    ranges = [range(start, min(start + RANGE_ROWS, num_rows)) for start in range(0, num_rows, RANGE_ROWS)]
+    return list(tasks.map(examine, [(source, part) for part in ranges]))
+
+
+def shard_folder(source: StreamedSource, number: int) -> Path:
+    """Where ``Examined`` of one shard is kept."""
+    key = {"version": EXAMINATION_VERSION, "source": source.digest}
+    return source.cache_dir / "shards" / digest_values(key) / f"{number:06d}"
+
+
 def _distinct(
     source: Source, numbers: np.ndarray, hashes: np.ndarray, tasks: Tasks, dropped: Counter[str]
 ) -> np.ndarray:
@@ -168,7 +164,7 @@ def _distinct(
     return kept
 
 
-def examine(work: tuple[Source, Sequence[int]]) -> Examined:
+def examine(work: tuple[Source, range]) -> Examined:
     """Filter, check, scrub, judge and hash one range of a source's rows.
 
     Raises:
@@ -186,7 +182,7 @@ def examine(work: tuple[Source, Sequence[int]]) -> Examined:
             num_rows = len(next(iter(batch.values())))
             found.add(filtered[first : first + num_rows], batch)
             first += num_rows
-    return found.result(len(filtered))
+    return found.result(len(part), len(filtered))
 
 
 class _Findings:
@@ -243,9 +239,10 @@ class _Findings:
             )
         self._unsound.append(row)
 
-    def result(self, num_filtered: int) -> Examined:
-        """All that was found among ``num_filtered`` rows."""
+    def result(self, num_rows: int, num_filtered: int) -> Examined:
+        """All that was found among ``num_filtered`` of ``num_rows`` rows."""
         return Examined(
+            num_rows=num_rows,
             numbers=np.array(self._numbers, np.int64),
             hashes=np.concatenate(self._hashes),
             chars=np.array(self._chars, np.int64),

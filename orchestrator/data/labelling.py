@@ -33,11 +33,17 @@ NO_LABELS = Labels(None, ())
 
 
 def find_labels(
-    rows: Rows, split: Split, layout: RowLayout, given: Sequence[str] | None, num_labels: int | None
+    rows: Rows,
+    opened: Any,
+    split: Split,
+    layout: RowLayout,
+    given: Sequence[str] | None,
+    num_labels: int | None,
 ) -> tuple[Rows, Labels]:
     """Labels of ``rows`` as the layout wants them, and the rows that have one of the set.
 
     Args:
+        opened: A ``datasets.Dataset`` with the label of each row, beside other fields or alone.
         given: Names in the order of their ids; absent: the section's, the source's own, or the sorted
             values found in all splits.
         num_labels: Outputs of the classifier; absent: as many as there are names or values.
@@ -46,7 +52,6 @@ def find_labels(
         DataError: A label is not what the layout wants, has no id, or there are too many.
     """
     source = rows.source
-    opened = rows.open()
     where = f"datasets.{source.name}: column '{source.dataset.label_column}', split '{split}'"
     if layout.document == "text" and layout.labels == "class":
         names = given or _names(source, opened)
@@ -112,8 +117,13 @@ def _names(source: Source, rows: Any) -> Sequence[str] | None:
     own: Sequence[str] | None = getattr(feature.feature if is_list else feature, "names", None)
     if source.dataset.label_names is not None or own is not None:
         return source.dataset.label_names or own
-    is_text = str(getattr(feature.feature if is_list else feature, "dtype", "")) in ("string", "large_string")
-    return distinct_labels(source) if is_text else None
+    return distinct_labels(source) if holds_text(feature) else None
+
+
+def holds_text(feature: Any) -> bool:
+    """Whether a column of this ``datasets`` feature holds strings, or lists of them."""
+    dtype = getattr(getattr(feature, "feature", feature), "dtype", "")
+    return str(dtype) in ("string", "large_string")
 
 
 def _value_names(source: Source, num_values: int) -> tuple[str, ...]:

@@ -5,7 +5,8 @@ split, the tokenizer's files, the layout of rows, and the version of this code. 
 ``prepared.py``.
 
 1. find the rows of the split (``rows.py``) and turn labels into ids or numbers
-2. encode them, in parts where there are many (``tokenise.py``)
+2. encode them, in parts where there are many (``tokenise.py``); of a streamed source this comes first, shard
+   by shard, and then the rows of the split are taken (``streaming.py``)
 3. for pairs, cut documents into segments; for best-fit packing, plan the rows
 4. write meta.json and commit the folder
 """
@@ -14,9 +15,10 @@ from __future__ import annotations
 
 import logging
 import shutil
-from collections.abc import Sequence
-from dataclasses import asdict
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -30,7 +32,9 @@ from orchestrator.data.packing import plan_best_fit
 from orchestrator.data.prepared import FORMAT_VERSION, Meta
 from orchestrator.data.rows import Rows, find_rows
 from orchestrator.data.selection import Split
+from orchestrator.data.shards import StreamedSource
 from orchestrator.data.sources import Source
+from orchestrator.data.streaming import parts_folder, stream_shards
 from orchestrator.data.tasks import IN_PROCESS, Tasks
 from orchestrator.data.tokenise import Documents, Progress, Work, encode_rows, token_dtype
 from orchestrator.data.tokenizer import load_tokenizer, tokenizer_digest
@@ -70,7 +74,45 @@ def prepare_rows(
         DataError: The source, a label or the tokenizer is unfit for these rows.
     """
     source = _needed_columns(source, layout)
-    key = {
+    key = _key(source, split, layout, tokenizer_dir, label_names, num_labels)
+    target = source.cache_dir / "rows" / digest_values(key)
+    unnamed = Work(layout, tokenizer_dir, ())
+    parts_dir = _parts_dir(source, split, unnamed, target)
+
+    def label(rows: Rows, open_labels: Callable[[Rows], Any]) -> tuple[Rows, Labels]:
+        if not layout.labelled:
+            return rows, NO_LABELS
+        return find_labels(rows, open_labels(rows), split, layout, label_names, num_labels)
+
+    def build(folder: Path) -> None:
+        if isinstance(source, StreamedSource):
+            shards = stream_shards(source, split, unnamed, tasks=tasks, on_progress=on_progress)
+            rows, labels = label(find_rows(source, split, tasks), shards.labels)
+            documents = shards.join(rows, folder)
+        else:
+            rows, labels = label(find_rows(source, split, tasks), Rows.open)
+            work = replace(unnamed, label_names=labels.names)
+            documents = encode_rows(
+                rows, work, folder, parts_dir=parts_dir, tasks=tasks, on_progress=on_progress
+            )
+        _write(rows, folder, documents, Encoder(layout, load_tokenizer(tokenizer_dir)), labels)
+
+    prepared = make_folder(target, build)
+    # Parts are needed no longer, by whomever they were left.
+    shutil.rmtree(parts_dir, ignore_errors=True)
+    return prepared
+
+
+def _key(
+    source: Source,
+    split: Split,
+    layout: RowLayout,
+    tokenizer_dir: Path,
+    label_names: Sequence[str] | None,
+    num_labels: int | None,
+) -> dict[str, Any]:
+    """What a prepared folder depends on."""
+    return {
         "format_version": FORMAT_VERSION,
         "source": source.digest,
         "split": split,
@@ -79,22 +121,13 @@ def prepare_rows(
         "label_names": None if label_names is None else list(label_names),
         "num_labels": num_labels,
     }
-    target = source.cache_dir / "rows" / digest_values(key)
-    parts_dir = source.cache_dir / "parts" / target.name
 
-    def build(folder: Path) -> None:
-        rows = find_rows(source, split, tasks)
-        labels = NO_LABELS
-        if layout.labelled:
-            rows, labels = find_labels(rows, split, layout, label_names, num_labels)
-        work = Work(layout, tokenizer_dir, labels.names)
-        documents = encode_rows(rows, work, folder, parts_dir=parts_dir, tasks=tasks, on_progress=on_progress)
-        _write(rows, folder, documents, Encoder(layout, load_tokenizer(tokenizer_dir)), labels)
 
-    prepared = make_folder(target, build)
-    # Parts are needed no longer, by whomever they were left.
-    shutil.rmtree(parts_dir, ignore_errors=True)
-    return prepared
+def _parts_dir(source: Source, split: Split, work: Work, target: Path) -> Path:
+    """Where parts are kept until ``target`` is there."""
+    if isinstance(source, StreamedSource):
+        return parts_folder(source, split, work)
+    return source.cache_dir / "parts" / target.name
 
 
 def _needed_columns(source: Source, layout: RowLayout) -> Source:
@@ -133,8 +166,8 @@ def _write(
 ) -> None:
     """Write the files of the format beside tokens.bin."""
     name, info, num_texts = rows.source.name, encoder.info, len(rows.numbers)
-    num_documents = len(documents.lengths)
-    if not num_documents and documents.num_unfit:
+    num_documents, num_unfit = len(documents.lengths), len(documents.unfit)
+    if not num_documents and num_unfit:
         raise DataError(
             f"datasets.{name}: none of {num_texts} rows has anything to learn in its first"
             f" {encoder.layout.seq_len} tokens. Raise data.seq_len, or look at the rows that the log names."
@@ -156,9 +189,9 @@ def _write(
         num_rows=num_rows,
         num_tokens=int(offsets[-1]),
         num_documents=num_documents,
-        num_empty=num_texts - num_documents - documents.num_unfit,
-        num_unfit=documents.num_unfit,
-        num_truncated=documents.num_truncated,
+        num_empty=num_texts - num_documents - num_unfit,
+        num_unfit=num_unfit,
+        num_truncated=int(documents.is_truncated.sum()),
         num_split=num_split,
         packing_efficiency=_efficiency(encoder.layout, num_rows, int(offsets[-1])),
         token_dtype=token_dtype(info.vocab_size).name,

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import glob
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from orchestrator.errors import DataError, SourceMissingError
 from orchestrator.spec.datasets import HubDataset, SavedDataset
+
+# 1000 rows: a few MB at a time, and far above the cost of a call.
+COPY_ROWS = 1000
 
 
 def read_files(kind: str, files: list[Path], cache: str, options: dict[str, Any]) -> Any:
@@ -37,6 +40,54 @@ def open_hub(name: str, dataset: HubDataset, cache_dir: Path) -> Any:
     Raises:
         DataError: It cannot be loaded, or a local folder has its name.
     """
+    try:
+        return _load_hub(name, dataset, cache_dir)
+    except DataError:
+        raise
+    except Exception as error:
+        raise DataError(
+            f"{_hub_text(name, dataset)} cannot be loaded:"
+            f" {_one_line(error)}. Check the id, the network and HF_TOKEN, or load it once"
+            " where there is a network, save_to_disk it and use source 'saved'."
+        ) from error
+
+
+def open_stream(name: str, dataset: HubDataset, cache_dir: Path, columns: Collection[str] = ()) -> Any:
+    """A dataset of the hub as a ``datasets.IterableDataset`` whose features are known.
+
+    No more than the beginning of a file is fetched.
+
+    Args:
+        columns: The columns to read; absent: all. Of Parquet files no others are fetched.
+
+    Raises:
+        SourceMissingError: The hub, or the dataset there, cannot be reached.
+    """
+    try:
+        stream = _load_hub(name, dataset, cache_dir, streaming=True)
+        if stream.features is None:
+            stream = stream.cast(_first_features(stream))
+        if not columns:
+            return stream
+        wanted = [column for column in stream.column_names if column in columns]
+        if stream.info.builder_name == "parquet":
+            stream = _load_hub(name, dataset, cache_dir, streaming=True, columns=wanted)
+        return stream.select_columns(wanted)
+    except DataError:
+        raise
+    except Exception as error:
+        raise SourceMissingError(
+            f"{_hub_text(name, dataset)} cannot be streamed: {_one_line(error)}."
+            " Check the id, the network and HF_TOKEN."
+        ) from error
+
+
+def _load_hub(name: str, dataset: HubDataset, cache_dir: Path, **options: Any) -> Any:
+    """What the library makes of a dataset of the hub.
+
+    Raises:
+        DataError: A local folder has its name.
+    """
     import datasets
 
     if Path(dataset.path).exists():
@@ -44,21 +95,47 @@ def open_hub(name: str, dataset: HubDataset, cache_dir: Path) -> Any:
             f"datasets.{name}: path '{dataset.path}' is a folder or file here, expected a hub id such as"
             " 'stanfordnlp/imdb'. Use source 'saved', 'json', 'csv', 'parquet' or 'text' for local data."
         )
-    try:
-        return datasets.load_dataset(
-            dataset.path,
-            name=dataset.config_name,
-            split=dataset.split,
-            revision=dataset.revision,
-            cache_dir=str(cache_dir.absolute() / "hub"),
-        )
-    except Exception as error:
-        raise DataError(
-            f"datasets.{name}: hub dataset '{dataset.path}' (config {dataset.config_name or 'default'}, split"
-            f" '{dataset.split}', revision {dataset.revision or 'main'}) cannot be loaded:"
-            f" {_one_line(error)}. Check the id, the network and HF_TOKEN, or load it once"
-            " where there is a network, save_to_disk it and use source 'saved'."
-        ) from error
+    return datasets.load_dataset(
+        dataset.path,
+        name=dataset.config_name,
+        split=dataset.split,
+        revision=dataset.revision,
+        cache_dir=str(cache_dir.absolute() / "hub"),
+        **options,
+    )
+
+
+def _hub_text(name: str, dataset: HubDataset) -> str:
+    """A dataset of the hub, for messages."""
+    return (
+        f"datasets.{name}: hub dataset '{dataset.path}' (config {dataset.config_name or 'default'}, split"
+        f" '{dataset.split}', revision {dataset.revision or 'main'})"
+    )
+
+
+def _first_features(stream: Any) -> Any:
+    """Features as the first rows have them, for formats whose files do not tell."""
+    import datasets
+
+    first = next(iter(stream.with_format("arrow").iter(COPY_ROWS)))
+    return datasets.Features.from_arrow_schema(first.schema)
+
+
+def copy_rows(rows: Any, path: Path) -> None:
+    """Write all rows of a ``Dataset`` or an ``IterableDataset`` into an Arrow file."""
+    from datasets.arrow_writer import ArrowWriter
+
+    with ArrowWriter(path=str(path), features=rows.features) as writer:
+        for table in rows.with_format("arrow").iter(COPY_ROWS):
+            writer.write_table(table)
+        writer.finalize()
+
+
+def open_copy(path: Path) -> Any:
+    """The rows that ``copy_rows`` wrote, as a memory-mapped ``datasets.Dataset``."""
+    import datasets
+
+    return datasets.Dataset.from_file(str(path))
 
 
 def saved_folder(name: str, dataset: SavedDataset) -> Path:

@@ -18,9 +18,9 @@ import numpy as np
 
 from orchestrator.data.columns import SCAN_ROWS, filter_rows, select_columns
 from orchestrator.data.decontamination import clean_rows
-from orchestrator.data.examination import Survey, survey
+from orchestrator.data.examination import survey
 from orchestrator.data.readers import quiet
-from orchestrator.data.selection import Split, needs_hashes, select_rows
+from orchestrator.data.selection import Split, choose_rows
 from orchestrator.data.sources import Source
 from orchestrator.data.tasks import IN_PROCESS, Tasks
 from orchestrator.data.texts import TextPart, open_rows
@@ -89,7 +89,7 @@ def find_rows(source: Source, split: Split, tasks: Tasks = IN_PROCESS) -> Rows:
             "datasets.%s: %d of %d rows are skipped, first %s: %s",
             *(source.name, num_skipped, num_filtered, *skipped[0]),
         )
-    chosen = _choose(source, found, split)
+    chosen = choose_rows(found.hashes, len(found.numbers), source.dataset, split)
     dropped = dict(found.dropped)
     if source.dataset.decontaminate is not None and split == "train":
         kept = clean_rows(
@@ -126,13 +126,6 @@ def distinct_labels(source: Source) -> list[Any]:
         batches = rows.select_columns(["label"]).iter(SCAN_ROWS)
         lists = [labels for batch in batches for labels in batch["label"] if labels is not None]
         return sorted({label for labels in lists for label in labels} - {None})
-
-
-def _choose(source: Source, found: Survey, split: Split) -> np.ndarray:
-    """Positions of the split's rows among those that are kept."""
-    if needs_hashes(source.dataset):
-        return select_rows(found.hashes, source.dataset, split)
-    return np.arange(len(found.numbers) if split == "train" else 0)
 
 
 def _held_out(source: Source, tasks: Tasks) -> list[TextPart]:

@@ -17,6 +17,12 @@ from orchestrator.spec.datasets import DatasetSection
 Split = Literal["train", "validation", "test"]
 
 
+def splits_of(dataset: DatasetSection) -> list[Split]:
+    """The splits that a dataset has by its fractions."""
+    fractions: dict[Split, float] = {"validation": dataset.validation_fraction, "test": dataset.test_fraction}
+    return ["train", *(split for split, fraction in fractions.items() if fraction > 0.0)]
+
+
 def hash_texts(texts: Iterable[str]) -> np.ndarray:
     """The first 16 bytes of each text's sha256 over UTF-8, uint64 of shape ``(rows, 2)``."""
     digests = b"".join(hashlib.sha256(text.encode("utf-8")).digest()[:16] for text in texts)
@@ -57,6 +63,13 @@ def select_rows(hashes: np.ndarray, dataset: DatasetSection, split: Split) -> np
     chosen = {"test": in_test, "validation": in_validation, "train": ~in_test & ~in_validation}
     selected: np.ndarray = rows[chosen[split]]
     return selected
+
+
+def choose_rows(hashes: np.ndarray, num_rows: int, dataset: DatasetSection, split: Split) -> np.ndarray:
+    """Rows of ``split`` among ``num_rows``, ascending, int64; ``hashes`` are theirs where they are needed."""
+    if needs_hashes(dataset):
+        return select_rows(hashes, dataset, split)
+    return np.arange(num_rows if split == "train" else 0)
 
 
 def _threshold(fraction: float) -> np.uint64:

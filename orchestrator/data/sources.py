@@ -17,11 +17,17 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from orchestrator.data.columns import check_columns
+from orchestrator.data.columns import SCAN_ROWS, check_columns
 from orchestrator.data.conversion import NUM_NAMED, Conversion, Group, files_text
 from orchestrator.data.fields import LABEL_KEYS
 from orchestrator.data.files import digest_file, digest_values, find_files
-from orchestrator.data.readers import join, open_hub, open_saved, quiet, saved_folder
+from orchestrator.data.readers import (
+    join,
+    open_hub,
+    open_saved,
+    quiet,
+    saved_folder,
+)
 from orchestrator.data.tasks import IN_PROCESS, Tasks
 from orchestrator.errors import DataError
 from orchestrator.spec.datasets import (
@@ -32,7 +38,7 @@ from orchestrator.spec.datasets import (
 )
 
 # Places of files and checks of them: the same content elsewhere is the same data.
-KEYS_WITHOUT_CONTENT = {"files", "path", "distribution", "file", "sha256"}
+KEYS_WITHOUT_CONTENT = {"files", "path", "distribution", "file", "sha256", "streaming"}
 # 256 MiB: a group is converted in seconds, and ten thousand small files are a few dozen groups.
 GROUP_BYTES = 1 << 28
 
@@ -122,6 +128,11 @@ class Source:
                 return open_saved(self.name, self.dataset)
             return self._join([(group, self._conversion(group).open()) for group in self.groups])
 
+    def head(self) -> Any:
+        """The first rows."""
+        rows = self.open()
+        return rows.select(range(min(len(rows), SCAN_ROWS)))
+
     def left_out(self) -> tuple[int, list[tuple[str, str]]]:
         """How many lines of its files cannot be read and were left out; place and problem of the first."""
         count, named = 0, list[tuple[str, str]]()
@@ -153,7 +164,7 @@ class Source:
 
 
 def find_source(name: str, dataset: Dataset, cache_dir: Path, tasks: Tasks = IN_PROCESS) -> Source:
-    """Find a dataset, digest it, and convert its files.
+    """Find a dataset, digest it, and convert its files; ``shards.py`` finds one that is streamed.
 
     Args:
         name: The dataset's name in the job file, for messages.

@@ -26,6 +26,10 @@ class TextPart:
     numbers: np.ndarray
     """int64: their numbers in the source, rising."""
 
+    def open(self) -> Any:
+        """A map-style ``datasets.Dataset`` with the fields of a row as columns (``fields.py``)."""
+        return open_rows(self.source, self.numbers)
+
     def texts(self) -> Iterator[str]:
         """All text of each row, in order: of conversations what is said, of words what they are joined to."""
         with quiet():

@@ -7,14 +7,13 @@ have targets of their own.
 
 from __future__ import annotations
 
-import json
 import logging
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 
@@ -26,6 +25,7 @@ from orchestrator.data.fields import documents_of
 from orchestrator.data.prepared import TARGET_DTYPES
 from orchestrator.data.rows import Rows
 from orchestrator.data.tasks import Tasks
+from orchestrator.data.texts import TextPart, cut_rows
 from orchestrator.data.tokenizer import load_tokenizer
 from orchestrator.errors import DataError
 
@@ -33,9 +33,10 @@ from orchestrator.errors import DataError
 BATCH_ROWS = 1000
 # 100,000 documents are tokenised in about a minute on one core: little to lose, and worth a process.
 PART_ROWS = 100_000
+# Raised when a part's folder holds other files.
+PART_VERSION = 2
 # What a part's ``Documents`` hold, as it is kept on the disk.
-ARRAYS = ("lengths", "kept", "second_begins")
-COUNTS = ("num_truncated", "num_unfit")
+ARRAYS = ("lengths", "kept", "second_begins", "is_truncated", "unfit")
 
 log = logging.getLogger(__name__)
 
@@ -51,12 +52,12 @@ class Documents:
     """int64: tokens of each document."""
     kept: np.ndarray
     """int64: row of each document, among the rows that were encoded; rows without a token are missing."""
-    num_truncated: int
-    """Documents that were cut at ``seq_len``."""
-    num_unfit: int
-    """Rows of which nothing can be learned, which were left out."""
     second_begins: np.ndarray
     """int64: where in a document the second text of its pair begins; 0: it is no pair."""
+    is_truncated: np.ndarray
+    """bool: whether a document was cut at ``seq_len``."""
+    unfit: np.ndarray
+    """int64: rows of which nothing can be learned, which were left out."""
 
 
 @dataclass(frozen=True)
@@ -77,7 +78,7 @@ class Work:
 class Part:
     """Rows that one task encodes."""
 
-    rows: Rows
+    rows: TextPart
     work: Work
     folder: Path
     """Where its tokens go."""
@@ -101,63 +102,83 @@ def encode_rows(
     """
     total = len(rows.numbers)
     if total <= PART_ROWS:
-        return _encode(rows, work.encoder(), folder, on_progress)
+        return _encode(TextPart(rows.source, rows.numbers), work.encoder(), folder, on_progress)
     parts = [
-        Part(
-            replace(rows, numbers=rows.numbers[start : start + PART_ROWS]),
-            work,
-            parts_dir / f"{PART_ROWS}-{start // PART_ROWS:06d}",
-        )
-        for start in range(0, total, PART_ROWS)
+        Part(part, work, parts_dir / f"{PART_VERSION}-{PART_ROWS}-{index:06d}")
+        for index, part in enumerate(cut_rows(rows.source, rows.numbers, PART_ROWS))
     ]
     done = 0
     for part, _ in zip(parts, tasks.map(encode_part, parts), strict=True):
         done += len(part.rows.numbers)
         on_progress(done, total)
-    return _join([part.folder for part in parts], folder)
+    return join_parts([(part.folder, 0) for part in parts], rows.numbers, folder)
 
 
 def encode_part(part: Part) -> None:
     """Make a part's folder, unless it is there."""
-
-    def build(folder: Path) -> None:
-        documents = _encode(part.rows, part.work.encoder(), folder, lambda done, total: None)
-        for name in ARRAYS:
-            np.save(folder / f"{name}.npy", getattr(documents, name))
-        counts = {name: getattr(documents, name) for name in COUNTS}
-        (folder / "counts.json").write_text(
-            json.dumps({**counts, "num_rows": len(part.rows.numbers)}), "utf-8"
-        )
-
-    make_folder(part.folder, build)
+    make_folder(part.folder, lambda folder: write_part(part.rows, part.work, folder))
 
 
-def _join(parts: list[Path], folder: Path) -> Documents:
-    """Append the parts' tokens and targets to one another."""
+def write_part(rows: TextPart, work: Work, folder: Path) -> None:
+    """Fill a part's folder."""
+    documents = _encode(rows, work.encoder(), folder, lambda done, total: None)
+    np.save(folder / "numbers.npy", rows.numbers)
+    for name in ARRAYS:
+        np.save(folder / f"{name}.npy", getattr(documents, name))
+
+
+def join_parts(parts: Sequence[tuple[Path, int]], numbers: np.ndarray, folder: Path) -> Documents:
+    """Append the tokens and targets of the parts' documents to one another, without rows not asked for.
+
+    Args:
+        parts: Their folders in order, each with what its rows' numbers are counted from.
+        numbers: int64 rows that are asked for, rising; each is in one of the parts.
+        folder: Where the joined files go.
+    """
+    found = [_placed(part, first, numbers) for part, first in parts]
     for name in ("tokens.bin", "targets.bin"):
-        if (parts[0] / name).exists():
+        if (parts[0][0] / name).exists():
             with (folder / name).open("wb") as joined:
-                for part in parts:
-                    with (part / name).open("rb") as stream:
-                        shutil.copyfileobj(stream, joined, 1 << 22)
-    counts = [json.loads((part / "counts.json").read_text("utf-8")) for part in parts]
-    lengths, kept, second_begins = (
-        [np.load(part / f"{name}.npy", allow_pickle=False) for part in parts] for name in ARRAYS
-    )
-    first = 0
-    for rows, count in zip(kept, counts, strict=True):
-        rows += first
-        first += int(count["num_rows"])
-    return Documents(
-        lengths=np.concatenate(lengths),
-        kept=np.concatenate(kept),
-        second_begins=np.concatenate(second_begins),
-        num_truncated=sum(int(count["num_truncated"]) for count in counts),
-        num_unfit=sum(int(count["num_unfit"]) for count in counts),
-    )
+                for (part, _), (lengths, is_wanted, _) in zip(parts, found, strict=True):
+                    _append(part / name, lengths, is_wanted, joined)
+    documents = [part for _, _, part in found]
+    return Documents(**{name: np.concatenate([getattr(part, name) for part in documents]) for name in ARRAYS})
 
 
-def _encode(rows: Rows, encoder: Encoder, folder: Path, on_progress: Progress) -> Documents:
+def find_numbers(part: Path, first: int, numbers: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Where in ``numbers`` the rows of a part stand, int64, and whether each is there at all, bool."""
+    of_part = np.load(part / "numbers.npy", allow_pickle=False) + first
+    return np.searchsorted(numbers, of_part), np.isin(of_part, numbers, assume_unique=True)
+
+
+def _placed(part: Path, first: int, numbers: np.ndarray) -> tuple[np.ndarray, np.ndarray, Documents]:
+    """Tokens of each document of a part, whether it is asked for, and the documents that are."""
+    arrays = {name: np.load(part / f"{name}.npy", allow_pickle=False) for name in ARRAYS}
+    places, is_there = find_numbers(part, first, numbers)
+    is_wanted = is_there[arrays["kept"]]
+    kept, unfit = arrays["kept"][is_wanted], arrays["unfit"][is_there[arrays["unfit"]]]
+    documents = Documents(
+        lengths=arrays["lengths"][is_wanted],
+        kept=places[kept],
+        second_begins=arrays["second_begins"][is_wanted],
+        is_truncated=arrays["is_truncated"][is_wanted],
+        unfit=places[unfit],
+    )
+    return arrays["lengths"], is_wanted, documents
+
+
+def _append(file: Path, lengths: np.ndarray, is_wanted: np.ndarray, joined: BinaryIO) -> None:
+    """Append what ``file`` holds of the documents that are asked for."""
+    if is_wanted.all():
+        with file.open("rb") as stream:
+            shutil.copyfileobj(stream, joined, 1 << 22)
+        return
+    # Of any width: a line for each token, as bytes.
+    tokens = np.memmap(file, np.uint8, mode="r").reshape(int(lengths.sum()), -1)
+    joined.write(tokens[np.repeat(is_wanted, lengths)].tobytes())
+
+
+def _encode(rows: TextPart, encoder: Encoder, folder: Path, on_progress: Progress) -> Documents:
     """Encode ``rows`` batch by batch; tokens and targets go straight to the disk."""
     opened = rows.open()
     dtype = token_dtype(encoder.info.vocab_size)
@@ -165,8 +186,9 @@ def _encode(rows: Rows, encoder: Encoder, folder: Path, on_progress: Progress) -
     lengths: list[int] = []
     kept: list[int] = []
     second_begins: list[int] = []
+    is_truncated: list[bool] = []
     unfit: list[int] = []
-    num_truncated = done = 0
+    done = 0
     with ExitStack() as stack:
         tokens = stack.enter_context((folder / "tokens.bin").open("wb"))
         if target_dtype is not None:
@@ -184,19 +206,19 @@ def _encode(rows: Rows, encoder: Encoder, folder: Path, on_progress: Progress) -
                     lengths.append(len(encoded.ids))
                     kept.append(row)
                     second_begins.append(encoded.second_begins)
-                    num_truncated += encoded.is_truncated
+                    is_truncated.append(encoded.is_truncated)
             done += len(documents)
             on_progress(done, len(opened))
     return Documents(
         lengths=np.array(lengths, np.int64),
         kept=np.array(kept, np.int64),
         second_begins=np.array(second_begins, np.int64),
-        num_truncated=num_truncated,
-        num_unfit=len(unfit),
+        is_truncated=np.array(is_truncated, bool),
+        unfit=np.array(unfit, np.int64),
     )
 
 
-def _leave_out(rows: Rows, row: int, unfit: Unfit, *, is_first: bool) -> None:
+def _leave_out(rows: TextPart, row: int, unfit: Unfit, *, is_first: bool) -> None:
     """Say that a row is left out.
 
     Raises:

@@ -26,6 +26,25 @@ def check_decontamination(job: Job) -> Iterator[Complaint]:
                 )
 
 
+def check_streaming(job: Job) -> Iterator[Complaint]:
+    """Nothing reads the texts of a dataset whose rows are not kept."""
+    streamed = {name for name, dataset in job.datasets.items() if getattr(dataset, "streaming", False)}
+    read: list[tuple[KeyPath, Sequence[str]]] = []
+    if job.tokenizer and job.tokenizer.train:
+        read.append((("tokenizer", "train", "datasets"), job.tokenizer.train.datasets))
+    for name, dataset in job.datasets.items():
+        if dataset.decontaminate:
+            read.append((("datasets", name, "decontaminate", "against"), dataset.decontaminate.against))
+    for path, names in read:
+        for index, name in enumerate(names):
+            if name in streamed:
+                yield (
+                    (*path, index),
+                    f"dataset '{name}' has streaming: true and keeps no rows, and this reads all its texts."
+                    " Name another dataset, such as one of a few of its files, or set its streaming to false",
+                )
+
+
 def check_datasets(job: Job, path: KeyPath, names: Sequence[str]) -> Iterator[Complaint]:
     """Each of the names listed at ``path`` is that of a dataset."""
     for index, name in enumerate(names):

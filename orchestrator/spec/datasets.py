@@ -1,5 +1,6 @@
 """The ``datasets`` and ``tokenizer`` sections: where text comes from and how it becomes tokens."""
 
+import re
 from typing import Annotated, Literal
 
 from orchestrator.spec.cleaning import Decontamination, NearDuplicates, Quality
@@ -8,6 +9,8 @@ from orchestrator.spec.section import ChosenBy, Must, Section, field
 Fraction = Annotated[float, Must(ge=0.0, lt=1.0)]
 Scalar = str | int | float | bool
 PersonalData = Literal["email", "phone", "card"]
+COMMIT = re.compile(r"[0-9a-f]{40}")
+"""What a hub entry is pinned by."""
 REGION = Must(pattern="^[A-Z]{2}$", hint="two capital letters, such as 'US'")
 
 
@@ -157,6 +160,26 @@ class HubDataset(DatasetSection):
     """Split of the dataset to read."""
     revision: str | None = None
     """Commit, tag or branch; pin a commit for a run that can be repeated."""
+    streaming: bool = False
+    """Tokenise it file by file as it is read and keep no rows, for datasets larger than the disk."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        # What compares rows of different files with each other needs their texts side by side; lists of
+        # words have tags, whose names are those of all rows.
+        keys = ("near_duplicates", "decontaminate", "words_column")
+        given = [key for key in keys if getattr(self, key) is not None]
+        if self.streaming and given:
+            raise ValueError(
+                f"streaming: true reads each file once and keeps no rows, and found {', '.join(given)}, for"
+                " which rows must be at hand; leave that out, or set streaming: false and let the dataset be"
+                " downloaded whole"
+            )
+
+    @property
+    def is_pinned(self) -> bool:
+        """Whether ``revision`` is a commit, which never changes."""
+        return self.revision is not None and COMMIT.fullmatch(self.revision) is not None
 
 
 class SavedDataset(DatasetSection):

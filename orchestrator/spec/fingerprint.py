@@ -123,7 +123,8 @@ def _inputs(job: Job, datasets: list[str]) -> dict[str, Any]:
     sections = {}
     for name in _with_compared(job, [*datasets, *learned]):
         dataset = job.datasets[name]
-        exclude = [LOCATION[dataset.source]] if dataset.source in LOCATION else []
+        # The same rows, whichever way they are read.
+        exclude = ["streaming", *([LOCATION[dataset.source]] if dataset.source in LOCATION else [])]
         sections[name] = dataset.model_dump(mode="json", by_alias=True, exclude=exclude)
     return {"tokenizer": tokenizer, "datasets": sections}
 

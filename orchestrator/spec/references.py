@@ -13,6 +13,7 @@ from orchestrator.spec.dataset_rules import (
     check_datasets,
     check_decontamination,
     check_evaluate,
+    check_streaming,
 )
 from orchestrator.spec.job import EvaluateStage, Job, Stage, TrainStage
 from orchestrator.spec.messages import suggestion
@@ -78,6 +79,7 @@ def check_dataset_names(job: Job) -> Iterator[Complaint]:
 def check_fit(job: Job, stages: Iterable[int]) -> Iterator[Complaint]:
     """Everything in the datasets and in these stages that contradicts something elsewhere in ``job``."""
     yield from check_decontamination(job)
+    yield from check_streaming(job)
     for index in stages:
         stage, path = job.stages[index], ("stages", index)
         if isinstance(stage, TrainStage):

@@ -120,6 +120,8 @@ def prepare_data(
     check_fit(_model_config(job, trained, tokens), tokens, trained.data.seq_len, f"stage '{trained.name}'")
 
     def prepare(name: str, split: Split, label_names: tuple[str, ...] | None) -> Path:
+        # How many rows a file has is known when it was read.
+        estimate = ", total estimated" if getattr(job.datasets[name], "streaming", False) else ""
         return prepare_rows(
             catalog.find(name),
             split,
@@ -128,7 +130,7 @@ def prepare_data(
             label_names=label_names,
             num_labels=_num_outputs(trained),
             tasks=catalog.tasks,
-            on_progress=lambda done, total: on_progress(f"{name} ({split})", done, total),
+            on_progress=lambda done, total: on_progress(f"{name} ({split}{estimate})", done, total),
         )
 
     train = {name: prepare(name, "train", None) for name in trained.data.mixture}

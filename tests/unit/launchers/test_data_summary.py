@@ -14,7 +14,8 @@ from orchestrator.checkpoint.layout import RunLayout
 from orchestrator.data.catalog import Catalog
 from orchestrator.data.rows import find_rows
 from orchestrator.spec.load import load_job
-from tests.unit.data.corpus import make_texts, write_jsonl
+from tests.unit.data.corpus import make_texts, train_small, write_jsonl
+from tests.unit.data.hub_folder import COMMIT, make_records, put_in_hubs_place, write_files
 from tests.unit.launchers.commands import Console
 from tests.unit.spec.jobs import write_job
 
@@ -192,3 +193,48 @@ def test_a_histogram_has_every_row_in_one_range() -> None:
         (33, 64, 0),
         (65, 128, 1),
     ]
+
+
+STREAMED = """\
+name: tiny
+tokenizer: {from: TOKENIZER}
+datasets:
+  web: {source: hub, path: some/web, streaming: true, on_bad_row: skip, validation_fraction: 0.2}
+stages:
+  - name: pretrain
+    objective: {name: causal_lm}
+    model: {config: {model_type: gpt2}}
+    data: {mixture: {web: 1.0}, seq_len: 64}
+    global_batch_size: 4
+    micro_batch_size: 4
+    strategy: {name: ddp}
+    optimizer: {name: adamw, lr: 1e-3}
+    schedule: {name: cosine, warmup_steps: 1}
+    limits: {max_steps: 2}
+"""
+
+
+def test_of_a_streamed_dataset_the_first_file_of_a_folder_in_the_hubs_place_is_shown(
+    console: Console, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_files(put_in_hubs_place(tmp_path / "web", monkeypatch), make_records())
+    job = write_job(tmp_path, STREAMED.replace("TOKENIZER", str(train_small(tmp_path))))
+    runs = tmp_path / "runs"
+    refused = console("data", job, "--runs-dir", runs)
+    assert refused.code == 2
+    assert (
+        "datasets.web: streaming: true reads 'some/web' at revision 'main', expected a commit"
+        in refused.errors
+    )
+    layout = RunLayout(runs / "tiny")
+    layout.root.mkdir(parents=True)
+    pin = {"repo": "some/web", "asked": None, "commit": COMMIT}
+    layout.pins.write_text(json.dumps({"datasets.web": pin}))
+    (web,) = console("data", job, "--json", "--runs-dir", runs).json()["datasets"]
+    assert (web["first_of_files"], web["rows"]) == (4, 18)
+    assert web["splits"]["train"]["rows"] + web["splits"]["validation"]["rows"] == 18
+    text = console("data", job, "--runs-dir", runs).output
+    assert "web (hub, the first of 4 files, which are streamed)" in text
+    assert not list(runs.rglob("rows.arrow"))
+    plan = console("plan", job, "--no-model", "--runs-dir", runs)
+    assert plan.code == 0
