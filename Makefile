@@ -4,13 +4,16 @@ VENV := .venv
 BIN := $(VENV)/bin
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: demo test lint check bench install clean
+.PHONY: demo test test-faults lint check bench install clean
 
 demo: $(VENV)/.runtime            ## the main job on real text, a few minutes on 2 CPU cores
 	$(BIN)/orchestrator run jobs/demo.yaml
 
 test: $(VENV)/.dev                ## the whole test suite
 	$(BIN)/python -m pytest -n 2 --dist loadfile    # two files at a time: a Ray that starts keeps one core busy
+
+test-faults: $(VENV)/.dev         ## every combination of strategies and ranks; takes long
+	$(BIN)/python -m pytest -m exhaustive
 
 lint: $(VENV)/.dev                ## format, lint, types and layers
 	$(BIN)/ruff format --check .
