@@ -6,47 +6,35 @@ import glob
 import os
 import sys
 from argparse import Namespace
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 from launchers.cli_print import number_text, print_json, print_table
 
 if TYPE_CHECKING:
-    from orchestrator.errors import Problem
     from orchestrator.spec.job import Job
-    from orchestrator.spec.load import LoadedJob
+    from orchestrator.spec.tree import KeyPath
 
 
 def _load_job(options: Namespace) -> Job:
-    """The job of a command, checked alone, against itself and with what it takes from elsewhere.
+    """The job of a command, checked alone, against itself and with the DeepSpeed files that it names.
 
     Raises:
         SpecError: Everything wrong with them.
     """
-    from orchestrator.errors import SpecError
-    from orchestrator.spec.load import load_located
-    from orchestrator.spec.plan import batch_complaints
+    from orchestrator.spec.load import load_checked
 
-    loaded = load_located(options.job, overrides=options.overrides)
-    problems = [
-        loaded.problem(("stages", index, "global_batch_size"), complaint)
-        for index, complaint in batch_complaints(loaded.job)
-    ] + _outside_problems(loaded)
-    if problems:
-        raise SpecError(problems)
-    return loaded.job
+    return load_checked(options.job, _deepspeed_complaints, overrides=options.overrides)
 
 
-def _outside_problems(loaded: LoadedJob) -> list[Problem]:
-    """What is wrong with what a job takes from elsewhere: architectures, and DeepSpeed files."""
-    from orchestrator.spec import architectures
+def _deepspeed_complaints(job: Job) -> Iterable[tuple[KeyPath, str]]:
+    """What is wrong with the DeepSpeed files that a job names; most jobs name none."""
+    strategies = [getattr(stage, "strategy", None) for stage in job.stages]
+    if all(getattr(strategy, "config", None) is None for strategy in strategies):
+        return ()
+    from orchestrator.spec.deepspeed_file import complaints
 
-    complaints = list(architectures.complaints(loaded.job))
-    strategies = [getattr(stage, "strategy", None) for stage in loaded.job.stages]
-    if any(getattr(strategy, "config", None) is not None for strategy in strategies):
-        from orchestrator.spec import deepspeed_file
-
-        complaints += deepspeed_file.complaints(loaded.job)
-    return [loaded.problem(path, message) for path, message in complaints]
+    return complaints(job)
 
 
 def _warn_of_missing_files(job: Job) -> list[str]:

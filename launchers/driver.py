@@ -23,7 +23,7 @@ from launchers.run_directory import StopWish, opened_run
 from launchers.runs import read_result
 from orchestrator.checkpoint.layout import RunLayout
 from orchestrator.errors import LaunchError, OrchestratorError
-from orchestrator.spec.job import Job, Stage
+from orchestrator.spec.job import EvaluateStage, Job, Stage
 from orchestrator.spec.plan import stage_order
 from orchestrator.tracking.events import append_event, read_json_lines, replace_text
 
@@ -88,11 +88,22 @@ def _prepare(job: Job, layout: RunLayout, display: Display, preparation: Prepara
     for stage in stage_order(job):
         inputs_done = not {waited.name for waited in waiting} & set(input_stages(stage))
         fingerprint = preparation.prepare(stage)
-        if inputs_done and read_result(layout.stage(stage.name)).get("fingerprint") == fingerprint:
+        if inputs_done and _is_finished(stage, layout, fingerprint, display):
             display.skip(stage.name)
         else:
             waiting.append(stage)
     return waiting
+
+
+def _is_finished(stage: Stage, layout: RunLayout, fingerprint: str, display: Display) -> bool:
+    """Whether a stage has this fingerprint's result, and the weights that belong to it."""
+    stage_layout = layout.stage(stage.name)
+    if read_result(stage_layout).get("fingerprint") != fingerprint:
+        return False
+    if isinstance(stage, EvaluateStage) or any(stage_layout.weights.glob("*.safetensors")):
+        return True
+    display.note(stage.name, f"{stage_layout.weights} holds no weights any more; they are written anew")
+    return False
 
 
 def _run_waiting(job: Job, stages: list[str], layout: RunLayout, display: Display) -> State:
@@ -113,8 +124,12 @@ def _run_waiting(job: Job, stages: list[str], layout: RunLayout, display: Displa
         if outcome in ("failed", "refused"):
             append_event(layout.events, "stage_failed", stage=_unfinished(stages, layout))
     if outcome == "refused":
-        failure = _failures(layout, num_events, _unfinished(stages, layout))[-1]
-        raise RefusedError(str(failure["message"]), int(failure["exit_code"]))
+        name = _unfinished(stages, layout)
+        failures = _failures(layout, num_events, name)
+        if not failures:
+            # On a full disk the workers could not write down what it was.
+            raise LaunchError(f"stage '{name}' was refused; its log is {layout.stage(name).log(0)}")
+        raise RefusedError(str(failures[-1]["message"]), int(failures[-1]["exit_code"]))
     return "stopped" if outcome == "stopped" else "finished"
 
 

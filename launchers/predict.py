@@ -48,6 +48,7 @@ def predict(
     Raises:
         PlanError: The run has no such stage, it has no weights yet, or a text cannot be answered.
     """
+    _refuse_broken([*texts, *pairs])
     layout = RunLayout(run_dir)
     job = load_resolved(layout.job)
     chosen = _choose_stage(job, layout, stage)
@@ -76,6 +77,17 @@ def _head_of(stage: TrainStage, weights: Path) -> Head:
         f"stage '{stage.name}' trained a {architecture}, which predict cannot ask; expected a name that ends"
         f" with one of {', '.join(HEADS)}. Load {weights} with transformers"
     )
+
+
+def _refuse_broken(texts: Sequence[str]) -> None:
+    """Refuse what the command line could not decode.
+
+    Raises:
+        PlanError: Naming the text.
+    """
+    for number, text in enumerate(texts, start=1):
+        if any("\ud800" <= character <= "\udfff" for character in text):
+            raise PlanError(f"text {number}: found bytes that are no UTF-8, expected UTF-8: {text!r}")
 
 
 def _asked(question: Question) -> dict[str, str]:

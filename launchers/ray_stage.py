@@ -15,6 +15,7 @@ from typing import Any
 from orchestrator.checkpoint.layout import RunLayout
 from orchestrator.errors import LaunchError, OrchestratorError
 from orchestrator.spec.job import Job
+from orchestrator.tracking.events import read_json_lines
 
 # Ray Train's own controller is restarted at most this often; its default is without end.
 CONTROLLER_FAILURES = 3
@@ -43,18 +44,28 @@ def run_stages_on_ray(job: Job, stage_names: Sequence[str], layout: RunLayout) -
     Raises:
         LaunchError: The workers failed more often than ``max_failures``, which counts anew after a stage.
     """
-    waiting = list(stage_names)
+    waiting, restarts = list(stage_names), job.resources.max_failures
     while True:
+        num_events = sum(1 for _ in read_json_lines(layout.events))
         try:
-            return _run_on_ray(job, waiting, layout.root)
+            return _run_on_ray(job, waiting, layout.root, max_failures=restarts)
         except LaunchError:
             unfinished = [name for name in waiting if not layout.stage(name).result.exists()]
             if unfinished in ([], waiting):
                 raise
+            restarts = job.resources.max_failures - _num_starts(layout, num_events, unfinished[0])
+            if restarts < 0:
+                raise
             waiting = unfinished
 
 
-def _run_on_ray(job: Job, stage_names: list[str], run_dir: Path) -> str:
+def _num_starts(layout: RunLayout, num_events: int, stage: str) -> int:
+    """How often workers have begun a stage since there were ``num_events`` events."""
+    events = list(read_json_lines(layout.events))[num_events:]
+    return sum(event["event"] == "stage_started" and event["stage"] == stage for event in events)
+
+
+def _run_on_ray(job: Job, stage_names: list[str], run_dir: Path, *, max_failures: int) -> str:
     """One group of workers, restarted at most ``max_failures`` times."""
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
@@ -65,6 +76,8 @@ def _run_on_ray(job: Job, stage_names: list[str], run_dir: Path) -> str:
     if uses_gpu:
         per_worker["GPU"] = resources.gpus_per_worker
     # Ray's own record of the run is not a source of truth here, so it gets a new folder at every start.
+    for left_behind in run_dir.glob("ray-*"):
+        shutil.rmtree(left_behind, ignore_errors=True)
     storage = Path(tempfile.mkdtemp(prefix="ray-", dir=run_dir))
     trainer = TorchTrainer(
         train_function,
@@ -76,7 +89,7 @@ def _run_on_ray(job: Job, stage_names: list[str], run_dir: Path) -> str:
             name=job.name,
             storage_path=str(storage),
             failure_config=FailureConfig(
-                max_failures=resources.max_failures, controller_failure_limit=CONTROLLER_FAILURES
+                max_failures=max_failures, controller_failure_limit=CONTROLLER_FAILURES
             ),
         ),
         torch_config=TorchConfig(

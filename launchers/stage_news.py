@@ -31,6 +31,7 @@ class StageNews:
         self._inode = _inode(self._path)
         self._offset = self._path.stat().st_size if self._inode is not None else 0
         self._num_events = sum(1 for _ in read_json_lines(run.events))
+        self._has_begun = False
         self._start_step: int | None = None
         self._is_failing = False
 
@@ -39,7 +40,12 @@ class StageNews:
         events = list(read_json_lines(self._run.events))
         new, self._num_events = events[self._num_events :], len(events)
         for event in new:
-            if event.get("stage") != self.stage:
+            is_mine = event.get("stage") == self.stage
+            if event["event"] == "stage_started":
+                # Whoever dies between a result and its event starts the next stage when it comes back.
+                self.is_finished = self._has_begun and not is_mine
+                self._has_begun |= is_mine
+            if not is_mine:
                 continue
             if event["event"] == "stage_finished":
                 self.is_finished = True

@@ -26,23 +26,22 @@ OTHER = re.compile(r"""^    (\w+) =|^    def (\w+)|["'](\w+)["']|self\.(\w+)""",
 ATTENTION = "attn_implementation"
 
 
-def complaints(job: Job) -> Iterator[tuple[KeyPath, str]]:
-    """Each unknown key of each ``model.config`` whose architecture can be read."""
-    for index, stage in enumerate(job.stages):
-        if not isinstance(stage, TrainStage) or stage.model is None or stage.model.factory != "auto":
-            continue
-        model_type = str(stage.model.config["model_type"])
-        known = _known(model_type)
-        if known is None:
-            continue
-        fields, others = known
-        for key in stage.model.config:
-            if key not in {"model_type", ATTENTION} | fields | others:
-                hint = suggestion(key, sorted(fields), plural="Its keys")
-                yield (
-                    ("stages", index, "model", "config", key),
-                    f"unknown key of the architecture '{model_type}'.{hint}",
-                )
+def check_architecture(job: Job, stage: TrainStage, path: KeyPath) -> Iterator[tuple[KeyPath, str]]:
+    """Each unknown key of the stage's ``model.config``, if its architecture can be read."""
+    if stage.model is None or stage.model.factory != "auto":
+        return
+    model_type = str(stage.model.config["model_type"])
+    known = _known(model_type)
+    if known is None:
+        return
+    fields, others = known
+    for key in stage.model.config:
+        if key not in {"model_type", ATTENTION} | fields | others:
+            hint = suggestion(key, sorted(fields), plural="Its keys")
+            yield (
+                (*path, "model", "config", key),
+                f"unknown key of the architecture '{model_type}'.{hint}",
+            )
 
 
 @functools.cache

@@ -29,7 +29,8 @@ MAX_TOKEN_ID = 999_999
 SECRET_VALUE = re.compile(
     r"\bhf_[A-Za-z0-9]{16,}|\bsk-[A-Za-z0-9_-]{16,}|\bAKIA[0-9A-Z]{16}\b|\bgh[pousr]_[A-Za-z0-9]{20,}"
     r"|\beyJ[\w-]{8,}\.eyJ[\w-]{8,}\.|\bBearer [\w.~+/-]{16,}"
-    r"|\bgithub_pat_\w{20,}|\bxox[abprs]-[\w-]{10,}|-----BEGIN [A-Z ]*PRIVATE KEY"
+    r"|\bglpat-[\w-]{16,}|\bAIza[\w-]{30,}|\bnpm_[A-Za-z0-9]{30,}|\bSG\.[\w-]{16,}\.[\w-]{16,}"
+    r"|\bwandb_v1_\w{16,}|\bgithub_pat_\w{20,}|\bxox[abprs]-[\w-]{10,}|-----BEGIN [A-Z ]*PRIVATE KEY"
     r"|://[^/\s:@]+:[^/\s@]+@"
 )
 
@@ -65,7 +66,10 @@ def _replacement(found: re.Match[str], environment: Mapping[str, str]) -> str:
             f"the default of '${{{name}:-...}}' holds another '${{', and variables do not nest."
             " Give plain text as the default"
         )
-    value = environment.get(name, default)
+    value = environment.get(name)
+    if default is not None:
+        # As in a shell: ``:-`` stands for a variable that is empty, too.
+        value = value or default
     if value is None:
         raise ValueError(
             f"environment variable '{name}' is not set. Set it, or give a default: '${{{name}:-...}}'"
@@ -77,17 +81,24 @@ def secrets_in(node: Any, path: KeyPath, place: Place) -> Iterator[tuple[KeyPath
     """Values under ``node`` that look like secrets, each with its path."""
     if isinstance(node, Table):
         for key, value in node.items():
+            if SECRET_VALUE.search(key):
+                # As a key it would be in the message's own path.
+                yield path, _secret_problem(node.places[key], path)
             yield from secrets_in(value, (*path, key), node.places[key])
     elif isinstance(node, Items):
         for index, item in enumerate(node):
             yield from secrets_in(item, (*path, index), node.places[index])
     elif _is_secret(node, path):
-        message = (
-            "looks like a secret's value, and a job file is copied into the run directory."
-            " Remove it here (and revoke it if the file was shared); export it as an environment"
-            " variable instead, such as HF_TOKEN or WANDB_API_KEY"
-        )
-        yield path, Problem(place.file, place.line, key_text(path), message)
+        yield path, _secret_problem(place, path)
+
+
+def _secret_problem(place: Place, path: KeyPath) -> Problem:
+    message = (
+        "looks like a secret's value, and a job file is copied into the run directory."
+        " Remove it here (and revoke it if the file was shared); export it as an environment"
+        " variable instead, such as HF_TOKEN or WANDB_API_KEY"
+    )
+    return Problem(place.file, place.line, key_text(path), message)
 
 
 def _is_secret(value: Any, path: KeyPath) -> bool:

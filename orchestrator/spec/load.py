@@ -11,8 +11,7 @@ no ``extends``, no ``defaults``, no variables, every default written out.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,14 +28,8 @@ from orchestrator.spec.salvage import check_rest
 from orchestrator.spec.tree import Items, KeyPath, Table, inherited, key_text, merge, place_of, plain
 from orchestrator.spec.yaml12 import MAX_BYTES, UNREADABLE, dump, parse
 
-
-@dataclass(frozen=True)
-class LoadedJob:
-    """A job and where its keys stand."""
-
-    job: Job
-    problem: Callable[[KeyPath, str], Problem]
-    """Makes a problem of a key path and a message."""
+Check = Callable[[Job], Iterable[tuple[KeyPath, str]]]
+"""What else a caller knows to be wrong with a job, by key path."""
 
 
 def load_job(path: Path, *, overrides: Sequence[str] = (), env: Mapping[str, str] | None = None) -> Job:
@@ -49,14 +42,15 @@ def load_job(path: Path, *, overrides: Sequence[str] = (), env: Mapping[str, str
     Raises:
         SpecError: Everything wrong with the file, each with file, line and key.
     """
-    return load_located(path, overrides=overrides, env=env).job
+    return _load(path, overrides, os.environ if env is None else env, lambda job: ())
 
 
-def load_located(
-    path: Path, *, overrides: Sequence[str] = (), env: Mapping[str, str] | None = None
-) -> LoadedJob:
-    """Like ``load_job``, for a caller that finds more problems and wants their lines."""
-    environment = os.environ if env is None else env
+def load_checked(path: Path, check: Check, *, overrides: Sequence[str] = ()) -> Job:
+    """Like ``load_job``, with the complaints of ``check`` about a job that is sound in itself."""
+    return _load(path, overrides, os.environ, check)
+
+
+def _load(path: Path, overrides: Sequence[str], environment: Mapping[str, str], check: Check) -> Job:
     problems: list[Problem] = []
 
     def quoted(text: str) -> str:
@@ -68,7 +62,7 @@ def load_located(
     _merge_defaults(root, problems)
     secrets = list(secrets_in(root, (), root.place))
     problems += [problem for _, problem in secrets]
-    return _check(root, problems, hidden={path for path, _ in secrets})
+    return _check(root, problems, hidden={path for path, _ in secrets}, check=check)
 
 
 def load_resolved(path: Path) -> Job:
@@ -79,7 +73,7 @@ def load_resolved(path: Path) -> Job:
     """
     problems: list[Problem] = []
     root = _as_table(parse(_text(path), str(path), quoted=str, problems=problems), str(path))
-    return _check(root, problems, hidden=set()).job
+    return _check(root, problems, hidden=set(), check=lambda job: ())
 
 
 def dump_resolved(job: Job) -> str:
@@ -194,7 +188,7 @@ def _merge_defaults(root: Table, problems: list[Problem]) -> None:
         stages[index] = merge(shared, stage, ("stages", index))
 
 
-def _check(root: Table, problems: list[Problem], *, hidden: set[KeyPath]) -> LoadedJob:
+def _check(root: Table, problems: list[Problem], *, hidden: set[KeyPath], check: Check) -> Job:
     """The job in ``root``; raises ``problems`` together with what is wrong with it.
 
     Args:
@@ -218,10 +212,12 @@ def _check(root: Table, problems: list[Problem], *, hidden: set[KeyPath]) -> Loa
             refused.append(path)
             if path not in hidden and UNREADABLE not in message:
                 problems.append(problem(path, message))
-        problems += [problem(path, message) for path, message in check_rest(plain(root), refused)]
+        rest = [found for found in check_rest(plain(root), refused) if found[0] not in hidden]
+        problems += [problem(path, message) for path, message in rest]
     else:
-        problems += [problem(path, message) for path, message in references.check(job)]
+        rest = [found for found in (*references.check(job), *check(job)) if found[0] not in hidden]
+        problems += [problem(path, message) for path, message in rest]
     if problems:
         found = dict.fromkeys(problems)
         raise SpecError(sorted(found, key=lambda problem: (problem.file, problem.line or 0)))
-    return LoadedJob(job, problem)
+    return job

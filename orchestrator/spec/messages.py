@@ -128,7 +128,9 @@ def _explain_choice(path: KeyPath, annotation: Any, value: Any) -> tuple[KeyPath
         expected += " or your own 'package.module:Name'"
     path = (*path, chosen.key)
     if chosen.key not in value:
-        return path, f"required, but missing; expected {expected}"
+        near = nearest(chosen.key, list(value))
+        hint = f". Did you mean it by '{near}'?" if near else ""
+        return path, f"required, but missing; expected {expected}{hint}"
     found = value[chosen.key]
     near = nearest(found, choices) if isinstance(found, str) else None
     hint = f". Did you mean '{near}'?" if near else ""

@@ -7,7 +7,6 @@ worker, decides which rows it holds and what randomness it sees.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 from orchestrator.errors import PlanError
@@ -72,15 +71,6 @@ def batch_complaint(stage: TrainStage, resources: Resources) -> str | None:
         f"global_batch_size {rows} is not a multiple of micro_batch_size {micro} x dp_degree"
         f" {degree} = {multiple}.\nNearest: {nearest}."
     )
-
-
-def batch_complaints(job: Job) -> Iterator[tuple[int, str]]:
-    """Index of each stage whose batch cannot be split over the workers, and why."""
-    for index, stage in enumerate(job.stages):
-        if isinstance(stage, TrainStage):
-            complaint = batch_complaint(stage, job.resources)
-            if complaint:
-                yield index, complaint
 
 
 def global_micro_index(batch: BatchPlan, accum_index: int, rank: int) -> int:

@@ -5,8 +5,9 @@ Each check yields key paths and messages; ``load.py`` adds files and lines.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
+from orchestrator.spec.architectures import check_architecture
 from orchestrator.spec.dataset_rules import (
     check_data,
     check_dataset,
@@ -48,7 +49,7 @@ def check(job: Job) -> Iterator[Complaint]:
     """Everything in ``job`` that contradicts something elsewhere in it."""
     yield from check_stage_names(job)
     yield from check_dataset_names(job)
-    yield from check_fit(job, range(len(job.stages)))
+    yield from check_fit(job)
 
 
 def check_stage_names(job: Job) -> Iterator[Complaint]:
@@ -76,20 +77,24 @@ def check_dataset_names(job: Job) -> Iterator[Complaint]:
             yield from check_datasets(job, (*path, "datasets"), stage.datasets)
 
 
-def check_fit(job: Job, stages: Iterable[int]) -> Iterator[Complaint]:
-    """Everything in the datasets and in these stages that contradicts something elsewhere in ``job``."""
+def check_fit(job: Job, untouched: Callable[[KeyPath], bool] = lambda path: True) -> Iterator[Complaint]:
+    """Everything in ``job`` that contradicts something elsewhere in it, names aside.
+
+    Args:
+        untouched: Whether what stands at a path is what the file says; what reads anything else is left out.
+    """
     yield from check_decontamination(job)
     yield from check_streaming(job)
-    for index in stages:
-        stage, path = job.stages[index], ("stages", index)
-        if isinstance(stage, TrainStage):
-            yield from check_data(job, stage, path)
-            yield from check_packing(job, stage, path)
-            yield from _check_model(job, stage, path)
-            yield from _check_optimization(job, stage, path)
-            yield from _check_keep_best(stage, path)
-        elif isinstance(stage, EvaluateStage):
+    for index, stage in enumerate(job.stages):
+        path: KeyPath = ("stages", index)
+        if isinstance(stage, EvaluateStage) and untouched(path):
             yield from check_evaluate(job, stage, path)
+        if not isinstance(stage, TrainStage):
+            continue
+        for check, keys, sections in FITS:
+            read = [*((*path, key) for key in keys), *((section,) for section in sections)]
+            if all(untouched(key) for key in read):
+                yield from check(job, stage, path)
 
 
 def _check_names(job: Job) -> Iterator[Complaint]:
@@ -107,6 +112,7 @@ def _check_order(job: Job) -> Iterator[Complaint]:
     """Stages that others read exist, train, and do not wait for each other."""
     # Reversed, so that of two stages of one name the first is meant.
     stages = {stage.name: stage for stage in reversed(job.stages)}
+    is_clear = len(stages) == len(job.stages)
     trained = [stage.name for stage in job.stages if isinstance(stage, TrainStage)]
     for index, stage in enumerate(job.stages):
         name = input_stage(stage)
@@ -116,11 +122,11 @@ def _check_order(job: Job) -> Iterator[Complaint]:
             continue
         if name not in stages:
             others = [other for other in trained if other != stage.name]
-            hint = suggestion(name, others, plural="Training stages")
+            hint = suggestion(name, list(dict.fromkeys(others)), plural="Training stages")
             yield path, f"no stage is called '{name}'.{hint}"
         elif name not in trained:
             yield path, f"'{name}' is of kind '{stages[name].kind}', which makes no weights"
-        elif isinstance(stage, TrainStage) and (chain := _cycle(stages, stage)):
+        elif isinstance(stage, TrainStage) and is_clear and (chain := _cycle(stages, stage)):
             yield path, f"stages wait for each other: {' -> '.join(chain)}"
 
 
@@ -134,8 +140,8 @@ def _cycle(stages: dict[str, Stage], start: Stage) -> list[str] | None:
     return [*chain, start.name] if name == start.name else None
 
 
-def _check_model(job: Job, stage: TrainStage, path: KeyPath) -> Iterator[Complaint]:
-    """A model from scratch has a tokenizer that fits it, and positions for its rows."""
+def _check_tokenizer(job: Job, stage: TrainStage, path: KeyPath) -> Iterator[Complaint]:
+    """A model from scratch has a tokenizer that fits it."""
     if stage.model is None:
         return
     if job.tokenizer is None:
@@ -144,18 +150,8 @@ def _check_model(job: Job, stage: TrainStage, path: KeyPath) -> Iterator[Complai
             "a model from scratch needs a tokenizer: add a 'tokenizer' section,"
             " such as 'tokenizer: {from: gpt2}'",
         )
-    config = stage.model.config
-    for key in POSITIONS:
-        positions = config.get(key)
-        # A tokenizer's padding id is not known yet: 0 is the lowest.
-        unused = first_position(config, pad_id=0)
-        if isinstance(positions, int) and stage.data.seq_len > positions - unused:
-            rest = f", of which '{config['model_type']}' uses {positions - unused}" if unused else ""
-            yield (
-                (*path, "data", "seq_len"),
-                f"seq_len {stage.data.seq_len} is longer than the model's {key} {positions}{rest}",
-            )
-    vocabulary, trained = config.get("vocab_size"), job.tokenizer and job.tokenizer.train
+    vocabulary = stage.model.config.get("vocab_size")
+    trained = job.tokenizer and job.tokenizer.train
     if isinstance(vocabulary, int) and trained and trained.vocab_size > vocabulary:
         yield (
             (*path, "model", "config", "vocab_size"),
@@ -164,7 +160,39 @@ def _check_model(job: Job, stage: TrainStage, path: KeyPath) -> Iterator[Complai
         )
 
 
-def _check_keep_best(stage: TrainStage, path: KeyPath) -> Iterator[Complaint]:
+def _check_positions(job: Job, stage: TrainStage, path: KeyPath) -> Iterator[Complaint]:
+    """A model, the stage's own or that of the stage it goes on from, has positions for its rows."""
+    origin: Stage = stage
+    names = {other.name: other for other in job.stages}
+    for _ in job.stages:
+        if isinstance(origin, TrainStage) and origin.model is None:
+            origin = names.get(input_stage(origin) or "", origin)
+    if not isinstance(origin, TrainStage) or origin.model is None:
+        return
+    config = origin.model.config
+    for key in POSITIONS:
+        positions = config.get(key)
+        # A tokenizer's padding id is not known yet: 0 is the lowest.
+        unused = first_position(config, pad_id=0)
+        if isinstance(positions, int) and stage.data.seq_len > positions - unused:
+            found = f"the model's {key} {positions}"
+            if origin is not stage:
+                found = f"{key} {positions} of the model of stage '{origin.name}'"
+            rest = f", of which '{config['model_type']}' uses {positions - unused}" if unused else ""
+            yield (
+                (*path, "data", "seq_len"),
+                f"seq_len {stage.data.seq_len} is longer than {found}{rest}",
+            )
+
+
+def _check_batch(job: Job, stage: TrainStage, path: KeyPath) -> Iterator[Complaint]:
+    """The global batch can be split over the workers."""
+    complaint = batch_complaint(stage, job.resources)
+    if complaint:
+        yield (*path, "global_batch_size"), complaint
+
+
+def _check_keep_best(job: Job, stage: TrainStage, path: KeyPath) -> Iterator[Complaint]:
     """Checkpoints that are compared were evaluated at their step."""
     if stage.checkpoint.keep_best is None:
         return
@@ -208,3 +236,21 @@ def _check_optimization(job: Job, stage: TrainStage, path: KeyPath) -> Iterator[
                 (*path, "schedule"),
                 f"{parts} = {length} is longer than the stage, which has {num_steps} steps",
             )
+
+
+Check = Callable[[Job, TrainStage, KeyPath], Iterator[Complaint]]
+FITS: Sequence[tuple[Check, Sequence[str], Sequence[str]]] = (
+    (check_data, ("objective", "data", "evaluation"), ()),
+    (check_packing, ("objective", "data", "strategy"), ()),
+    (check_architecture, ("model",), ()),
+    (_check_tokenizer, ("model",), ("tokenizer",)),
+    (_check_positions, ("model", "data", "init"), ()),
+    (_check_batch, ("global_batch_size", "micro_batch_size"), ("resources",)),
+    (
+        _check_optimization,
+        ("global_batch_size", "micro_batch_size", "strategy", "optimizer", "schedule", "limits"),
+        ("resources",),
+    ),
+    (_check_keep_best, ("checkpoint", "evaluation"), ()),
+)
+"""Checks of a training stage, the keys of it that each reads, and the sections of the job."""

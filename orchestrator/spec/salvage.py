@@ -12,8 +12,9 @@ from typing import Any
 
 from pydantic_core import ValidationError
 
+from orchestrator.spec.compile import fields_of
 from orchestrator.spec.job import Job
-from orchestrator.spec.messages import explain, is_echo
+from orchestrator.spec.messages import explain, is_echo, nearest
 from orchestrator.spec.references import Complaint, check_dataset_names, check_fit, check_stage_names
 from orchestrator.spec.tree import KeyPath
 
@@ -43,24 +44,44 @@ def check_rest(tree: dict[str, Any], refused: Collection[KeyPath]) -> Iterator[C
     Args:
         tree: The job as plain dictionaries and lists; is changed.
     """
-    changed = set[KeyPath]()
+    given = _names(tree)
+    changed: set[KeyPath] = {(key,) for path in refused if (key := _misspelt(path, tree)) is not None}
     job = _made_sound(tree, refused, changed)
     if job is None:
         return
-    if ("stages",) not in changed and not any(stage.name.startswith(STAND_IN) for stage in job.stages):
-        yield from _unless_stand_in(tree, check_stage_names(job))
+    known = {*job.datasets, *(stage.name for stage in job.stages)}
+
+    def untouched(path: KeyPath) -> bool:
+        return not any(taken[: len(path)] == path[: len(taken)] for taken in changed)
+
+    def is_the_files(path: KeyPath) -> bool:
+        """Whether a name is given in the file, and is not that of something which was refused."""
+        found = _lookup(tree, path)
+        name = found if isinstance(found, str) else str(path[-1])
+        refused = [other.lower() for other in given - known]
+        return name != STAND_IN and nearest(name.lower(), refused) is None
+
+    if not any(stage.name.startswith(STAND_IN) for stage in job.stages):
+        yield from (found for found in check_stage_names(job) if is_the_files(found[0]))
     if ("datasets",) not in changed:
-        yield from _unless_stand_in(tree, check_dataset_names(job))
-    if {("resources",), ("tokenizer",)} & changed:
-        return
-    sound = {name: item for name, item in job.datasets.items() if ("datasets", name) not in changed}
-    stages = [index for index in range(len(job.stages)) if ("stages", index) not in changed]
-    yield from check_fit(job.model_copy(update={"datasets": sound}), stages)
+        yield from (found for found in check_dataset_names(job) if is_the_files(found[0]))
+    sound = {name: item for name, item in job.datasets.items() if untouched(("datasets", name))}
+    yield from check_fit(job.model_copy(update={"datasets": sound}), untouched)
 
 
-def _unless_stand_in(tree: dict[str, Any], complaints: Iterator[Complaint]) -> Iterator[Complaint]:
-    """Those that are not about a name which was put there: what was there is said already."""
-    return (found for found in complaints if STAND_IN not in (found[0][-1], _lookup(tree, found[0])))
+def _names(tree: dict[str, Any]) -> set[str]:
+    """What datasets and stages are called in the file, fit for a name or not."""
+    stages, datasets = tree.get("stages"), tree.get("datasets")
+    listed = stages if isinstance(stages, list) else []
+    named = [stage.get("name") for stage in listed if isinstance(stage, dict)]
+    return {str(name) for name in (*named, *(datasets if isinstance(datasets, dict) else ())) if name}
+
+
+def _misspelt(path: KeyPath, tree: dict[str, Any]) -> str | None:
+    """The section of the job that an unknown key of it was probably meant to be."""
+    known = list(fields_of(Job))
+    near = nearest(str(path[0]), known) if len(path) == 1 and path[0] not in known else None
+    return None if near in tree else near
 
 
 def _made_sound(tree: dict[str, Any], refused: Collection[KeyPath], changed: set[KeyPath]) -> Job | None:
@@ -68,8 +89,8 @@ def _made_sound(tree: dict[str, Any], refused: Collection[KeyPath], changed: set
     for number in range(ROUNDS):
         for path in sorted(refused, key=len, reverse=True):
             _take_out(tree, path, changed, climb=number > 0)
-        for part in changed:
-            _fill_in(tree, part)
+        for part in {_part(path) for path in changed}:
+            _fill_in(tree, part, may_stand_in=number == 0)
         try:
             return Job.model_validate({"name": STAND_IN, **tree})
         except ValidationError as failure:
@@ -84,10 +105,10 @@ def _take_out(tree: dict[str, Any], path: KeyPath, changed: set[KeyPath], *, cli
     Args:
         climb: Remove the section that lacks it where there is none.
     """
-    part = path[:2] if path[0] in ("datasets", "stages") else path[:1]
+    part = _part(path)
     while climb and len(path) > len(part) and not _has(_lookup(tree, path[:-1]), path[-1]):
         path = path[:-1]
-    changed.add(part)
+    changed.add(path[:3] if path[0] == "stages" else part)
     parent = _lookup(tree, path[:-1])
     if path[:-1] == ("stages",):
         parent[path[-1]] = {
@@ -97,9 +118,18 @@ def _take_out(tree: dict[str, Any], path: KeyPath, changed: set[KeyPath], *, cli
         del parent[path[-1]]
 
 
-def _fill_in(tree: dict[str, Any], part: KeyPath) -> None:
-    """Put the least that is needed into a part that something was taken from."""
-    if part[0] == "datasets" and len(part) == 2:
+def _part(path: KeyPath) -> KeyPath:
+    """The dataset, stage or section of the job that ``path`` lies in."""
+    return path[:2] if path[0] in ("datasets", "stages") else path[:1]
+
+
+def _fill_in(tree: dict[str, Any], part: KeyPath, *, may_stand_in: bool) -> None:
+    """Put the least that is needed into a part that something was taken from.
+
+    Args:
+        may_stand_in: Whether another dataset may take the place of one: not if its name is what was refused.
+    """
+    if part[0] == "datasets" and len(part) == 2 and may_stand_in:
         tree["datasets"][part[1]] = DATASET
     elif part[0] == "stages" and len(part) == 2:
         tree["stages"][part[1]] = _filled(_lookup(tree, part), int(part[1]))

@@ -28,7 +28,7 @@ def test_a_variable_is_typed_after_it_is_put_in(tmp_path: Path) -> None:
     [("$${A} $B", "${A} $B"), ("$${A:-$${B}}", "${A:-${B}}"), ("$${A ${B}", "${A b"), ("$$${A}", "$${A}")],
 )
 def test_a_doubled_dollar_is_a_plain_one(text: str, expected: str, tmp_path: Path) -> None:
-    job = load(tmp_path, changed("{model_type: gpt2}", f"{{model_type: gpt2, x: '{text}'}}"), B="b")
+    job = load(tmp_path, changed("{model_type: gpt2}", f"{{model_type: own, x: '{text}'}}"), B="b")
     model = first_stage(job).model
     assert model is not None and model.config["x"] == expected
 
@@ -174,8 +174,8 @@ def test_a_secret_given_on_the_command_line_is_refused_too(tmp_path: Path) -> No
 @pytest.mark.parametrize(
     "config",
     [
-        "{model_type: gpt2, pad_token_id: 0, eos_token: '<|endoftext|>', bos_token: '<s>'}",
-        "{model_type: gpt2, key: value, note: 'a token of thanks'}",
+        "{model_type: own, pad_token_id: 0, eos_token: '<|endoftext|>', bos_token: '<s>'}",
+        "{model_type: own, key: value, note: 'a token of thanks'}",
     ],
 )
 def test_model_settings_about_tokens_are_no_secrets(config: str, tmp_path: Path) -> None:

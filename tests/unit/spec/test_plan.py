@@ -14,7 +14,6 @@ from orchestrator.spec.optimization import Limits
 from orchestrator.spec.plan import (
     BatchPlan,
     Exhaustion,
-    batch_complaints,
     count_steps,
     global_micro_index,
     micro_batch_rows,
@@ -57,8 +56,8 @@ def test_accumulation_is_derived(tmp_path: Path) -> None:
 def test_a_batch_that_cannot_be_split_names_the_nearest(
     rows: int, workers: int, expected: str, tmp_path: Path
 ) -> None:
-    text = changed("global_batch_size: 16", f"global_batch_size: {rows}")
-    stage = first_stage(load(tmp_path, text.replace("micro_batch_size: 4", "micro_batch_size: 8")))
+    batch = {"global_batch_size": rows, "micro_batch_size": 8}
+    stage = first_stage(load(tmp_path)).model_copy(update=batch)
     with pytest.raises(PlanError) as caught:
         plan_batch(stage, Resources(num_workers=workers), place="stages[0]")
     assert str(caught.value) == expected
@@ -151,12 +150,3 @@ def test_stages_without_an_order_are_refused(tmp_path: Path) -> None:
     with pytest.raises(PlanError) as caught:
         stage_order(job)
     assert str(caught.value) == "stages wait for each other: 'x' needs 'pretrain'"
-
-
-def test_every_batch_that_cannot_be_split_is_found(tmp_path: Path) -> None:
-    job = load(tmp_path, VALID, "resources.num_workers=3")
-    message = (
-        "global_batch_size 16 is not a multiple of micro_batch_size 4 x dp_degree 3 = 12.\nNearest: 12 or 24."
-    )
-    assert list(batch_complaints(job)) == [(0, message)]
-    assert list(batch_complaints(load(tmp_path))) == []

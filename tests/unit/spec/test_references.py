@@ -40,6 +40,15 @@ MISTAKES = {
         " stage's evaluation has every_steps 3, which does not divide checkpoint.every_steps 4; set"
         " evaluation.every_steps 4"
     ),
+    VALID.replace("global_batch_size: 16", "global_batch_size: 18"): (
+        "16: stages[0].global_batch_size: global_batch_size 18 is not a multiple of micro_batch_size 4 x"
+        " dp_degree 1 = 4.\nNearest: 16 or 20."
+    ),
+    changed("{model_type: gpt2}", "{model_type: gpt2, n_positions: 64}")
+    + TUNE.replace("seq_len: 64", "seq_len: 128"): (
+        "27: stages[1].data.seq_len: seq_len 128 is longer than n_positions 64 of the model of stage"
+        " 'pretrain'"
+    ),
     VALID + "    evaluation: {datasets: [rfx]}\n": (
         "24: stages[0].evaluation.datasets[0]: no dataset is called 'rfx'. Did you mean 'rfc'?"
     ),

@@ -73,3 +73,33 @@ def test_one_unreadable_value_is_one_complaint_and_hides_no_other(tmp_path: Path
         assert f"stages[{last}].from" in keys or is_nameless, path
         part = key_text(path[:2] if path[0] in ("stages", "datasets") else path[:1])
         assert all(key.startswith(part) for key in keys - {f"stages[{last}].from"}), (path, keys)
+
+
+PAIRS = {
+    "resources": (
+        "seed: 17",
+        "seed: 17\nresources: {num_workers: two}",
+        ["resources.num_workers", "n_positions 32"],
+    ),
+    "tokenizer": ("vocab_size: 512", "vocab_size: big", ["vocab_size", "n_positions 32"]),
+    "optimizer": ("lr: 1e-3", "lr: x", ["optimizer.lr", "n_positions 32"]),
+    "dataset": ("  rfc:\n", "  Rfc:\n", ["datasets.Rfc", "n_positions 32"]),
+    "stage": ("name: pretrain", "name: Pre train", ["stages[0].name", "n_positions 32"]),
+}
+
+
+@pytest.mark.parametrize("pair", PAIRS)
+def test_an_error_elsewhere_does_not_hide_what_it_has_nothing_to_do_with(pair: str, tmp_path: Path) -> None:
+    old, new, expected = PAIRS[pair]
+    assert VALID.count(old) == 1
+    text = VALID.replace(old, new).replace("{model_type: gpt2}", "{model_type: gpt2, n_positions: 32}")
+    found = complaints(tmp_path, text)
+    assert len(found) == len(expected)
+    assert all(any(part in line for line in found) for part in expected)
+
+
+def test_a_misspelt_section_is_not_called_missing(tmp_path: Path) -> None:
+    (found,) = complaints(tmp_path, VALID.replace("tokenizer:", "tokeniser:"))
+    assert "Did you mean 'tokenizer'?" in found
+    (found,) = complaints(tmp_path, VALID.replace("datasets:\n", "datsets:\n"))
+    assert "Did you mean 'datasets'?" in found
