@@ -41,7 +41,15 @@ SHOWN = {
 def format_metrics(metrics: Mapping[str, float | None]) -> str:
     """The metrics a person wants to see, in one line; those that are not finite are ``None``."""
     shown = ((form, metrics[key]) for key, form in SHOWN.items() if key in metrics)
-    return "  ".join(form.format(math.nan if value is None else value) for form, value in shown)
+    texts = [form.format(math.nan if value is None else value) for form, value in shown]
+    for key, value in metrics.items():
+        # With several datasets each has its own: eval/<dataset>/<metric>.
+        kind, _, rest = key.partition("/")
+        dataset, _, name = rest.rpartition("/")
+        form = SHOWN.get(f"{kind}/{name}") if dataset else None
+        if form:
+            texts.append(f"{dataset}: {form.format(math.nan if value is None else value)}")
+    return "  ".join(texts)
 
 
 class ProgressDisplay:

@@ -83,6 +83,8 @@ class Meta:
                 text += f"; {number:,} of {self.num_documents:,} documents are longer and were {fate}"
         if self.num_unfit:
             text += f"; {self.num_unfit:,} more have nothing to learn within a row and were left out"
+        if self.num_empty:
+            text += f"; {self.num_empty:,} more hold no token and were left out"
         return text
 
     def save(self, folder: Path) -> None:

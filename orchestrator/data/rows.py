@@ -122,7 +122,8 @@ def distinct_labels(source: Source) -> list[Any]:
         rows = opened.select(filter_rows(source.name, source.dataset, opened, range(len(opened))))
         rows = select_columns(source.name, source.dataset, rows)
         if not hasattr(rows.features["label"], "feature"):
-            return sorted(set(rows.unique("label")) - {None})
+            # Rows without a label are no part of the dataset.
+            return sorted(set(rows.unique("label")) - {None, ""})
         batches = rows.select_columns(["label"]).iter(SCAN_ROWS)
         lists = [labels for batch in batches for labels in batch["label"] if labels is not None]
         return sorted({label for labels in lists for label in labels} - {None})

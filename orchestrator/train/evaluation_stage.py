@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from contextlib import nullcontext
 
@@ -22,6 +23,8 @@ from orchestrator.train.inputs import StageInputs
 from orchestrator.train.loop import Outcome
 from orchestrator.train.results import result_step, write_result
 from orchestrator.train.trackers import start_trackers
+
+logger = logging.getLogger(__name__)
 
 
 def run_evaluation_stage(
@@ -53,6 +56,7 @@ def run_evaluation_stage(
         device=device,
         forward_context=nullcontext,
     )
+    logger.info("evaluation %s", metrics)
     step = result_step(layout.stage(stage.from_))
     trackers = start_trackers(job, stage, stage_layout, inputs, start_step=step - 1, rank=dist.get_rank())
     for tracker in trackers:

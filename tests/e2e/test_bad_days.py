@@ -49,12 +49,13 @@ def job_file(folder: Path, **changes: Any) -> Path:
     tokenizer = changes.pop(
         "tokenizer", {"train": {"algorithm": "bpe", "vocab_size": 300, "datasets": ["rows"]}}
     )
+    before = [{**stage, **changes.pop("before")}] if "before" in changes else []
     job = {
         "name": "bad-day",
         "resources": resources,
         "tokenizer": tokenizer,
         "datasets": datasets,
-        "stages": [{**stage, **changes}],
+        "stages": [*before, {**stage, **changes}],
     }
     path = folder / "job.yaml"
     path.write_text(yaml.safe_dump(job, sort_keys=False))
@@ -150,7 +151,9 @@ class Fragile(SequenceClassification):
 @pytest.mark.timeout(600)
 def test_a_worker_that_raises_ends_in_its_message_and_the_mended_run_goes_on(tmp_path: Path) -> None:
     (tmp_path / "fragile.py").write_text(PLUGIN.format(fail=True))
-    path = job_file(tmp_path, objective={"name": "fragile:Fragile", "options": {}})
+    # A stage that finishes before it gives it no more restarts.
+    before = {"name": "before", "limits": {"max_steps": 1}}
+    path = job_file(tmp_path, objective={"name": "fragile:Fragile", "options": {}}, before=before)
     command = ("run", path, "--runs-dir", tmp_path / "runs")
     failed = orchestrator(*command, home=tmp_path / "home", cwd=tmp_path)
     assert failed.returncode == 1, failed.stderr
@@ -158,14 +161,20 @@ def test_a_worker_that_raises_ends_in_its_message_and_the_mended_run_goes_on(tmp
     assert "RuntimeError: poisoned batch" in failed.stderr
     assert "Traceback" not in failed.stderr
     run = RunLayout(tmp_path / "runs" / "bad-day")
-    starts = [event["step"] for event in events(run.root) if event["event"] == "training_started"]
+    starts = starts_of(run, "classify")
     # One restart is allowed, and it goes on from the checkpoint before the failure.
     assert starts == [0, 2]
     (tmp_path / "fragile.py").write_text(PLUGIN.format(fail=False))
     succeed(*command, home=tmp_path / "home", cwd=tmp_path)
-    starts = [event["step"] for event in events(run.root) if event["event"] == "training_started"]
-    assert starts[-1] == 4
+    assert starts_of(run, "classify")[-1] == 4
+    assert starts_of(run, "before") == [0]
     assert json.loads(run.stage("classify").result.read_text())["step"] == 8
+
+
+def starts_of(run: RunLayout, stage: str) -> list[int]:
+    """The step of each start of a stage."""
+    started = [event for event in events(run.root) if event["event"] == "training_started"]
+    return [event["step"] for event in started if event["stage"] == stage]
 
 
 @pytest.fixture

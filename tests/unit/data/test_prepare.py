@@ -204,6 +204,7 @@ def test_empty_documents_are_left_out_with_their_labels_and_counted(tmp_path: Pa
     for layout in (PACKED, LABELLED, replace(LABELLED, labelled=False)):
         meta = Meta.open(prepare(dataset, layout, bpe, tmp_path, num_labels=2 if layout.labelled else None))
         assert (meta.num_documents, meta.num_empty) == (2, 2)
+        assert "2 more hold no token and were left out" in meta.summary()
     made = prepare(dataset, LABELLED, bpe, tmp_path, num_labels=2)
     assert [row.label for row in rows_of(made)] == [1, 0]
 
@@ -213,6 +214,13 @@ def test_corpus_without_a_token_is_refused(text: str, tmp_path: Path, bpe: Path)
     (tmp_path / "a.txt").write_text(text, "utf-8")
     with pytest.raises(DataError, match="none of 2 rows holds a token"):
         prepare(section(source="text", files=str(tmp_path / "a.txt")), PACKED, bpe, tmp_path)
+
+
+def test_a_row_without_a_label_that_is_skipped_adds_none(tmp_path: Path, bpe: Path) -> None:
+    (tmp_path / "a.csv").write_text("text,y\na b,no\nc d,yes\ne f,\n", "utf-8")
+    dataset = section(source="csv", files=str(tmp_path / "a.csv"), label_column="y", on_bad_row="skip")
+    made = prepare(dataset, LABELLED, bpe, tmp_path, num_labels=2)
+    assert Meta.open(made).label_names == ("no", "yes")
 
 
 def test_string_labels_have_the_ids_of_all_splits(tmp_path: Path, bpe: Path) -> None:

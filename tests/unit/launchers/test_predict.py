@@ -360,3 +360,8 @@ def test_weights_that_answer_no_text_are_refused_by_name(tmp_path: Path) -> None
     config.write_text(config.read_text().replace("GPT2LMHeadModel", "GPT2DoubleHeadsModel"))
     with pytest.raises(PlanError, match="stage 'pretrain' trained a GPT2DoubleHeadsModel, which predict"):
         answer(layout, "a film")
+
+
+def test_a_text_that_is_not_utf_8_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(PlanError, match=r"text 2: found bytes that are no UTF-8, expected UTF-8: 'a\\udcff'"):
+        predict(tmp_path, stage=None, texts=["fine", "a\udcff"])

@@ -15,6 +15,11 @@ def test_a_metric_that_is_not_finite_is_shown_as_such() -> None:
     assert format_metrics({"train/loss": None, "train/lr": 0.001, "other": 1.0}) == "loss nan  lr 1.00e-03"
 
 
+def test_each_of_several_datasets_is_shown() -> None:
+    metrics = {"eval/a/loss": 2.0, "eval/b/accuracy": 0.5, "data/a/rows": 8.0}
+    assert format_metrics(metrics) == "a: eval loss 2.0000  b: accuracy 0.500"
+
+
 def test_without_a_terminal_each_logged_step_is_a_plain_line(tmp_path: Path) -> None:
     run, stream = RunLayout(tmp_path), io.StringIO()
     display = ProgressDisplay(stream, run)

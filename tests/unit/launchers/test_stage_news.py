@@ -71,3 +71,14 @@ def test_a_failure_and_the_restart_after_it_are_told_once(tmp_path: Path) -> Non
     restarted.finish("finished")
     assert list(news.messages()) == ["restarted, goes on from step 4"]
     assert steps(news) == [5, 6, 7]
+
+
+def test_a_stage_whose_end_nobody_wrote_down_ends_with_the_next_ones_start(tmp_path: Path) -> None:
+    run = RunLayout(tmp_path)
+    first, second = StageNews(STAGE, run), StageNews("test", run)
+    for stage in (STAGE, STAGE):
+        append_event(run.events, "stage_started", stage=stage)
+        assert (list(first.messages()), first.is_finished) == ([], False)
+    append_event(run.events, "stage_started", stage="test")
+    for news, is_finished in ((first, True), (second, False)):
+        assert (list(news.messages()), news.is_finished) == ([], is_finished)
