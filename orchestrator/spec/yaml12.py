@@ -184,6 +184,8 @@ def _syntax_problem(error: yaml.YAMLError, text: str, file: str) -> Problem:
     lines = text.splitlines()
     if mark.line < len(lines) and "\t" in lines[mark.line][: mark.column + 1]:
         message += " (a tab; YAML indents with spaces)"
+    if "flow" in message and mark.line < len(lines) and "${" in lines[mark.line]:
+        message += ". Inside '{...}' and '[...]' a variable stands in quotes: '${NAME}'"
     return Problem(file, mark.line + 1, "", message)
 
 

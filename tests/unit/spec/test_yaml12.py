@@ -79,6 +79,10 @@ REFUSED = {
         "2: not valid YAML: expected a single document in the stream, but found another document"
     ),
     "a: *b\n": "1: not valid YAML: found undefined alias",
+    "a: {b: ${N}, c: 1}\n": (
+        "1: not valid YAML: while parsing a flow mapping, did not find expected ',' or '}'. Inside '{...}'"
+        " and '[...]' a variable stands in quotes: '${NAME}'"
+    ),
     "a: &a [*a]\n": "1: nested deeper than 64 levels, aliases written out",
     f"a: {'[' * 70}{']' * 70}\n": "1: nested deeper than 64 levels",
     "a: " + "[" * 200_000: "1: nested deeper than 64 levels",
