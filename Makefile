@@ -10,7 +10,7 @@ demo: $(VENV)/.runtime            ## the main job on real text, a few minutes on
 	$(BIN)/orchestrator run jobs/demo.yaml
 
 test: $(VENV)/.dev                ## the whole test suite
-	$(BIN)/python -m pytest -n 2 --dist loadfile    # two files at a time: a Ray that starts keeps one core busy
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder    # two files at a time: a Ray that starts keeps one core busy
 
 test-faults: $(VENV)/.dev         ## every combination of strategies and ranks; takes long
 	$(BIN)/python -m pytest -m exhaustive
