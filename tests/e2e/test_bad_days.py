@@ -99,7 +99,7 @@ REFUSED: dict[str, tuple[dict[str, Any], list[str]]] = {
     ),
     "unknown architecture key": (
         {"model": {"config": {"model_type": "gpt2", "hidden": 16}}},
-        ["'hidden'", "gpt2"],
+        ["model.config.hidden: unknown key", "gpt2"],
     ),
     "tokenizer folder without a tokenizer": ({"tokenizer": {"from": "."}}, ["tokenizer"]),
 }
