@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 from orchestrator.errors import Problem
@@ -77,12 +78,17 @@ def _replacement(found: re.Match[str], environment: Mapping[str, str]) -> str:
     return value
 
 
+def without_secrets(problem: Problem) -> Problem:
+    """``problem`` without what looks like a secret, which may be a key and stand in any message's path."""
+    key, message = (SECRET_VALUE.sub("***", text) for text in (problem.key, problem.message))
+    return replace(problem, key=key, message=message)
+
+
 def secrets_in(node: Any, path: KeyPath, place: Place) -> Iterator[tuple[KeyPath, Problem]]:
     """Values under ``node`` that look like secrets, each with its path."""
     if isinstance(node, Table):
         for key, value in node.items():
             if SECRET_VALUE.search(key):
-                # As a key it would be in the message's own path.
                 yield path, _secret_problem(node.places[key], path)
             yield from secrets_in(value, (*path, key), node.places[key])
     elif isinstance(node, Items):

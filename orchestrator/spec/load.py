@@ -19,7 +19,7 @@ from pydantic_core import ValidationError
 
 from orchestrator.errors import Problem, SpecError
 from orchestrator.spec import references
-from orchestrator.spec.environment import interpolate, secrets_in
+from orchestrator.spec.environment import interpolate, secrets_in, without_secrets
 from orchestrator.spec.job import Job
 from orchestrator.spec.messages import explain, is_echo, nearest, shown
 from orchestrator.spec.overrides import FLAG, OverrideError, set_key, split_override
@@ -218,6 +218,6 @@ def _check(root: Table, problems: list[Problem], *, hidden: set[KeyPath], check:
         rest = [found for found in (*references.check(job), *check(job)) if found[0] not in hidden]
         problems += [problem(path, message) for path, message in rest]
     if problems:
-        found = dict.fromkeys(problems)
+        found = dict.fromkeys(without_secrets(problem) for problem in problems)
         raise SpecError(sorted(found, key=lambda problem: (problem.file, problem.line or 0)))
     return job

@@ -208,3 +208,20 @@ def test_errors_carry_their_problems(tmp_path: Path) -> None:
         "key": "seed",
         "message": "expected a whole number, found 'x'",
     }
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("{rfc: 1.0}", "{rfc: 1.0, SECRET: 1.0}"),
+        ("  rfc:\n", "  SECRET:\n"),
+        ("label_column: label", "label_column: label\n    filter: {SECRET: 1}"),
+        ("{name: ddp}", "{name: ddp, SECRET: 1}"),
+        ("datasets: [rfc]", "datasets: [SECRET]"),
+    ],
+)
+def test_a_secret_that_stands_as_a_name_is_in_no_message(old: str, new: str, tmp_path: Path) -> None:
+    secret = "hf_" + "a1B2" * 6
+    found = complaints(tmp_path, changed(old, new.replace("SECRET", secret)))
+    assert any("looks like a secret's value" in line for line in found)
+    assert secret not in "".join(found)
