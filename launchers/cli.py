@@ -106,8 +106,11 @@ def _add_job_commands(commands: Commands) -> None:
     prepare = _add(
         commands, "prepare", "cli_jobs:prepare", "make tokenizers and data for workers started by hand"
     )
+    rehearse = _add(
+        commands, "rehearse", "cli_jobs:rehearse", "run a short copy of a job with faults, and compare"
+    )
     submit = _add(commands, "submit", "cli_jobs:submit", "start a job elsewhere, without waiting for it")
-    for parser in (validate, plan, data, run, prepare, submit):
+    for parser in (validate, plan, data, run, prepare, rehearse, submit):
         parser.add_argument("job", metavar="JOB", type=Path, help="the job file (YAML)")
         parser.add_argument(
             "--set",
@@ -117,7 +120,7 @@ def _add_job_commands(commands: Commands) -> None:
             default=[],
             help="set a key, such as stages.pretrain.optimizer.lr=3e-4; may be repeated",
         )
-    for parser in (plan, data, run, prepare, submit):
+    for parser in (plan, data, run, prepare, rehearse, submit):
         _add_runs_dir(parser)
     submit.add_argument("--launcher", help="where to (default: launcher.name of the job file)")
     submit.add_argument("--dry-run", action="store_true", help="print what would be submitted")
@@ -127,6 +130,10 @@ def _add_job_commands(commands: Commands) -> None:
         action="store_false",
         help="do not build models to count their parameters (needs no torch)",
     )
+    rehearse.add_argument(
+        "--faults", metavar="NAMES", help="which, by comma (default: all; an unknown one lists them)"
+    )
+    rehearse.add_argument("--stage", help="the training stage (default: the first)")
     run.add_argument("--fresh", action="store_true", help="start over; an earlier run is kept, renamed")
     _add(commands, "schema", "cli_jobs:schema", "print the JSON Schema of the job file")
 

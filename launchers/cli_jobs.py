@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from launchers.cli_print import number_text, print_json, print_table
 
 if TYPE_CHECKING:
+    from launchers.rehearsal import Finding
     from orchestrator.spec.job import Job
     from orchestrator.spec.tree import KeyPath
 
@@ -166,6 +167,48 @@ def prepare(options: Namespace) -> int:
                 f" {layout.root} --stage {stage.name}"
             )
     return 0
+
+
+def rehearse(options: Namespace) -> int:
+    """Run a short copy of a job with faults, and compare it with one without."""
+    from dataclasses import asdict
+
+    from launchers.rehearsal import rehearse as run_rehearsal
+    from launchers.rehearsed_faults import chosen_faults
+
+    job = _load_job(options)
+    faults = chosen_faults(options.faults)
+
+    def say(line: str) -> None:
+        print(line, file=sys.stderr, flush=True)
+
+    findings = run_rehearsal(job, options.stage, faults, options.runs_dir, say)
+    ok = all(finding.ok for finding in findings)
+    if options.json:
+        print_json({"name": job.name, "ok": ok, "faults": [asdict(finding) for finding in findings]})
+    else:
+        _print_findings(job.name, findings)
+    return 0 if ok else 1
+
+
+def _print_findings(name: str, findings: list[Finding]) -> None:
+    """A table of faults, and what is to be said about them."""
+    header = ("fault", "noticed after", "resumed at step", "steps lost", "rows exactly once", "state equal")
+    rows = [
+        (
+            finding.fault,
+            "-" if finding.noticed_after_seconds is None else f"{finding.noticed_after_seconds:g} s",
+            "-" if finding.resumed_at_step is None else number_text(finding.resumed_at_step),
+            "-" if finding.steps_lost is None else number_text(finding.steps_lost),
+            {True: "yes", False: "no", None: "-"}[finding.rows_exactly_once],
+            finding.state_equal,
+        )
+        for finding in findings
+    ]
+    print_table(f"{name}: rehearsal", header, rows)
+    for finding in findings:
+        if finding.note:
+            print(f"{finding.fault}: {finding.note}")
 
 
 def submit(options: Namespace) -> int:

@@ -105,7 +105,8 @@ def _print_verification(document: dict[str, Any]) -> None:
         ledger = stage["ledger"]
         epochs = metrics_text(ledger["epochs"]) or "-"
         workers = ", ".join(map(str, ledger["world_sizes"])) or "-"
-        counts = number_text(ledger["steps"]), number_text(ledger["rows"])
+        left_out = f" ({ledger['steps_left_out']:,} left out)" if ledger["steps_left_out"] else ""
+        counts = number_text(ledger["steps"]) + left_out, number_text(ledger["rows"])
         ledgers.append((stage["name"], *counts, workers, epochs, _verdict(ledger)))
         problems += [] if ledger["ok"] else [ledger["problem"]]
     checkpoints = document["checkpoints"]

@@ -12,6 +12,12 @@ from orchestrator.tracking.events import read_json_lines
 
 # A message may hold a whole traceback of a library; a person wants its beginning.
 SHOWN_CHARACTERS = 200
+CONSEQUENCES = {
+    "stop": "stopped before the update",
+    "skip": "left out",
+    "rollback": "back to the newest checkpoint, the rows since are left out",
+}
+"""By what the job says about an anomaly."""
 
 
 class StageNews:
@@ -36,7 +42,7 @@ class StageNews:
         self._is_failing = False
 
     def messages(self) -> Iterator[str]:
-        """A line for each failure and each start from a checkpoint."""
+        """A line for each failure, each step left out and each start from a checkpoint."""
         events = list(read_json_lines(self._run.events))
         new, self._num_events = events[self._num_events :], len(events)
         for event in new:
@@ -49,6 +55,11 @@ class StageNews:
                 continue
             if event["event"] == "stage_finished":
                 self.is_finished = True
+            if event["event"] == "anomaly":
+                yield f"step {event['step']}: {event['what']}: {CONSEQUENCES[event['action']]}"
+            if event["event"] == "hang":
+                what = f"rank {event['rank']} made no progress in {event['seconds']:g} s ({event['phase']})"
+                yield f"{what}; stacks are in {self._run.stage(self.stage).log(0).parent}"
             if event["event"] == "rank_failed" and not self._is_failing:
                 self._is_failing = True
                 text = f"{event['error']}: {event['message']}".splitlines()[0][:SHOWN_CHARACTERS]

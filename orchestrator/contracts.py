@@ -179,9 +179,8 @@ class Engine(ABC):
     """How gradients and shards move.
 
     One optimizer step is, for each micro-batch, ``with engine.micro_step(last=...)`` around the forward
-    pass and ``backward``, then one ``step``. The loss given to ``backward`` is already divided by the
-    global number of
-    targets; gradients are summed over ranks.
+    pass and ``backward``, then ``gradient_norm`` and one of ``step`` and ``skip_step``. The loss given to
+    ``backward`` is already divided by the global number of targets; gradients are summed over ranks.
     """
 
     model: nn.Module
@@ -200,12 +199,19 @@ class Engine(ABC):
         """Accumulate gradients."""
 
     @abstractmethod
-    def step(self, lr: float) -> float:
-        """Clip, update the weights with ``lr`` and clear gradients; returns the global norm before clipping.
+    def gradient_norm(self) -> float:
+        """The global norm of the complete gradients, NaN or infinite where they are; equal on all ranks.
 
-        Raises:
-            NonFiniteGradientError: On every rank, before the optimizer moves.
+        Collective; nothing has moved yet.
         """
+
+    @abstractmethod
+    def step(self, lr: float, norm: float) -> None:
+        """Clip gradients of the global norm ``norm``, update the weights with ``lr`` and clear gradients."""
+
+    @abstractmethod
+    def skip_step(self) -> None:
+        """Clear gradients; weights and optimizer state stay as they are. Collective."""
 
     @abstractmethod
     def neutral_state(self) -> dict[str, Tensor]:
@@ -224,10 +230,6 @@ class Engine(ABC):
     @abstractmethod
     def full_weights(self) -> dict[str, Tensor] | None:
         """All parameters in float32 on the CPU, by name, on rank 0; ``None`` elsewhere. Collective."""
-
-
-class NonFiniteGradientError(ArithmeticError):
-    """The global gradient norm is NaN or infinite; raised on every rank before the optimizer moves."""
 
 
 class Tracker(Protocol):

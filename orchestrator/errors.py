@@ -7,6 +7,7 @@
         SourceMissingError  the files are not there
       ModelError        a model that cannot be built, or that does not fit its tokenizer or rows
       CheckpointError   saving, verifying or loading state
+      TrainingError     a loss, gradients or weights with which training cannot go on
       TrackingError     an experiment tracker that cannot start
       LaunchError       Ray, SLURM and processes: no room in the cluster, a worker that failed
 
@@ -72,6 +73,12 @@ class ModelError(OrchestratorError):
 
 class CheckpointError(OrchestratorError):
     """State could not be saved, or what was found does not verify."""
+
+    exit_code = 1
+
+
+class TrainingError(OrchestratorError):
+    """Training cannot go on from here by itself: its loss, gradients or weights are not finite, or jumped."""
 
     exit_code = 1
 

@@ -65,6 +65,10 @@ class StageLayout:
         """Log file of one rank."""
         return self.root / "logs" / f"rank-{rank:05d}.log"
 
+    def stacks(self, rank: int) -> Path:
+        """Stacks of all threads of one rank, whenever it hung or was sent SIGQUIT."""
+        return self.root / "logs" / f"rank-{rank:05d}.stacks.txt"
+
 
 @dataclass(frozen=True)
 class RunLayout:
@@ -116,6 +120,11 @@ class RunLayout:
     def stop_request(self) -> Path:
         """Exists while somebody wants the run to save and stop."""
         return self.root / "stop"
+
+    @property
+    def rehearsal(self) -> Path:
+        """The fault that a rehearsal has in store for its workers; other runs have none."""
+        return self.root / "rehearsal.json"
 
     @property
     def cache(self) -> Path:

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 
 from orchestrator.errors import PlanError
 from orchestrator.spec.datasets import Dataset, Tokenizer
-from orchestrator.spec.optimization import Limits, Optimizer, Schedule
+from orchestrator.spec.optimization import Anomalies, Limits, Optimizer, Schedule
 from orchestrator.spec.section import ChosenBy, Must, Section, field
 from orchestrator.spec.training import (
     PLUGIN_PATTERN,
@@ -42,6 +42,9 @@ class Resources(Section):
     """GPUs per worker: 0 trains on the CPU."""
     max_failures: Annotated[int, Must(ge=0)] = 3
     """Restarts of the workers after a fault before the run fails; counted anew after each finished stage."""
+    hang_timeout_seconds: Annotated[float, Must(gt=0.0)] | None = 30.0
+    """Restart workers whose step, wait for data, evaluation or save takes longer than this and than 5 times
+    the slowest one so far (the first of each kind may take 600 s); null: wait for ever."""
 
 
 class Evaluation(Section):
@@ -118,12 +121,20 @@ class TrainStage(Section):
     """Learning rate as a function of the step."""
     limits: Limits
     """How long it trains."""
+    anomalies: Anomalies = field(default_factory=Anomalies)
+    """What happens at a step with a loss or gradients that cannot be right."""
     evaluation: Evaluation | None = None
     """Evaluation while training; absent: none."""
     checkpoint: Checkpoint = field(default_factory=Checkpoint)
     """When state is saved."""
     logging: Logging = field(default_factory=Logging)
     """How often metrics are written."""
+
+    @property
+    def may_roll_back(self) -> bool:
+        """Whether an anomaly may need a checkpoint to go back to."""
+        spike = self.anomalies.loss_spike
+        return "rollback" in (self.anomalies.nonfinite, spike.action if spike else None)
 
     def __post_init__(self) -> None:
         brings_model = self.init is not None and self.init.checkpoint is None

@@ -1,4 +1,4 @@
-"""The ``optimizer``, ``schedule`` and ``limits`` of a training stage."""
+"""The ``optimizer``, ``schedule``, ``limits`` and ``anomalies`` of a training stage."""
 
 from typing import Annotated, Literal
 
@@ -6,6 +6,7 @@ from orchestrator.spec.section import ChosenBy, Must, Section, require_one
 
 NonNegative = Annotated[float, Must(ge=0.0)]
 Beta = Annotated[float, Must(ge=0.0, lt=1.0)]
+AnomalyAction = Literal["stop", "skip", "rollback"]
 UndecayedKind = Literal["norm", "bias", "embedding"]
 
 
@@ -125,3 +126,26 @@ class Limits(Section):
 
     def __post_init__(self) -> None:
         require_one(self, "max_steps", "max_tokens", "max_epochs")
+
+
+class LossSpike(Section):
+    """A step whose loss is far above that of the steps before it."""
+
+    action: AnomalyAction = "rollback"
+    """As for ``nonfinite``."""
+    factor: Annotated[float, Must(gt=1.0)] = 2.0
+    """A spike is a loss above this many times the mean of the steps before."""
+    window: Annotated[int, Must(ge=1)] = 50
+    """Steps in that mean; before there are as many, nothing is a spike."""
+
+
+class Anomalies(Section):
+    """What happens at a step whose loss or gradients cannot be right, before its update is made."""
+
+    nonfinite: AnomalyAction = "stop"
+    """A loss or gradient norm of NaN or infinity: ``stop``, the state before the step saved; ``skip`` the
+    step, its rows passed over; ``rollback`` to the newest checkpoint, all rows since passed over."""
+    loss_spike: LossSpike | None = None
+    """Treat a jump of the loss likewise; absent: do not."""
+    max_in_a_row: Annotated[int, Must(ge=1)] = 5
+    """Skips or rollbacks with no good step between them before the run stops after all."""

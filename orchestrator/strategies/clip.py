@@ -8,14 +8,11 @@ layout to the next, and so do all weights after it.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
-
-from orchestrator.contracts import NonFiniteGradientError
 
 # torch.nn.utils.clip_grad_norm_ adds the same term, so that a norm of 0 needs no case of its own.
 CLIP_EPSILON = 1e-6
@@ -36,19 +33,9 @@ def sum_over_ranks(squares: Tensor, copies: int = 1) -> Tensor:
     return squares / copies
 
 
-def finite_norm(squares: Tensor) -> float:
-    """The float32 norm of a sum of squares that is equal on all ranks.
-
-    Raises:
-        NonFiniteGradientError: It is NaN or infinite; every rank sees the same sum and raises.
-    """
-    norm = squares.sqrt().float().item()
-    if not math.isfinite(norm):
-        raise NonFiniteGradientError(
-            f"the global gradient norm is {norm}, expected a finite number; the weights are as before the"
-            " step. Look for a too high learning rate, or for rows whose loss is not finite"
-        )
-    return norm
+def norm_of(squares: Tensor) -> float:
+    """The float32 norm of a sum of squares that is equal on all ranks; NaN or infinite where it is."""
+    return squares.sqrt().float().item()
 
 
 def clip(gradients: Sequence[Tensor], norm: float, max_norm: float | None) -> None:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from orchestrator.contracts import Engine, EngineSetup
-from orchestrator.strategies.clip import clip, finite_norm, sum_of_squares
+from orchestrator.strategies.clip import clip, norm_of, sum_of_squares
 from orchestrator.strategies.optimizer_state import check_supported, materialized_state
 from orchestrator.strategies.preparation import fill_missing_gradients
 
@@ -39,17 +39,25 @@ class PlainEngine(Engine):
         # Data-parallel wrappers average over ranks; the engine contract is a sum, so scale back up.
         (loss * self._setup.world_size).backward()  # type: ignore[no-untyped-call]
 
-    def step(self, lr: float) -> float:
-        """Clip, update with ``lr``, clear gradients; the global norm before clipping."""
+    def gradient_norm(self) -> float:
+        """The global norm; parameters that took no part have a gradient of 0 from here on."""
         fill_missing_gradients(self._trained)
-        gradients = [_local(parameter.grad) for parameter in self._trained]
-        squares = self._global_squares(sum_of_squares(gradients, self._setup.device))
-        norm = finite_norm(squares)
-        clip(gradients, norm, self._setup.max_grad_norm)
+        return norm_of(self._global_squares(sum_of_squares(self._gradients(), self._setup.device)))
+
+    def step(self, lr: float, norm: float) -> None:
+        """Clip, update with ``lr``, clear gradients."""
+        clip(self._gradients(), norm, self._setup.max_grad_norm)
         for group in self._optimizer.param_groups:
             group["lr"] = lr
         self._update()
-        return norm
+
+    def skip_step(self) -> None:
+        """Clear gradients."""
+        self._optimizer.zero_grad(set_to_none=True)
+
+    def _gradients(self) -> list[Tensor]:
+        """What this rank holds of the gradients."""
+        return [_local(parameter.grad) for parameter in self._trained]
 
     def _global_squares(self, squares: Tensor) -> Tensor:
         """This rank's sum of squares made global; replicated gradients are complete already."""

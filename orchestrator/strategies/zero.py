@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from orchestrator.contracts import Engine, EngineSetup
 from orchestrator.errors import CheckpointError, PlanError
 from orchestrator.spec.training import ZeROStrategy
-from orchestrator.strategies.clip import clip, finite_norm, sum_of_squares, sum_over_ranks
+from orchestrator.strategies.clip import clip, norm_of, sum_of_squares, sum_over_ranks
 from orchestrator.strategies.flat_ranges import FlatRanges
 from orchestrator.strategies.optimizer_state import materialized_state
 from orchestrator.strategies.plain import PlainEngine
@@ -49,6 +49,10 @@ class ZeROEngine(Engine):
     def backward(self, loss: Tensor) -> None:
         """Accumulate gradients of ``loss``."""
         self._driver.backward(loss)
+
+    def skip_step(self) -> None:
+        """Let DeepSpeed end its step without an update."""
+        self._driver.skip()
 
 
 class ReplicatedZeRO(ZeROEngine, PlainEngine):
@@ -133,16 +137,17 @@ class PartitionedZeRO(ZeROEngine):
                 for start, master in self._ranges(parameter, self._partitions.flats).ranges:
                     master.copy_(originals[name].view(-1)[start : start + master.numel()])
 
-    def step(self, lr: float) -> float:
-        """Clip, update with ``lr``, clear gradients; the global norm before clipping."""
+    def gradient_norm(self) -> float:
+        """The global norm, of the parts that ranks hold."""
         gradients = self._partitions.gradients()
-        squares = sum_over_ranks(sum_of_squares(gradients, self._setup.device))
-        norm = finite_norm(squares)
-        clip(gradients, norm, self._setup.max_grad_norm)
+        return norm_of(sum_over_ranks(sum_of_squares(gradients, self._setup.device)))
+
+    def step(self, lr: float, norm: float) -> None:
+        """Clip, update with ``lr``, clear gradients."""
+        clip(self._partitions.gradients(), norm, self._setup.max_grad_norm)
         for group in self._driver.engine.optimizer.param_groups:
             group["lr"] = lr
         self._driver.update()
-        return norm
 
     def _flat_states(self) -> list[dict[str, Tensor]]:
         """Optimizer state of each flat tensor, created where the optimizer has not done so."""

@@ -75,6 +75,16 @@ class DeepSpeedDriver:
         """Move the weights and clear gradients."""
         self.engine.step()
 
+    def skip(self) -> None:
+        """Clear gradients and count the step, as DeepSpeed does after an update; nothing moves."""
+        # DeepSpeed clears buffers of its own only after it has called torch's optimizer.
+        optimizer = getattr(self.engine.optimizer, "optimizer", self.engine.optimizer)
+        optimizer.step = lambda closure=None: None
+        try:
+            self.engine.step()
+        finally:
+            del optimizer.step
+
 
 def check_optimizer(optimizer: torch.optim.Optimizer, stage: int) -> None:
     """Refuse an optimizer that cannot run on flattened parameters.

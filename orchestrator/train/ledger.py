@@ -3,18 +3,20 @@
 One line a checkpoint, ranges and no lists, for example
 
     {"steps": [0, 50], "rows": [0, 400], "world_size": 2,
-     "sources": {"books": [0, 300], "web": [0, 100]}, "data": {"books": "9f...", "web": "31..."}}
+     "sources": {"books": [0, 300], "web": [0, 100]}, "data": {"books": "9f...", "web": "31..."},
+     "left_out": [[17, 18]]}
 
 Ranges begin with the first and end before the last. ``rows`` are places of the cursor; those of a
 source number the rows that it gave, epoch after epoch, so that draw d is position d modulo its size in
-epoch d divided by its size. ``data`` are the digests of the prepared folders' content.
+epoch d divided by its size. ``data`` are the digests of the prepared folders' content, and
+``left_out`` steps whose rows were consumed without an update, because of an anomaly.
 ``proof.py`` replays it all.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -39,6 +41,8 @@ class Record:
     """Draws of each source; ``None``: written by a version that did not record them."""
     data: Mapping[str, str] | None
     """Content digest of each source's folder; ``None``: written by a version that did not record it."""
+    left_out: tuple[Range, ...] = ()
+    """Steps that made no update."""
 
 
 class Ledger:
@@ -53,6 +57,7 @@ class Ledger:
         mixture: Mixture,
         data: Mapping[str, str],
         saved_by: int | None,
+        left_out: Sequence[Range] = (),
     ) -> None:
         """Continue after ``start_step``; records of later steps belong to no checkpoint and go.
 
@@ -61,6 +66,7 @@ class Ledger:
         Args:
             data: Content digest of each source's prepared folder.
             saved_by: Workers that wrote the checkpoint of ``start_step``; ``None``: it does not say.
+            left_out: Steps since the checkpoint before it that made no update.
         """
         self._path = path
         self._batch_plan = batch_plan
@@ -70,13 +76,14 @@ class Ledger:
         self._committed = kept[-1]["steps"][1] if kept else 0
         replace_text(path, "".join(json.dumps(record) + "\n" for record in kept))
         if self._committed < start_step:
-            self._record(start_step, saved_by)
+            self._record(start_step, saved_by, left_out)
 
-    def commit(self, step: int) -> None:
-        """Record the steps since the last commit."""
-        self._record(step, self._batch_plan.world_size)
+    def commit(self, step: int, left_out: Sequence[Range] = ()) -> None:
+        """Record the steps since the last commit, of which those ``left_out`` made no update."""
+        if step > self._committed:
+            self._record(step, self._batch_plan.world_size, left_out)
 
-    def _record(self, step: int, world_size: int | None) -> None:
+    def _record(self, step: int, world_size: int | None, left_out: Sequence[Range] = ()) -> None:
         """Append the record of the steps from the last commit to ``step``."""
         rows = (
             self._committed * self._batch_plan.global_batch_size,
@@ -89,6 +96,7 @@ class Ledger:
             world_size=world_size,
             sources={name: (before[name], after[name]) for name in self._mixture.names},
             data=self._data,
+            left_out=tuple(left_out),
         )
         with self._path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(asdict(record)) + "\n")
@@ -125,6 +133,7 @@ def _parse(path: Path, number: int, line: str) -> Record:
             world_size=None if workers is None else int(workers),
             sources=None if sources is None else {name: _range(pair) for name, pair in sources.items()},
             data=None if data is None else {name: str(digest) for name, digest in data.items()},
+            left_out=tuple(_range(pair) for pair in fields.get("left_out", [])),
         )
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise DataError(f"{path}: line {number} is no record of a ledger: {line[:100]!r}") from error

@@ -5,8 +5,9 @@ One optimizer step:
 1. take this rank's micro-batches of the step's global rows, read ahead by ``prefetch.py``;
 2. agree on the global number of targets, and on whether to stop, in one collective;
 3. forward and backward each micro-batch, its random numbers seeded by step and global micro-batch index;
-4. clip and update with the learning rate of the step;
-5. log, evaluate, save where their intervals say so.
+4. judge the step's loss and gradient norm, the same on all ranks (``anomalies.py``);
+5. clip and update with the learning rate of the step, or leave the step out;
+6. log, evaluate, save where their intervals say so.
 
 What the loss is belongs to the objective, how gradients move to the engine, which rows to the plan.
 """
@@ -15,7 +16,8 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Literal
 
@@ -25,10 +27,14 @@ from torch import Tensor
 
 from orchestrator.contracts import Batch, Engine, Objective, Tracker
 from orchestrator.data.stream import MixtureReader
+from orchestrator.errors import TrainingError
 from orchestrator.spec.job import TrainStage
 from orchestrator.spec.plan import BatchPlan, global_micro_index, micro_batch_rows
+from orchestrator.train.agreement import AgreedError
+from orchestrator.train.anomalies import Anomaly, AnomalyWatch
 from orchestrator.train.meter import Meter, source_metrics
 from orchestrator.train.optim import learning_rate
+from orchestrator.train.phases import PhaseClock
 from orchestrator.train.prefetch import Prefetcher
 from orchestrator.train.randomness import derive_generator, derive_seed
 from orchestrator.train.stop import StopRequest
@@ -55,6 +61,12 @@ class Loop:
     evaluate: Callable[[], dict[str, float]]
     save: Callable[[int, Mapping[str, float]], None]
     """Commits the state after the given number of steps, with the metrics of an evaluation at that step."""
+    roll_back: Callable[[], int]
+    """Restores the newest checkpoint; returns its step."""
+    watch: AnomalyWatch
+    clock: PhaseClock
+    record: Callable[..., None]
+    """Takes down an event and its fields; called by rank 0 alone."""
     stop: StopRequest
 
     def run(self, start_step: int) -> Outcome:
@@ -69,27 +81,38 @@ class Loop:
         self.engine.model.train()
         saved_step = start_step
         began = time.perf_counter()
+        self.clock.enter("data")
         for step, read in prefetched:
+            self.clock.enter("compute" if step > start_step else "first_step")
             data_wait_seconds = time.perf_counter() - began
             batches = [self._to_device(batch) for batch in read]
             counts, stop = self._agree(batches)
             if stop:
                 if saved_step < step:
-                    self.save(step, {})
+                    self._save(step, {})
                 return "stopped"
             lr = learning_rate(self.stage.schedule, self.stage.optimizer.lr, step, self.max_steps)
-            loss = self._accumulate(step, batches, counts)
-            grad_norm = self.engine.step(lr)
-            tokens = self.batch_plan.tokens_per_step
-            meter.add(loss=loss, tokens=tokens, data_wait_seconds=data_wait_seconds)
+            meter.add(tokens=self.batch_plan.tokens_per_step, data_wait_seconds=data_wait_seconds)
+            with self._naming(step):
+                losses = self._accumulate(step, batches, counts)
+                loss, grad_norm = self._over_ranks(losses), self.engine.gradient_norm()
+                anomaly = self.watch.judge(float(loss.sum()), grad_norm)
+                if anomaly is None:
+                    self.engine.step(lr, grad_norm)
             completed = step + 1
+            if anomaly is None:
+                self.watch.accept(float(loss.sum()))
+                meter.add_loss(loss)
+            elif self._leave_out(step, anomaly, losses, saved=saved_step == step):
+                saved_step = completed
             if self._is_due(self.stage.logging.every_steps, completed):
                 self._log(completed, meter, lr, grad_norm)
             paused = time.perf_counter()
             evaluated = self._evaluate(completed) if self._evaluation_is_due(completed) else {}
-            if self._is_due(self.stage.checkpoint.every_steps, completed):
-                self.save(completed, evaluated)
+            if saved_step < completed and self._is_due(self.stage.checkpoint.every_steps, completed):
+                self._save(completed, evaluated)
                 saved_step = completed
+            self.clock.enter("data")
             began = time.perf_counter()
             meter.exclude(began - paused)
         return "finished"
@@ -103,15 +126,27 @@ class Loop:
         every_steps = self.stage.evaluation.every_steps if self.stage.evaluation else None
         return every_steps is not None and completed % every_steps == 0 and completed < self.max_steps
 
+    @contextmanager
+    def _naming(self, step: int) -> Iterator[None]:
+        """Add the step and its rows to an error: a restart reads the same ones again."""
+        try:
+            yield
+        except Exception as error:
+            size = self.batch_plan.global_batch_size
+            rows = f"rows {step * size} to {(step + 1) * size - 1}"
+            error.add_note(f"in step {step + 1}, which reads {rows} of the stage's order")
+            raise
+
     def _read(self, step: int) -> list[Batch]:
         """This rank's micro-batches of one step, in host memory."""
         batches = []
-        for accum_index in range(self.batch_plan.grad_accum_steps):
-            rows = micro_batch_rows(self.batch_plan, step, accum_index, self.rank)
-            micro = global_micro_index(self.batch_plan, accum_index, self.rank)
-            rng = derive_generator(self.seed, "collate", step, micro)
-            read = self.reader.read_global(rows)
-            batches.append(self.objective.collate(read, rng))
+        with self._naming(step):
+            for accum_index in range(self.batch_plan.grad_accum_steps):
+                rows = micro_batch_rows(self.batch_plan, step, accum_index, self.rank)
+                micro = global_micro_index(self.batch_plan, accum_index, self.rank)
+                rng = derive_generator(self.seed, "collate", step, micro)
+                read = self.reader.read_global(rows)
+                batches.append(self.objective.collate(read, rng))
         return batches
 
     def _to_device(self, batch: Batch) -> Batch:
@@ -144,6 +179,57 @@ class Loop:
             total += sums.detach().double()
         return total / counts
 
+    def _over_ranks(self, losses: Tensor) -> Tensor:
+        """Each term's mean over the step's targets, from every rank's part."""
+        loss = losses.clone()
+        if self.batch_plan.world_size > 1:
+            dist.all_reduce(loss)
+        return loss
+
+    def _leave_out(self, step: int, anomaly: Anomaly, losses: Tensor, *, saved: bool) -> bool:
+        """Do what the job says about a step that is wrong, in place of its update; collective.
+
+        Args:
+            losses: This rank's part of the loss, float64 ``(T,)``.
+            saved: The state before the step is in a checkpoint.
+
+        Returns:
+            Whether the state after the step has been saved.
+
+        Raises:
+            AgreedError: On every rank: the job says to stop.
+        """
+        ranks = ranks_without_finite_loss(losses)
+        size = self.batch_plan.global_batch_size
+        where = {"step": step + 1, "rows": [step * size, (step + 1) * size], "ranks": ranks}
+        if self.rank == 0:
+            self.record("anomaly", what=anomaly.what, action=anomaly.action, **where)
+        logger.warning("%s; %s: %s", anomaly.what, anomaly.action, where)
+        self.engine.skip_step()
+        if anomaly.action == "skip":
+            self.watch.leave_out(step, step + 1)
+            return False
+        if anomaly.action == "rollback":
+            self.clock.enter("save")
+            self.watch.leave_out(self.roll_back(), step + 1)
+            self._save(step + 1, {})
+            return True
+        if not saved:
+            self._save(step, {})
+        raise AgreedError(TrainingError(self._stopped(step, anomaly, ranks)))
+
+    def _stopped(self, step: int, anomaly: Anomaly, ranks: Sequence[int]) -> str:
+        """What a person must know to go on."""
+        size = self.batch_plan.global_batch_size
+        of_ranks = f", with no finite loss on rank {', '.join(map(str, ranks))}" if ranks else ""
+        rows = f"rows {step * size} to {(step + 1) * size - 1}"
+        return (
+            f"stage '{self.stage.name}', step {step + 1}: {anomaly.what}{of_ranks}; the step changed nothing,"
+            f" what came before it is saved. It read {rows} of the stage's order. Set anomalies.nonfinite or"
+            " anomalies.loss_spike.action to 'skip' or 'rollback' to pass over them, or start over with"
+            " --fresh and a lower learning rate"
+        )
+
     def _log(self, completed: int, meter: Meter, lr: float, grad_norm: float) -> None:
         """Give the trackers the metrics of the steps since the last time."""
         metrics = meter.read()
@@ -156,11 +242,25 @@ class Loop:
         for tracker in self.trackers:
             tracker.log(completed, metrics)
 
+    def _save(self, completed: int, evaluated: Mapping[str, float]) -> None:
+        """Commit the state after the given number of steps."""
+        self.clock.enter("save")
+        self.save(completed, evaluated)
+
     def _evaluate(self, completed: int) -> dict[str, float]:
         """Evaluate, and give the trackers and the caller the metrics."""
+        self.clock.enter("evaluation")
         metrics = self.evaluate()
         self.engine.model.train()
         logger.info("step %d evaluation %s", completed, metrics)
         for tracker in self.trackers:
             tracker.log(completed, metrics)
         return metrics
+
+
+def ranks_without_finite_loss(losses: Tensor) -> list[int]:
+    """Ranks whose own part of the loss, float64 ``(T,)``, is NaN or infinite; collective."""
+    is_finite = torch.isfinite(losses).all().int().reshape(1)
+    found = [torch.zeros_like(is_finite) for _ in range(dist.get_world_size())]
+    dist.all_gather(found, is_finite)
+    return [rank for rank, finite in enumerate(found) if not finite.item()]

@@ -6,7 +6,6 @@ import time
 from collections.abc import Sequence
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
 from orchestrator.data.mixture import Mixture
@@ -34,32 +33,30 @@ class Meter:
         """Forget all steps."""
         self._loss = torch.zeros(len(self._terms), dtype=torch.float64, device=self._device)
         self._steps = 0
+        self._steps_left_out = 0
         self._tokens = 0
         self._data_wait_seconds = 0.0
         self._began = time.perf_counter()
 
-    def add(self, *, loss: Tensor, tokens: int, data_wait_seconds: float) -> None:
-        """Count one step.
-
-        Args:
-            loss: This rank's part of each term's mean, float64 ``(T,)``.
-            tokens: Token positions of the step over all ranks.
-        """
-        self._loss += loss
+    def add(self, *, tokens: int, data_wait_seconds: float) -> None:
+        """Count one step; ``tokens``: token positions over all ranks."""
         self._tokens += tokens
         self._data_wait_seconds += data_wait_seconds
         self._steps += 1
+        self._steps_left_out += 1
+
+    def add_loss(self, loss: Tensor) -> None:
+        """The last step made an update, at this mean of each term over all ranks, float64 ``(T,)``."""
+        self._loss += loss
+        self._steps_left_out -= 1
 
     def exclude(self, seconds: float) -> None:
         """Leave out time spent on something else than steps, such as evaluation."""
         self._began += seconds
 
     def read(self) -> dict[str, float]:
-        """Averages over the steps since the last call; collective."""
-        loss = self._loss
-        if dist.get_world_size() > 1:
-            dist.all_reduce(loss)
-        losses = (loss / self._steps).tolist()
+        """Averages over the steps since the last call; the loss over those with an update, or NaN."""
+        losses = (self._loss / (self._steps - self._steps_left_out)).tolist()
         seconds = time.perf_counter() - self._began
         metrics = {"train/loss": sum(losses)}
         if len(self._terms) > 1:
@@ -67,6 +64,8 @@ class Meter:
         metrics["train/tokens_per_second"] = self._tokens / seconds
         metrics["train/step_seconds"] = seconds / self._steps
         metrics["train/data_wait_seconds"] = self._data_wait_seconds / self._steps
+        if self._steps_left_out:
+            metrics["train/steps_left_out"] = self._steps_left_out
         if self._device.type == "cuda":
             metrics["train/peak_memory_bytes"] = float(torch.cuda.max_memory_allocated(self._device))
         self._reset()

@@ -53,6 +53,8 @@ class LedgerProof:
     """Numbers of workers, in order of their first appearance."""
     epochs: Mapping[str, float]
     """Passes over each source."""
+    steps_left_out: int
+    """Steps that made no update, because of an anomaly."""
     problem: str | None
     """The first violation, with stage, step and source; steps are counted as in metrics.jsonl."""
 
@@ -125,12 +127,14 @@ class _ReplayedLedger:
         self._steps = 0
         self._world_sizes: dict[int, None] = {}
         self._epochs: dict[str, float] = {}
+        self._left_out = 0
         self._unproved: _ViolationError | None = None
 
     def proof(self, problem: str | None) -> LedgerProof:
         """What was proved."""
         rows = self._steps * self._stage.global_batch_size
-        return LedgerProof(self._steps, rows, tuple(self._world_sizes), dict(self._epochs), problem)
+        workers, epochs = tuple(self._world_sizes), dict(self._epochs)
+        return LedgerProof(self._steps, rows, workers, epochs, self._left_out, problem)
 
     def run(self, newest: int) -> None:
         """Check the data, then every record, then that the last one is of the newest checkpoint.
@@ -154,6 +158,7 @@ class _ReplayedLedger:
                 self._check_data(record, digests)
                 self._replay(record, replay)
                 self._steps = record.steps[1]
+                self._left_out += sum(end - first for first, end in record.left_out)
                 self._epochs = {name: n / mixture.size(name) for name, n in replay.drawn.items()}
         if self._steps != newest:
             raise _ViolationError(

@@ -11,7 +11,7 @@ from __future__ import annotations
 import fcntl
 import logging
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -21,23 +21,27 @@ import torch
 
 from orchestrator.checkpoint.layout import RunLayout, StageLayout
 from orchestrator.checkpoint.manager import CheckpointManager
-from orchestrator.checkpoint.retention import METRICS
 from orchestrator.contracts import Engine, EngineSetup, Tracker
-from orchestrator.errors import CheckpointError, LaunchError, OrchestratorError
+from orchestrator.errors import LaunchError, OrchestratorError
 from orchestrator.models import find_blocks, save_weights
 from orchestrator.registry import resolve
 from orchestrator.spec.job import Job, TrainStage
 from orchestrator.tracking.events import append_event
 from orchestrator.train.agreement import AgreedError, together
+from orchestrator.train.anomalies import AnomalyWatch
 from orchestrator.train.building import Parts, build_parts
 from orchestrator.train.evaluate import evaluate_datasets
 from orchestrator.train.ledger import Ledger
 from orchestrator.train.loop import Loop, Outcome
 from orchestrator.train.optim import make_optimizer
+from orchestrator.train.phases import Phase, PhaseClock
+from orchestrator.train.rehearsed import clock_for
 from orchestrator.train.results import last_training_metrics, replace_folder, write_result
-from orchestrator.train.retained import check_best, retention_of
+from orchestrator.train.retained import retention_of
+from orchestrator.train.state import StageState, Start, identity, open_ledger, restore
 from orchestrator.train.stop import StopRequest
 from orchestrator.train.trackers import start_trackers
+from orchestrator.train.watchdog import Watchdog
 
 logger = logging.getLogger(__name__)
 # An older group of workers that is being killed releases its lock within the time a step takes.
@@ -54,12 +58,15 @@ def run_training_stage(
         manager = CheckpointManager(stage_layout.checkpoints, retention_of(stage))
         try:
             engine = _build_engine(stage, parts, rank=rank, device=device)
-            start = _restore(engine, manager, _identity(job, stage, parts))
+            start = restore(engine, manager, identity(job, stage, parts))
         except OrchestratorError as error:
             # Strategies and checkpoints refuse on all ranks alike, and a restart would meet the same.
             raise AgreedError(error) from error
-        run = _Run(job, stage, layout, parts, engine, manager, rank, device)
-        return run.train(start)
+        clock = clock_for(layout, stage.name, rank, start.step)
+        run = _Run(job, stage, layout, parts, engine, manager, clock, rank, device)
+        hang_seconds, stacks = job.resources.hang_timeout_seconds, stage_layout.stacks(rank)
+        with Watchdog(clock, hang_seconds, stacks, run.record_hang):
+            return run.train(start)
 
 
 @contextmanager
@@ -106,51 +113,6 @@ def _build_engine(stage: TrainStage, parts: Parts, *, rank: int, device: torch.d
 
 
 @dataclass(frozen=True)
-class _Start:
-    """Where a start of a stage begins."""
-
-    step: int
-    """Steps completed before."""
-    saved_by: int | None
-    """Workers that wrote the checkpoint it goes on from; ``None``: there is none, or it does not say."""
-
-
-def _restore(engine: Engine, manager: CheckpointManager, identity: Mapping[str, Any]) -> _Start:
-    """Restore the newest verified checkpoint, if there is one.
-
-    Raises:
-        CheckpointError: It was written by a job whose trajectory differs, or on other data.
-    """
-    newest = manager.newest()
-    if newest is None:
-        return _Start(0, None)
-    tensors = engine.neutral_state()
-    state = manager.load(newest, tensors)
-    engine.neutral_state_loaded(tensors)
-    # Checkpoints of earlier versions do not name their data.
-    changed = [key for key, value in identity.items() if state.get(key, value) != value]
-    if changed:
-        key = changed[0]
-        raise CheckpointError(
-            f"{newest}: written with {key} {state[key]}, the job has {identity[key]};"
-            " set it back, or start over with --fresh"
-        )
-    logger.info("resumed from %s", newest)
-    return _Start(int(state["step"]), state.get("world_size"))
-
-
-def _identity(job: Job, stage: TrainStage, parts: Parts) -> dict[str, Any]:
-    """What a checkpoint and the job that resumes it must agree on."""
-    return {
-        "seed": job.seed,
-        "global_batch_size": stage.global_batch_size,
-        "micro_batch_size": stage.micro_batch_size,
-        "stage": stage.name,
-        **{f"data.{name}": digest for name, digest in parts.data_digests.items()},
-    }
-
-
-@dataclass(frozen=True)
 class _Run:
     """One start of a training stage on one rank."""
 
@@ -160,6 +122,7 @@ class _Run:
     parts: Parts
     engine: Engine
     manager: CheckpointManager
+    clock: PhaseClock
     rank: int
     device: torch.device
 
@@ -168,7 +131,7 @@ class _Run:
         """Paths of the stage."""
         return self.layout.stage(self.stage.name)
 
-    def train(self, start: _Start) -> Outcome:
+    def train(self, start: Start) -> Outcome:
         """Loop, final evaluation, weights, result."""
         trackers = start_trackers(
             self.job,
@@ -180,11 +143,11 @@ class _Run:
         )
         ledger = None
         if self.rank == 0:
-            ledger = self._open_ledger(start)
+            ledger = open_ledger(self.stage_layout, self.parts, start)
             self._record("training_started", step=start.step, max_steps=self.parts.max_steps)
         ended: Literal["finished", "stopped", "failed"] = "failed"
         try:
-            outcome = self._loop(trackers, ledger).run(start.step)
+            outcome = self._loop(trackers, ledger, start).run(start.step)
             if outcome == "finished":
                 self._finish(trackers)
             ended = outcome
@@ -193,19 +156,14 @@ class _Run:
                 tracker.finish(ended)
         return outcome
 
-    def _open_ledger(self, start: _Start) -> Ledger:
-        """The ledger, to be continued from ``start``."""
-        return Ledger(
-            self.stage_layout.ledger,
-            self.parts.batch_plan,
-            start.step,
-            mixture=self.parts.reader.mixture,
-            data=self.parts.data_digests,
-            saved_by=start.saved_by,
+    def _loop(self, trackers: list[Tracker], ledger: Ledger | None, start: Start) -> Loop:
+        """The loop over this run's parts; collective."""
+        watch = AnomalyWatch(self.stage.anomalies, start.recent_losses)
+        state = StageState(
+            self.job, self.stage, self.parts, self.engine, self.manager, watch, ledger, self._record
         )
-
-    def _loop(self, trackers: list[Tracker], ledger: Ledger | None) -> Loop:
-        """The loop over this run's parts."""
+        if self.stage.may_roll_back and start.step == 0:
+            state.save(0, {})
         return Loop(
             stage=self.stage,
             seed=self.job.seed,
@@ -218,35 +176,22 @@ class _Run:
             reader=self.parts.reader,
             trackers=trackers,
             evaluate=self._evaluate,
-            save=partial(self._save, ledger),
+            save=state.save,
+            roll_back=state.roll_back,
+            watch=watch,
+            clock=self.clock,
+            record=self._record,
             stop=StopRequest(self.layout.stop_request),
         )
 
-    def _save(self, ledger: Ledger | None, step: int, evaluated: Mapping[str, float]) -> None:
-        """Commit the state after ``step`` steps, then what it consumed."""
-        check_best(self.stage, evaluated)
-        rows = step * self.stage.global_batch_size
-        state = {
-            **_identity(self.job, self.stage, self.parts),
-            "job": self.job.name,
-            "step": step,
-            "rows": rows,
-            "tokenizer": self.parts.inputs.data_digests["tokenizer"],
-            "world_size": self.parts.batch_plan.world_size,
-            METRICS: dict(evaluated),
-        }
-        try:
-            self.manager.save(step, self.engine.neutral_state(), state)
-        except CheckpointError as error:
-            # The manager raises on all ranks alike, and a restart would meet the same disk.
-            raise AgreedError(error) from error
-        if ledger is not None:
-            ledger.commit(step)
-            self._record("checkpoint", step=step)
-
-    def _record(self, event: str, **fields: int) -> None:
+    def _record(self, event: str, **fields: Any) -> None:
         """Append an event of this stage."""
         append_event(self.layout.events, event, stage=self.stage.name, **fields)
+
+    def record_hang(self, phase: Phase, seconds: float) -> None:
+        """Append the event of a unit of work that did not end."""
+        stacks = self.stage_layout.stacks(self.rank)
+        self._record("hang", rank=self.rank, phase=phase, seconds=round(seconds, 1), stacks=str(stacks))
 
     def _evaluate(self) -> dict[str, float]:
         """Metrics of the validation rows; empty without an evaluation section. Collective."""
@@ -265,7 +210,9 @@ class _Run:
 
     def _finish(self, trackers: list[Tracker]) -> None:
         """Final evaluation, ``weights/``, and last ``result.json``; collective."""
+        self.clock.enter("evaluation")
         metrics = self._evaluate()
+        self.clock.enter("weights")
         weights = self.engine.full_weights()
 
         def write() -> None:

@@ -113,7 +113,7 @@ def run_stage(run_dir: Path, stage_name: str) -> Outcome:
                 stage=stage_name,
                 rank=rank.rank,
                 error=type(error).__name__,
-                message=str(error),
+                message="; ".join([str(error), *getattr(error, "__notes__", [])]),
                 exit_code=error.exit_code if isinstance(error, OrchestratorError) else 1,
             )
         raise

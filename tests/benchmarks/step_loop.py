@@ -29,8 +29,10 @@ from orchestrator.spec.job import Resources, TrainStage
 from orchestrator.spec.plan import plan_batch
 from orchestrator.spec.training import DDPStrategy
 from orchestrator.strategies.ddp import DDPEngine
+from orchestrator.train.anomalies import AnomalyWatch
 from orchestrator.train.loop import Loop
 from orchestrator.train.optim import make_optimizer
+from orchestrator.train.phases import PhaseClock
 from orchestrator.train.stop import StopRequest
 from tests.benchmarks.loader import causal_lm, open_ours
 
@@ -101,6 +103,10 @@ def our_loop(stage: TrainStage, reader: MixtureReader) -> Callable[[int], None]:
         trackers=[],
         evaluate=dict,
         save=lambda step, evaluated: None,
+        roll_back=lambda: 0,
+        watch=AnomalyWatch(stage.anomalies),
+        clock=PhaseClock(),
+        record=lambda event, **fields: None,
         stop=StopRequest(Path("no such file")),
     )
     return lambda step: loop_turn(loop, step)

@@ -92,4 +92,4 @@ def step_odd(engine: Engine, step: int) -> None:
     generator = torch.Generator().manual_seed(step * 2 + dist.get_rank())
     with engine.micro_step(last=True):
         engine.backward(engine.model(torch.randint(0, 11, (2, 5), generator=generator)) / 20)
-    engine.step(1e-2)
+    engine.step(1e-2, engine.gradient_norm())

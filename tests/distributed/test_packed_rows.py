@@ -101,7 +101,8 @@ def train_packed(name: str, strategy: dict[str, Any]) -> Trajectory:
             loss = (objective.loss_sums(engine.model, batches[rank]) / count).sum()
             engine.backward(loss)
         found.losses[step, rank] = loss.item()
-        found.norms.append(engine.step(1e-3))
+        found.norms.append(engine.gradient_norm())
+        engine.step(1e-3, found.norms[-1])
     found.weights = engine.full_weights() or {}
     return found
 

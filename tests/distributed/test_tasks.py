@@ -108,7 +108,7 @@ def losses(kind: str, strategy: dict[str, Any]) -> tuple[list[float], dict[str, 
             loss = objective.loss_sums(engine.model, batches[dist.get_rank()])[0] / count
             engine.backward(loss)
         found.append(loss.item())
-        engine.step(1e-3)
+        engine.step(1e-3, engine.gradient_norm())
     return found, engine.full_weights() or {}
 
 

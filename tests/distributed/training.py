@@ -172,7 +172,8 @@ def train(engine: Engine, kind: str, steps: Iterable[int], *, num_micro: int = 2
                 loss = loss_of(engine.model, kind, make_batch(kind, step, micro), counts)
                 engine.backward(loss)
             found.losses[step, micro] = loss.item()
-        found.norms.append(engine.step(PEAK_LR * min(1.0, (step + 1) / 3) * (1 - step / 40)))
+        found.norms.append(engine.gradient_norm())
+        engine.step(PEAK_LR * min(1.0, (step + 1) / 3) * (1 - step / 40), found.norms[-1])
     found.weights = engine.full_weights() or {}
     return found
 

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import socket
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import psutil
+from launchers.rehearsed_run import kill_tree
 
 ROOT = Path(__file__).parents[2]
 ORCHESTRATOR = Path(sys.executable).with_name("orchestrator")
@@ -69,23 +68,6 @@ def started(*arguments: str | Path, home: Path, cwd: Path = ROOT) -> Iterator[su
         for stream in (process.stdout, process.stderr):
             assert stream is not None
             stream.close()
-
-
-def kill_tree(pid: int) -> list[psutil.Process]:
-    """SIGKILL a process and all its descendants at once; returns them."""
-    try:
-        root = psutil.Process(pid)
-        family = [root, *root.children(recursive=True)]
-    except psutil.NoSuchProcess:
-        return []
-    for process in family:
-        with suppress(psutil.NoSuchProcess):
-            process.send_signal(signal.SIGSTOP)
-    for process in family:
-        with suppress(psutil.NoSuchProcess):
-            process.kill()
-    psutil.wait_procs(family, timeout=10)
-    return family
 
 
 def kill_when(condition: Callable[[], bool], *arguments: str | Path, home: Path, cwd: Path = ROOT) -> None:

@@ -142,6 +142,7 @@ def test_the_plan_as_json(console: Console, tmp_path: Path) -> None:
             "cpus_per_worker": 1,
             "gpus_per_worker": 0,
             "max_failures": 3,
+            "hang_timeout_seconds": 30.0,
         },
         "stages": [
             {
@@ -305,6 +306,7 @@ def test_help_names_every_command(capfd: pytest.CaptureFixture[str]) -> None:
         "data",
         "run",
         "prepare",
+        "rehearse",
         "submit",
         "schema",
         "status",

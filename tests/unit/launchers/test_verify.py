@@ -44,6 +44,7 @@ def test_a_run_that_holds_is_reported_in_full(console: Console, trained: Trained
                     "rows": 96,
                     "world_sizes": [2, 4],
                     "epochs": {"a": 0.75, "b": 2.4},
+                    "steps_left_out": 0,
                     "problem": None,
                 },
             }

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 
-from orchestrator.contracts import NonFiniteGradientError
-from orchestrator.strategies.clip import clip, finite_norm, sum_of_squares
+from orchestrator.strategies.clip import clip, norm_of, sum_of_squares
 
 CPU = torch.device("cpu")
 
@@ -19,31 +20,30 @@ def make_gradients() -> list[torch.Tensor]:
 def test_norm_does_not_depend_on_how_gradients_are_laid_out() -> None:
     gradients = make_gradients()
     flat = torch.cat([gradient.flatten() for gradient in gradients])
-    whole = finite_norm(sum_of_squares(gradients, CPU))
+    whole = norm_of(sum_of_squares(gradients, CPU))
     for num_parts in (1, 2, 3, 7):
         parts = [sum_of_squares([part], CPU) for part in flat.chunk(num_parts)]
-        assert finite_norm(torch.stack(parts).sum()) == whole
+        assert norm_of(torch.stack(parts).sum()) == whole
     assert whole == pytest.approx(float(flat.double().norm()), rel=1e-7)
 
 
 def test_clip_gives_the_norm_asked_for_and_leaves_smaller_ones_alone() -> None:
     gradients = make_gradients()
     before = [gradient.clone() for gradient in gradients]
-    norm = finite_norm(sum_of_squares(gradients, CPU))
+    norm = norm_of(sum_of_squares(gradients, CPU))
     for max_norm in (None, 2 * norm):
         clip(gradients, norm, max_norm)
         assert all(map(torch.equal, gradients, before))
     clip(gradients, norm, 0.5)
-    assert finite_norm(sum_of_squares(gradients, CPU)) == pytest.approx(0.5, rel=1e-5)
+    assert norm_of(sum_of_squares(gradients, CPU)) == pytest.approx(0.5, rel=1e-5)
 
 
 def test_no_gradients_have_norm_zero() -> None:
-    assert finite_norm(sum_of_squares([], CPU)) == 0.0
+    assert norm_of(sum_of_squares([], CPU)) == 0.0
     clip([], 0.0, 1.0)
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), 3e38])
-def test_norm_that_float32_cannot_hold_is_refused_with_its_value(value: float) -> None:
+def test_norm_that_float32_cannot_hold_is_not_finite(value: float) -> None:
     gradients = [torch.full((2, 2), value)]
-    with pytest.raises(NonFiniteGradientError, match=r"norm is (nan|inf)"):
-        finite_norm(sum_of_squares(gradients, CPU))
+    assert not math.isfinite(norm_of(sum_of_squares(gradients, CPU)))

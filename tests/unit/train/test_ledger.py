@@ -32,6 +32,7 @@ def test_a_record_says_what_its_steps_consumed_in_ranges(tmp_path: Path) -> None
             "world_size": 2,
             "sources": {"a": [0, 9], "b": [0, 3]},
             "data": {"a": "1f", "b": "2f"},
+            "left_out": [],
         },
         {
             "steps": [3, 5],
@@ -39,6 +40,7 @@ def test_a_record_says_what_its_steps_consumed_in_ranges(tmp_path: Path) -> None
             "world_size": 2,
             "sources": {"a": [9, 15], "b": [3, 5]},
             "data": {"a": "1f", "b": "2f"},
+            "left_out": [],
         },
     ]
     assert read_ledger(path)[1] == Record(
@@ -102,3 +104,10 @@ def test_a_line_that_is_no_record_is_named_by_its_number(line: str, tmp_path: Pa
     path.write_text(path.read_text() + line + "\n")
     with pytest.raises(DataError, match=r"ledger\.jsonl: line 2 is no record of a ledger"):
         read_ledger(path)
+
+
+def test_steps_left_out_are_in_the_record_also_where_it_is_made_up_for(tmp_path: Path) -> None:
+    path = tmp_path / "ledger.jsonl"
+    open_ledger(path, 0).commit(3, [(1, 2)])
+    Ledger(path, PLAN, 6, mixture=MIXTURE, data={}, saved_by=2, left_out=[(3, 5)])
+    assert [record.left_out for record in read_ledger(path)] == [((1, 2),), ((3, 5),)]

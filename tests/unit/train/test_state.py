@@ -10,7 +10,7 @@ from torch import Tensor
 
 from orchestrator.checkpoint.manager import CheckpointManager
 from orchestrator.errors import CheckpointError
-from orchestrator.train.training_stage import _restore, _Start
+from orchestrator.train.state import Start, restore
 
 IDENTITY = {"seed": 1, "stage": "pretrain", "data.a": "1f", "data.b": "2f"}
 
@@ -37,16 +37,16 @@ def saved(folder: Path, **state: object) -> CheckpointManager:
 def test_a_start_knows_its_step_and_who_saved_it(tmp_path: Path) -> None:
     engine = OneWeight()
     manager = CheckpointManager(tmp_path / "empty")
-    assert _restore(engine, manager, IDENTITY) == _Start(0, None)  # type: ignore[arg-type]
-    start = _restore(engine, saved(tmp_path, world_size=3), IDENTITY)  # type: ignore[arg-type]
-    assert start == _Start(5, 3)
+    assert restore(engine, manager, IDENTITY) == Start(0, None)  # type: ignore[arg-type]
+    start = restore(engine, saved(tmp_path, world_size=3), IDENTITY)  # type: ignore[arg-type]
+    assert start == Start(5, 3)
     assert engine.weight.tolist() == [1, 1, 1]
 
 
 def test_checkpoints_of_earlier_versions_are_resumed_without_what_they_lack(tmp_path: Path) -> None:
     manager = CheckpointManager(tmp_path)
     manager.save(5, {"model.weight": torch.ones(3)}, {"seed": 1, "stage": "pretrain", "step": 5})
-    assert _restore(OneWeight(), manager, IDENTITY) == _Start(5, None)  # type: ignore[arg-type]
+    assert restore(OneWeight(), manager, IDENTITY) == Start(5, None)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
@@ -60,4 +60,4 @@ def test_other_data_and_another_trajectory_are_refused(
     change: dict[str, object], message: str, tmp_path: Path
 ) -> None:
     with pytest.raises(CheckpointError, match=message):
-        _restore(OneWeight(), saved(tmp_path, **change), IDENTITY)  # type: ignore[arg-type]
+        restore(OneWeight(), saved(tmp_path, **change), IDENTITY)  # type: ignore[arg-type]

@@ -1,0 +1,140 @@
+"""What of a training stage outlives its workers: saved, restored, gone back to."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from orchestrator.checkpoint.layout import StageLayout
+from orchestrator.checkpoint.manager import CheckpointManager
+from orchestrator.checkpoint.retention import METRICS
+from orchestrator.contracts import Engine
+from orchestrator.errors import CheckpointError
+from orchestrator.spec.job import Job, TrainStage
+from orchestrator.train.agreement import AgreedError
+from orchestrator.train.anomalies import AnomalyWatch, check_finite
+from orchestrator.train.building import Parts
+from orchestrator.train.ledger import Ledger, Range
+from orchestrator.train.retained import check_best
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Start:
+    """Where a start of a stage begins."""
+
+    step: int
+    """Steps completed before."""
+    saved_by: int | None
+    """Workers that wrote the checkpoint it goes on from; ``None``: there is none, or it does not say."""
+    recent_losses: Sequence[float] = ()
+    """What the watch for anomalies had seen."""
+    left_out: Sequence[Range] = ()
+    """Steps since the checkpoint before it that made no update."""
+
+
+def restore(engine: Engine, manager: CheckpointManager, identity: Mapping[str, Any]) -> Start:
+    """Restore the newest verified checkpoint, if there is one.
+
+    Raises:
+        CheckpointError: It was written by a job whose trajectory differs, or on other data.
+    """
+    newest = manager.newest()
+    if newest is None:
+        return Start(0, None)
+    tensors = engine.neutral_state()
+    state = manager.load(newest, tensors)
+    engine.neutral_state_loaded(tensors)
+    # Checkpoints of earlier versions do not name their data.
+    changed = [key for key, value in identity.items() if state.get(key, value) != value]
+    if changed:
+        key = changed[0]
+        raise CheckpointError(
+            f"{newest}: written with {key} {state[key]}, the job has {identity[key]};"
+            " set it back, or start over with --fresh"
+        )
+    logger.info("resumed from %s", newest)
+    left_out = tuple((first, end) for first, end in state.get("left_out", []))
+    return Start(int(state["step"]), state.get("world_size"), state.get("recent_losses", ()), left_out)
+
+
+def identity(job: Job, stage: TrainStage, parts: Parts) -> dict[str, Any]:
+    """What a checkpoint and the job that resumes it must agree on."""
+    return {
+        "seed": job.seed,
+        "global_batch_size": stage.global_batch_size,
+        "micro_batch_size": stage.micro_batch_size,
+        "stage": stage.name,
+        **{f"data.{name}": digest for name, digest in parts.data_digests.items()},
+    }
+
+
+@dataclass(frozen=True)
+class StageState:
+    """Saves a stage's state and goes back to it; its methods are collective."""
+
+    job: Job
+    stage: TrainStage
+    parts: Parts
+    engine: Engine
+    manager: CheckpointManager
+    watch: AnomalyWatch
+    ledger: Ledger | None
+    """On rank 0 alone."""
+    record: Callable[..., None]
+    """Takes down an event and its fields."""
+
+    def save(self, step: int, evaluated: Mapping[str, float]) -> None:
+        """Commit the state after ``step`` steps, then what it consumed.
+
+        Args:
+            evaluated: Metrics of an evaluation at that step.
+        """
+        check_best(self.stage, evaluated)
+        tensors = self.engine.neutral_state()
+        check_finite(self.stage, step, tensors)
+        left_out = self.watch.take_left_out()
+        state = {
+            **identity(self.job, self.stage, self.parts),
+            "job": self.job.name,
+            "step": step,
+            "rows": step * self.stage.global_batch_size,
+            "tokenizer": self.parts.inputs.data_digests["tokenizer"],
+            "world_size": self.parts.batch_plan.world_size,
+            "recent_losses": self.watch.recent_losses,
+            "left_out": left_out,
+            METRICS: dict(evaluated),
+        }
+        try:
+            self.manager.save(step, tensors, state)
+        except CheckpointError as error:
+            # The manager raises on all ranks alike, and a restart would meet the same disk.
+            raise AgreedError(error) from error
+        if self.ledger is not None:
+            self.ledger.commit(step, left_out)
+            self.record("checkpoint", step=step)
+
+    def roll_back(self) -> int:
+        """Restore the newest checkpoint; its step."""
+        try:
+            start = restore(self.engine, self.manager, identity(self.job, self.stage, self.parts))
+        except CheckpointError as error:
+            raise AgreedError(error) from error
+        self.watch.recent_losses = list(start.recent_losses)
+        return start.step
+
+
+def open_ledger(layout: StageLayout, parts: Parts, start: Start) -> Ledger:
+    """The stage's ledger, to be continued from ``start``."""
+    return Ledger(
+        layout.ledger,
+        parts.batch_plan,
+        start.step,
+        mixture=parts.reader.mixture,
+        data=parts.data_digests,
+        saved_by=start.saved_by,
+        left_out=start.left_out,
+    )
