@@ -95,7 +95,9 @@ def _print_plan(document: dict[str, Any]) -> None:
     print("Stages, in order:")
     for index, stage in enumerate(document["stages"], start=1):
         needs = f", needs {stage['needs']}" if stage["needs"] else ""
-        state = "done" if stage["done"] else "to do"
+        saved = stage.get("saved_step")
+        to_do = "to do" if saved is None else f"begun, goes on from step {saved:,}"
+        state = "done" if stage["done"] else to_do
         print(f"  {index}. {stage['name']}: {stage['kind']}{needs}: {state}")
         if stage["kind"] == "train":
             print(f"     {stage['promise']}")
@@ -223,7 +225,9 @@ def submit(options: Namespace) -> int:
     elif options.dry_run:
         print(submitted["command"])
     else:
-        print(f"{job.name} submitted to {name} as {submitted['job_id']}; orchestrator logs {job.name} -f")
+        print(f"{job.name} submitted to {name} as {submitted['job_id']}")
+        print(f"  orchestrator status {job.name}")
+        print(f"  orchestrator logs {job.name} -f    (once its workers have started)")
     return 0
 
 

@@ -1,0 +1,204 @@
+"""``orchestrator rehearse``: a short copy of a job's stage, run with faults and compared with one without.
+
+1. a copy of the job: one training stage, cut to some steps, and what it builds on, cut to one step;
+2. a reference run of it, and for each fault a run that meets it, each by ``orchestrator run``;
+3. for each fault: what was noticed, what was lost, and whether data and state are those of the reference.
+
+Runs lie beside the job's own, so that prepared data is shared, and are removed when all is well.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from launchers.rehearsed_faults import FAULTS, SAVE_EVERY, NotPossibleError
+from launchers.rehearsed_run import RehearsedRun
+from launchers.verification import verify_run
+from orchestrator.checkpoint.layout import RunLayout
+from orchestrator.errors import PlanError
+from orchestrator.spec.job import Job, TrainStage
+from orchestrator.spec.plan import input_stage
+from orchestrator.spec.promise import BITWISE, promise
+from orchestrator.tracking.events import read_json_lines
+from orchestrator.train.rehearsed import EVENT
+
+STEPS = 3 * SAVE_EVERY
+# Losses of the same rows, added in another order.
+LOSS_TOLERANCE = 1e-5
+NOTICED = ("rank_failed", "hang", "stage_stopped", "quarantine", "stage_started")
+"""Events that show that a fault was noticed."""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What became of a run that met a fault."""
+
+    fault: str
+    noticed_after_seconds: float | None
+    resumed_at_step: int | None
+    steps_lost: int | None
+    rows_exactly_once: bool | None
+    state_equal: str
+    """``yes``, bit for bit; ``losses within ...``; or ``no`` and what differs."""
+    ok: bool
+    note: str = ""
+
+
+def rehearse(
+    job: Job, stage_name: str | None, faults: Iterable[str], runs_dir: Path, say: Callable[[str], None]
+) -> list[Finding]:
+    """Run a copy of ``job`` with each of ``faults``.
+
+    Args:
+        stage_name: The training stage; absent: the first.
+        say: Takes a line about what is being done.
+
+    Raises:
+        PlanError: There is no such stage, or the copy does not run even without faults.
+    """
+    copy = shortened(job, stage_name)
+    stage = copy.stages[-1]
+    assert isinstance(stage, TrainStage)
+    say(f"rehearsing stage '{stage.name}': {STEPS} steps, a checkpoint every {SAVE_EVERY}")
+    reference = RehearsedRun(copy, "reference", runs_dir)
+    reference.remove()
+    if reference.run() != 0:
+        raise PlanError(
+            f"the job does not run even without a fault: {reference.last_words()}\nIts files are in"
+            f" {reference.layout.root}"
+        )
+    findings = []
+    for fault in faults:
+        say(f"{fault}: running")
+        finding = _rehearse_one(fault, copy, stage, reference, runs_dir)
+        findings.append(finding)
+        say(f"{fault}: {'as it should be' if finding.ok else finding.note or finding.state_equal}")
+    if all(finding.ok for finding in findings):
+        reference.remove()
+    return findings
+
+
+def _rehearse_one(
+    fault: str, copy: Job, stage: TrainStage, reference: RehearsedRun, runs_dir: Path
+) -> Finding:
+    """One fault; its run is removed where all is well."""
+    run = RehearsedRun(copy, fault, runs_dir)
+    run.remove()
+    try:
+        changed = FAULTS[fault].changes(copy)
+    except NotPossibleError as reason:
+        return Finding(fault, None, None, None, None, "-", ok=True, note=f"not possible: {reason}")
+    exit_code = FAULTS[fault].meet(run, stage, changed)
+    if exit_code != 0:
+        note = f"ended with exit code {exit_code}: {run.last_words()} (files in {run.layout.root})"
+        return Finding(fault, None, None, None, None, "no", ok=False, note=note)
+    finding = _judge(fault, run, reference, stage, exact=not changed or _is_bitwise(stage, copy, changed))
+    if finding.ok:
+        run.remove()
+    return finding
+
+
+def _judge(
+    fault: str, run: RehearsedRun, reference: RehearsedRun, stage: TrainStage, *, exact: bool
+) -> Finding:
+    """Compare a finished run with the reference."""
+    events = list(read_json_lines(run.layout.events))
+    happened = next(index for index, event in enumerate(events) if event["event"] in (EVENT, "run_stopped"))
+    is_stop = events[happened]["event"] == "run_stopped"
+    before, after = events[: happened + 1], events[happened + 1 :]
+    noticed = next((event for event in after if event["event"] in NOTICED), None)
+    resumed = next(
+        (e["step"] for e in after if e["event"] == "training_started" and e["stage"] == stage.name), None
+    )
+    reached = max(
+        [e["step"] for e in before if e["event"] in (EVENT, "checkpoint") and e["stage"] == stage.name]
+    )
+    seconds = None if noticed is None or is_stop else _seconds_between(events[happened], noticed)
+    lost = None if resumed is None else reached - resumed
+    rows = bool(verify_run(run.layout.root, stage.name)["ledger"]["ok"])
+    equal = compare(run.layout, reference.layout, stage.name, exact=exact)
+    never_resumed = resumed is None
+    ok = rows and not equal.startswith("no") and not never_resumed
+    what = "the run was never started anew; " if never_resumed else ""
+    note = "" if ok else f"{what}files in {run.layout.root}"
+    return Finding(fault, seconds, resumed, lost, rows, equal, ok=ok, note=note)
+
+
+def _seconds_between(first: Mapping[str, Any], second: Mapping[str, Any]) -> float:
+    times = [datetime.fromisoformat(event["time"]) for event in (first, second)]
+    return round((times[1] - times[0]).total_seconds(), 1)
+
+
+def compare(run: RunLayout, reference: RunLayout, stage: str, *, exact: bool) -> str:
+    """Whether two runs of a stage ended in the same state: ``yes``, ``losses within ...`` or ``no: ...``."""
+    import torch
+
+    from orchestrator.checkpoint.manager import CheckpointManager
+    from orchestrator.checkpoint.steps import list_steps
+    from orchestrator.checkpoint.storage import read_tensors
+
+    newest = [list_steps(layout.stage(stage).checkpoints)[-1].path for layout in (run, reference)]
+    damaged = [problem for path in newest if (problem := CheckpointManager.verify(path))]
+    if damaged:
+        return f"no: {damaged[0]}"
+    found, expected = (read_tensors(path) for path in newest)
+    different = [name for name in expected if not torch.equal(found[name], expected[name])]
+    if not different:
+        return "yes"
+    if exact:
+        return f"no: {len(different)} of {len(expected)} tensors differ, such as {different[0]}"
+    gap = _largest_loss_gap(run, reference, stage)
+    return f"losses within {gap:.0e}" if gap <= LOSS_TOLERANCE else f"no: losses differ by {gap:.1e}"
+
+
+def _largest_loss_gap(run: RunLayout, reference: RunLayout, stage: str) -> float:
+    """The largest difference of a step's loss, relative to the loss."""
+    found, expected = (
+        {line["step"]: line["train/loss"] for line in read_json_lines(layout.stage(stage).metrics)}
+        for layout in (run, reference)
+    )
+    gaps: list[float] = [abs(found.get(step, 0.0) - loss) / abs(loss) for step, loss in expected.items()]
+    return max(gaps)
+
+
+def _is_bitwise(stage: TrainStage, job: Job, changed: Mapping[str, Any]) -> bool:
+    """Whether the stage is promised to be equal bit for bit before and after a change."""
+    other_stage = stage.model_copy(update={"strategy": changed.get("strategy", stage.strategy)})
+    workers = changed.get("num_workers", job.resources.num_workers)
+    other = job.resources.model_copy(update={"num_workers": workers})
+    return promise(stage, job.resources) == promise(other_stage, other) == BITWISE
+
+
+def shortened(job: Job, stage_name: str | None) -> Job:
+    """A copy of a job with one training stage, cut short, and what that builds on.
+
+    Raises:
+        PlanError: There is no such training stage.
+    """
+    names = [stage.name for stage in job.stages if isinstance(stage, TrainStage)]
+    name = stage_name or next(iter(names), None)
+    if name not in names:
+        raise PlanError(f"job '{job.name}' has no training stage '{name}', expected one of {names}")
+    chain = [job.stage(name)]
+    while (before := input_stage(chain[0])) is not None:
+        chain.insert(0, job.stage(before))
+    stages = [_cut(stage, 1) for stage in chain[:-1]] + [_cut(chain[-1], STEPS)]
+    document = job.model_dump(mode="json", by_alias=True)
+    resources = {**document["resources"], "max_failures": max(1, job.resources.max_failures)}
+    return Job.model_validate({**document, "stages": stages, "resources": resources, "tracking": {}})
+
+
+def _cut(stage: Any, steps: int) -> dict[str, Any]:
+    """A stage's section, cut to some steps and without evaluations."""
+    assert isinstance(stage, TrainStage)
+    changes = {
+        "limits": {"max_steps": steps},
+        "evaluation": None,
+        "checkpoint": {"every_steps": SAVE_EVERY, "keep_last": STEPS},
+        "logging": {"every_steps": 1},
+    }
+    return {**stage.model_dump(mode="json", by_alias=True), **changes}

@@ -1,0 +1,139 @@
+"""The faults that a rehearsal knows: what each does to a run, and what it changes in the job."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from launchers.rehearsed_run import RehearsedRun
+from orchestrator.checkpoint.steps import list_steps
+from orchestrator.errors import PlanError
+from orchestrator.spec.job import Job, TrainStage
+from orchestrator.spec.plan import batch_complaint
+from orchestrator.spec.training import DDPStrategy, FSDP2Strategy, Plugin, ZeROStrategy
+from orchestrator.train.phases import Phase
+from orchestrator.train.rehearsed import FaultKind, RehearsedFault
+
+# Of a rehearsal: steps between two checkpoints, and before a fault, half-way between two.
+SAVE_EVERY = 4
+FAULT_STEP = 6
+STOPPED = 75
+# Bits are flipped in the middle of a file, where tensors are.
+FLIPPED_BIT = 0x10
+
+Changes = Mapping[str, Any]
+"""What the run goes on with, by key: ``num_workers`` or ``strategy``."""
+
+
+class NotPossibleError(Exception):
+    """A job cannot meet this fault; the message says why."""
+
+
+@dataclass(frozen=True)
+class Fault:
+    """One kind of fault."""
+
+    summary: str
+    meet: Callable[[RehearsedRun, TrainStage, Changes], int]
+    """Has a run meet it and go on to its end; the exit code of the last start."""
+    changes: Callable[[Job], Changes] = lambda job: {}
+    """What the run goes on with in place of the job's own."""
+
+
+def _inside(kind: FaultKind, *, phase: Phase = "compute", all_ranks: bool = False) -> Any:
+    """A fault that workers bring upon themselves, and that the same driver deals with."""
+
+    def meet(run: RehearsedRun, stage: TrainStage, changes: Changes) -> int:
+        _plan(run, stage, kind, phase=phase, rank=None if all_ranks else run.job.resources.num_workers - 1)
+        return run.run()
+
+    return meet
+
+
+def _plan(run: RehearsedRun, stage: TrainStage, kind: FaultKind, *, phase: Phase, rank: int | None) -> None:
+    step = 2 * SAVE_EVERY if phase == "save" else FAULT_STEP
+    RehearsedFault(kind, rank, stage.name, step, phase).write(run.open())
+
+
+def _kill_all(run: RehearsedRun, stage: TrainStage, changes: Changes) -> int:
+    """Every worker and the driver die; then the same command."""
+    _plan(run, stage, "kill", phase="compute", rank=None)
+    run.run_until_killed()
+    return run.run()
+
+
+def _corrupt(run: RehearsedRun, stage: TrainStage, changes: Changes) -> int:
+    """As ``_kill_all``, and a bit of the newest checkpoint is flipped in between."""
+    _plan(run, stage, "kill", phase="data", rank=None)
+    run.run_until_killed()
+    found = list_steps(run.layout.stage(stage.name).checkpoints)
+    newest = [step for step in found if step.is_complete][-1]
+    shard = max(newest.path.iterdir(), key=lambda path: path.stat().st_size)
+    with shard.open("r+b") as file:
+        file.seek(shard.stat().st_size // 2)
+        byte = file.read(1)[0]
+        file.seek(-1, 1)
+        file.write(bytes([byte ^ FLIPPED_BIT]))
+    return run.run()
+
+
+def _stop_and_go_on(run: RehearsedRun, stage: TrainStage, changes: Changes) -> int:
+    """SIGTERM, as a scheduler sends it; then the same command, perhaps with something changed."""
+    exit_code = run.run_until_stopped(stage.name, FAULT_STEP)
+    if exit_code != STOPPED:
+        return exit_code or 1
+    return run.changed(changes).run()
+
+
+def _other_num_workers(job: Job) -> Changes:
+    """The next lower number of workers that divides the batch, or the next higher that this machine holds."""
+    stage, now = job.stages[-1], job.resources.num_workers
+    assert isinstance(stage, TrainStage)
+    for workers in range(now - 1, 0, -1):
+        resources = job.resources.model_copy(update={"num_workers": workers})
+        if batch_complaint(stage, resources) is None:
+            return {"num_workers": workers}
+    raise NotPossibleError(f"no lower number than {now} workers can share the batch")
+
+
+def _other_strategy(job: Job) -> Changes:
+    """A strategy of another kind, with the dtypes of the job's own."""
+    stage = job.stages[-1]
+    assert isinstance(stage, TrainStage)
+    strategy = stage.strategy
+    if isinstance(strategy, Plugin):
+        raise NotPossibleError("the strategy is your own")
+    dtype = strategy.param_dtype
+    if isinstance(strategy, FSDP2Strategy):
+        if stage.optimizer.name == "adafactor":
+            return {"strategy": DDPStrategy(name="ddp", param_dtype=dtype)}
+        return {"strategy": ZeROStrategy(name="zero", stage=2, param_dtype=dtype)}
+    return {"strategy": FSDP2Strategy(name="fsdp2", param_dtype=dtype)}
+
+
+FAULTS: Mapping[str, Fault] = {
+    "kill-rank": Fault("one worker is killed in a step", _inside("kill")),
+    "kill-save": Fault("all workers are killed in a save", _inside("kill", phase="save", all_ranks=True)),
+    "kill-all": Fault("all workers and the driver are killed", _kill_all),
+    "preempt": Fault("the scheduler sends SIGTERM", _stop_and_go_on),
+    "corrupt": Fault("all are killed, and a bit of the newest checkpoint flips", _corrupt),
+    "hang": Fault("one worker is frozen", _inside("freeze")),
+    "hang-data": Fault("one worker waits for its data for ever", _inside("hang", phase="data")),
+    "resize": Fault("stopped, and gone on with fewer workers", _stop_and_go_on, _other_num_workers),
+    "switch-strategy": Fault("stopped, and gone on with another strategy", _stop_and_go_on, _other_strategy),
+}
+
+
+def chosen_faults(names: str | None) -> list[str]:
+    """Faults by their names, with commas between them; all where none is given.
+
+    Raises:
+        PlanError: There is no such fault.
+    """
+    chosen = list(FAULTS) if names is None else [name.strip() for name in names.split(",")]
+    for name in chosen:
+        if name not in FAULTS:
+            known = "\n".join(f"  {known}: {fault.summary}" for known, fault in FAULTS.items())
+            raise PlanError(f"--faults: there is no fault '{name}', expected some of\n{known}")
+    return chosen

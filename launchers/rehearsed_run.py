@@ -1,0 +1,136 @@
+"""One run of a rehearsal: the job's copy, started by ``orchestrator run`` as a person would start it."""
+
+from __future__ import annotations
+
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from orchestrator.checkpoint.layout import RunLayout
+from orchestrator.spec.job import Job
+from orchestrator.spec.load import dump_resolved
+from orchestrator.tracking.events import read_json_lines
+from orchestrator.train.rehearsed import EVENT
+
+POLL_SECONDS = 0.1
+# Of a driver's output, where its last message is.
+LAST_LINES = 3
+
+
+class RehearsedRun:
+    """A run that is started as often as it takes."""
+
+    def __init__(self, job: Job, purpose: str, runs_dir: Path) -> None:
+        """A run of ``job`` beside its own, named after ``purpose``."""
+        self.job = job.model_copy(update={"name": f"{job.name}.rehearsal-{purpose}"})
+        self.layout = RunLayout(runs_dir.resolve() / self.job.name)
+
+    def changed(self, changes: Mapping[str, Any]) -> RehearsedRun:
+        """The same run, with other workers or another strategy from its next start on."""
+        job = self.job
+        if "num_workers" in changes:
+            workers = {"num_workers": changes["num_workers"]}
+            job = job.model_copy(update={"resources": job.resources.model_copy(update=workers)})
+        if "strategy" in changes:
+            last = job.stages[-1].model_copy(update={"strategy": changes["strategy"]})
+            job = job.model_copy(update={"stages": (*job.stages[:-1], last)})
+        run = RehearsedRun(job, "", self.layout.root.parent)
+        run.job, run.layout = job, self.layout
+        return run
+
+    def remove(self) -> None:
+        """Remove the run's folder, which is of this rehearsal or one before."""
+        shutil.rmtree(self.layout.root, ignore_errors=True)
+
+    def open(self) -> RunLayout:
+        """The run directory, made."""
+        self.layout.root.mkdir(parents=True, exist_ok=True)
+        return self.layout
+
+    @property
+    def _output(self) -> Path:
+        return self.layout.root / "rehearsal.log"
+
+    def _start(self) -> subprocess.Popen[bytes]:
+        """A driver in a session of its own, so that signals of a terminal reach this command alone."""
+        job_file = self.open().root / "rehearsal.yaml"
+        # It is read as a job file again: what looks like an environment variable there is text by now.
+        job_file.write_text(dump_resolved(self.job).replace("${", "$${"), encoding="utf-8")
+        command = [sys.executable, "-m", "launchers.cli", "run", str(job_file)]
+        with self._output.open("ab") as output:
+            return subprocess.Popen(
+                [*command, "--runs-dir", str(self.layout.root.parent)],
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+
+    def run(self) -> int:
+        """Run to its end; the exit code."""
+        return self._watch(lambda process: None)
+
+    def run_until_killed(self) -> None:
+        """Run until its workers have met their fault; then kill the driver and all that it started here."""
+
+        def kill(process: subprocess.Popen[bytes]) -> None:
+            if any(event["event"] == EVENT for event in read_json_lines(self.layout.events)):
+                kill_tree(process.pid)
+
+        self._watch(kill)
+
+    def run_until_stopped(self, stage: str, step: int) -> int:
+        """Run, and send SIGTERM once a stage has made some steps; the exit code."""
+        metrics, sent = self.layout.stage(stage).metrics, False
+
+        def stop(process: subprocess.Popen[bytes]) -> None:
+            nonlocal sent
+            if not sent and any(line["step"] >= step for line in read_json_lines(metrics)):
+                sent = True
+                process.send_signal(signal.SIGTERM)
+
+        return self._watch(stop)
+
+    def _watch(self, look: Callable[[subprocess.Popen[bytes]], None]) -> int:
+        """Start the driver and look again and again until it ends; nothing of it is left behind."""
+        process = self._start()
+        try:
+            while process.poll() is None:
+                look(process)
+                time.sleep(POLL_SECONDS)
+            return process.returncode
+        finally:
+            if process.poll() is None:
+                kill_tree(process.pid)
+                process.wait()
+
+    def last_words(self) -> str:
+        """The end of what the driver printed."""
+        if not self._output.exists():
+            return "it printed nothing"
+        lines = self._output.read_text(encoding="utf-8", errors="replace").strip().splitlines()
+        return "\n".join(lines[-LAST_LINES:])
+
+
+def kill_tree(pid: int) -> list[psutil.Process]:
+    """SIGKILL a process and all its descendants on this machine at once; returns them."""
+    try:
+        root = psutil.Process(pid)
+        family = [root, *root.children(recursive=True)]
+    except psutil.NoSuchProcess:
+        return []
+    # Stopped first, so that none of them sees another one die and starts something new.
+    for number in (signal.SIGSTOP, signal.SIGKILL):
+        for process in family:
+            with suppress(psutil.NoSuchProcess):
+                process.send_signal(number)
+    psutil.wait_procs(family, timeout=10)
+    return family
