@@ -13,6 +13,7 @@ from launchers.pins import pinned, read_pins
 from launchers.run_directory import refuse_changed
 from launchers.runs import read_result
 from orchestrator.checkpoint.layout import RunLayout
+from orchestrator.checkpoint.steps import newest_step
 from orchestrator.errors import ModelError, PlanError
 from orchestrator.spec.fingerprint import digest, spec_fingerprint
 from orchestrator.spec.job import Job, Stage, TrainStage
@@ -95,6 +96,7 @@ def _plan_stage(
         "rows": None if steps is None else steps * batch.global_batch_size,
         "epochs": stage.limits.max_epochs,
         "parameters": num_parameters,
+        "saved_step": newest_step(run.stage(stage.name).checkpoints),
         "promise": promise(stage, job.resources),
     }
 

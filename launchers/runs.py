@@ -13,7 +13,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from launchers.accounting import account
 from orchestrator.checkpoint.layout import RunLayout, StageLayout
+from orchestrator.checkpoint.steps import newest_step
 from orchestrator.errors import LaunchError
 from orchestrator.tracking.events import read_json_lines
 
@@ -61,9 +63,10 @@ def list_runs(runs_dir: Path) -> list[Path]:
 
 
 def run_status(run_dir: Path) -> dict[str, Any]:
-    """``{name, state, problem, stages: [{name, state, step, metrics}]}`` of one run.
+    """``{name, state, problem, seconds, stages: [{name, state, step, saved_step, metrics}]}`` of one run.
 
-    ``problem`` is why a failed run failed, and ``None`` otherwise.
+    ``step`` is the last one that was logged, ``saved_step`` that of the newest checkpoint;
+    ``problem`` is why a failed run failed, and ``None`` otherwise; ``seconds`` is where its time went.
     """
     layout = RunLayout(run_dir)
     events = list(read_json_lines(layout.events))
@@ -77,11 +80,19 @@ def run_status(run_dir: Path) -> dict[str, Any]:
                 "name": name,
                 "state": _stage_state(stage, events, state),
                 "step": step,
+                "saved_step": newest_step(stage.checkpoints),
                 "metrics": metrics,
             }
         )
     problem = str(events[-1].get("message")) if state == "failed" else None
-    return {"name": run_dir.resolve().name, "state": state, "problem": problem, "stages": stages}
+    name = run_dir.resolve().name
+    return {
+        "name": name,
+        "state": state,
+        "problem": problem,
+        "seconds": account(events),
+        "stages": stages,
+    }
 
 
 def run_state(layout: RunLayout, events: list[dict[str, Any]]) -> str:

@@ -12,6 +12,7 @@ runs/<name>/
 from __future__ import annotations
 
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 
 
@@ -64,6 +65,15 @@ class StageLayout:
     def log(self, rank: int) -> Path:
         """Log file of one rank."""
         return self.root / "logs" / f"rank-{rank:05d}.log"
+
+    def last_written(self) -> str | None:
+        """When workers last wrote metrics or a log, as in ``events.jsonl``: the last sign of killed ones."""
+        written = [
+            path.stat().st_mtime for path in (self.metrics, *self.root.glob("logs/*.log")) if path.exists()
+        ]
+        if not written:
+            return None
+        return datetime.fromtimestamp(max(written), UTC).isoformat(timespec="milliseconds")
 
     def stacks(self, rank: int) -> Path:
         """Stacks of all threads of one rank, whenever it hung or was sent SIGQUIT."""

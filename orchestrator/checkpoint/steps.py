@@ -26,6 +26,11 @@ def step_name(step: int) -> str:
     return f"step-{step:08d}"
 
 
+def newest_step(folder: Path) -> int | None:
+    """The step of the newest complete checkpoint in ``folder``, unverified; ``None``: there is none."""
+    return max((found.step for found in list_steps(folder) if found.is_complete), default=None)
+
+
 def list_steps(folder: Path) -> list[StepFolder]:
     """Checkpoints in ``folder`` by rising step; none where it does not exist."""
     if not folder.is_dir():

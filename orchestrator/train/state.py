@@ -17,6 +17,7 @@ from orchestrator.train.agreement import AgreedError
 from orchestrator.train.anomalies import AnomalyWatch, check_finite
 from orchestrator.train.building import Parts
 from orchestrator.train.ledger import Ledger, Range
+from orchestrator.train.phases import PhaseClock
 from orchestrator.train.retained import check_best
 
 logger = logging.getLogger(__name__)
@@ -84,6 +85,7 @@ class StageState:
     watch: AnomalyWatch
     ledger: Ledger | None
     """On rank 0 alone."""
+    clock: PhaseClock
     record: Callable[..., None]
     """Takes down an event and its fields."""
 
@@ -115,7 +117,7 @@ class StageState:
             raise AgreedError(error) from error
         if self.ledger is not None:
             self.ledger.commit(step, left_out)
-            self.record("checkpoint", step=step)
+            self.record("checkpoint", step=step, seconds=self.clock.take())
 
     def roll_back(self) -> int:
         """Restore the newest checkpoint; its step."""

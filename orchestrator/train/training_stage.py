@@ -150,6 +150,9 @@ class _Run:
             outcome = self._loop(trackers, ledger, start).run(start.step)
             if outcome == "finished":
                 self._finish(trackers)
+            if self.rank == 0:
+                self.clock.enter("weights")
+                self._record("training_ended", step=self.parts.max_steps, seconds=self.clock.take())
             ended = outcome
         finally:
             for tracker in trackers:
@@ -159,8 +162,9 @@ class _Run:
     def _loop(self, trackers: list[Tracker], ledger: Ledger | None, start: Start) -> Loop:
         """The loop over this run's parts; collective."""
         watch = AnomalyWatch(self.stage.anomalies, start.recent_losses)
+        job, stage, parts = self.job, self.stage, self.parts
         state = StageState(
-            self.job, self.stage, self.parts, self.engine, self.manager, watch, ledger, self._record
+            job, stage, parts, self.engine, self.manager, watch, ledger, self.clock, self._record
         )
         if self.stage.may_roll_back and start.step == 0:
             state.save(0, {})

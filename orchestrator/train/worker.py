@@ -91,13 +91,14 @@ def run_stage(run_dir: Path, stage_name: str) -> Outcome:
     _check_world_size(job, stage, rank)
     _check_input_stage(layout, stage)
     stage_layout = layout.stage(stage_name)
+    last_written = stage_layout.last_written()
     _log_to_file(stage_layout, rank.rank)
     device = _select_device(job, rank)
     _join_process_group(rank, device)
     began = time.time()
     try:
         if rank.rank == 0:
-            append_event(layout.events, "stage_started", stage=stage_name)
+            append_event(layout.events, "stage_started", stage=stage_name, last_written=last_written)
         outcome = _run(job, stage, layout, rank, device)
         if rank.rank == 0:
             seconds = round(time.time() - began, 1)

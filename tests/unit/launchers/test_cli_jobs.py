@@ -164,6 +164,7 @@ def test_the_plan_as_json(console: Console, tmp_path: Path) -> None:
                 "rows": 160,
                 "epochs": None,
                 "parameters": None,
+                "saved_step": None,
                 "promise": PROMISE,
             },
             {"name": "test", "kind": "evaluate", "needs": "pretrain", "done": False},

@@ -84,15 +84,22 @@ def test_progress_comes_from_the_last_whole_line_or_the_result(console: Console,
             "name": "pretrain",
             "state": "waiting",
             "step": 2,
+            "saved_step": None,
             "metrics": {"train/loss": 3.0, "eval/loss": 3.25},
         },
-        {"name": "test", "state": "finished", "step": 10, "metrics": {"eval/accuracy": 0.75}},
+        {
+            "name": "test",
+            "state": "finished",
+            "step": 10,
+            "saved_step": None,
+            "metrics": {"eval/accuracy": 0.75},
+        },
     ]
     assert console("status", "tiny", "--runs-dir", tmp_path).output.splitlines() == [
         "tiny: waiting",
-        "  stage     state     step  metrics",
-        "  pretrain  waiting   2     train/loss 3  eval/loss 3.25",
-        "  test      finished  10    eval/accuracy 0.75",
+        "  stage     state     step  saved  metrics",
+        "  pretrain  waiting   2     -      train/loss 3  eval/loss 3.25",
+        "  test      finished  10    -      eval/accuracy 0.75",
     ]
 
 
@@ -220,3 +227,15 @@ def test_cancel_asks_a_running_driver_and_refuses_otherwise(console: Console, tm
         assert console(*cancel).output == "tiny stops after this step, with its work saved\n"
         assert console(*cancel, "--json").json() == {"name": "tiny", "state": "stopping"}
     assert run.layout.stop_request.exists()
+
+
+def test_where_the_time_went_is_shown(console: Console, tmp_path: Path) -> None:
+    run = FakeRun(tmp_path)
+    assert console("status", run.layout.root, "--json").json()["seconds"] == {}
+    run.event("run_started")
+    run.event("training_started", stage="pretrain", step=0)
+    time.sleep(0.3)
+    run.event("checkpoint", stage="pretrain", step=2, seconds={"compute": 10.0})
+    seconds = console("status", run.layout.root, "--json").json()["seconds"]
+    assert 0.8 < seconds["goodput"] <= 1.0
+    assert "time: 0:00:00, compute " in console("status", run.layout.root).output

@@ -82,3 +82,17 @@ def test_a_stage_whose_end_nobody_wrote_down_ends_with_the_next_ones_start(tmp_p
     append_event(run.events, "stage_started", stage="test")
     for news, is_finished in ((first, True), (second, False)):
         assert (list(news.messages()), news.is_finished) == ([], is_finished)
+
+
+def test_what_was_done_about_a_wrong_step_and_where_stacks_lie_is_told(tmp_path: Path) -> None:
+    run = RunLayout(tmp_path)
+    news = StageNews(STAGE, run)
+    for action in ("skip", "rollback", "stop"):
+        append_event(run.events, "anomaly", stage=STAGE, step=7, what="the loss is nan", action=action)
+    append_event(run.events, "hang", stage=STAGE, rank=1, phase="compute", seconds=31.5)
+    assert list(news.messages()) == [
+        "step 7: the loss is nan: left out",
+        "step 7: the loss is nan: back to the newest checkpoint, the rows since are left out",
+        "step 7: the loss is nan: stopped before the update",
+        f"rank 1 made no progress in 31.5 s (compute); stacks are in {tmp_path / STAGE / 'logs'}",
+    ]

@@ -1,0 +1,114 @@
+"""Where a run's time went, from its events alone.
+
+Workers write into ``checkpoint`` and ``training_ended`` how many seconds of the interval went where. An
+interval whose steps were trained again is lost, whatever it was spent on; so is the time between a
+checkpoint and a fault.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from datetime import datetime
+from typing import Any
+
+KINDS = ("compute", "data", "evaluation", "save", "startup", "restart", "lost", "other")
+"""compute: first steps and others; data: waiting for it; save: steps stalled by one; startup, restart: from
+a command or a fault to the first step; lost: what was trained again; other: weights, and between stages."""
+COMPUTE = ("compute", "first_step")
+ENDS = ("run_finished", "run_stopped", "run_failed")
+FAULTS = ("rank_failed", "hang")
+
+
+def account(events: Iterable[Mapping[str, Any]]) -> dict[str, float]:
+    """Seconds of each of ``KINDS``, their sum ``total``, and ``goodput``, the part of it that is compute.
+
+    Time in which no driver ran is not counted; empty before the first step.
+    """
+    book = _Book()
+    for event in events:
+        if "time" in event:
+            book.enter(event, datetime.fromisoformat(event["time"]).timestamp())
+    total = sum(book.seconds.values())
+    if not book.has_trained or total <= 0:
+        return {}
+    shown = {kind: round(book.seconds[kind], 1) for kind in KINDS}
+    return {**shown, "total": round(total, 1), "goodput": round(book.seconds["compute"] / total, 4)}
+
+
+class _Book:
+    """Adds up events in their order."""
+
+    def __init__(self) -> None:
+        """Nothing has happened."""
+        self.seconds = dict.fromkeys(KINDS, 0.0)
+        self.has_trained = False
+        self._mark = 0.0
+        """Everything before is accounted for."""
+        self._is_open = False
+        """A driver, or workers without one, are at work."""
+        self._training: str | None = None
+        """The stage in which steps are being made."""
+        self._started: set[str] = set()
+        self._intervals: dict[str, list[tuple[int, dict[str, float]]]] = {}
+        """By stage: where each interval went, by the step at its end."""
+
+    def enter(self, event: Mapping[str, Any], now: float) -> None:
+        """Account for the time up to an event."""
+        kind = str(event["event"])
+        if kind == "run_started" or not self._is_open:
+            # What was open before ended without a word; its last event is the last that is known of it.
+            self._is_open, self._training, self._mark = True, None, now
+        if kind == "stage_started":
+            self._close_silent_end(event.get("last_written"), now)
+        elif kind == "training_started":
+            self._begin(str(event["stage"]), int(event["step"]), now)
+        elif kind in ("checkpoint", "training_ended") and self._training is not None:
+            self._end_interval(int(event["step"]), event.get("seconds", {}), now)
+            self._training = None if kind == "training_ended" else self._training
+        elif kind in FAULTS and self._training is not None:
+            self._spend("lost", now)
+            self._training = None
+        elif kind in ENDS:
+            self._spend("lost" if self._training is not None else "other", now)
+            self._is_open, self._training = False, None
+
+    def _spend(self, kind: str, now: float) -> None:
+        self.seconds[kind] += max(0.0, now - self._mark)
+        self._mark = max(now, self._mark)
+
+    def _close_silent_end(self, last_written: str | None, now: float) -> None:
+        """Workers that were killed left no event: they were at work until the last thing they wrote."""
+        if self._training is None or last_written is None:
+            return
+        self._spend("lost", min(now, datetime.fromisoformat(last_written).timestamp()))
+        self._training = None
+
+    def _begin(self, stage: str, step: int, now: float) -> None:
+        """First step of a start: what was trained beyond ``step`` before was in vain."""
+        self._spend("restart" if stage in self._started else "startup", now)
+        self._started.add(stage)
+        self._training, self.has_trained = stage, True
+        kept = []
+        for end, spent in self._intervals.get(stage, []):
+            if end <= step:
+                kept.append((end, spent))
+                continue
+            for kind, seconds in spent.items():
+                self.seconds[kind] -= seconds
+                self.seconds["lost"] += seconds
+        self._intervals[stage] = kept
+
+    def _end_interval(self, step: int, measured: Mapping[str, float], now: float) -> None:
+        """Split the time since the last mark as the worker measured it."""
+        assert self._training is not None
+        before = dict(self.seconds)
+        left = max(0.0, now - self._mark)
+        for phase, seconds in measured.items():
+            kind = "compute" if phase in COMPUTE else phase if phase in KINDS else "other"
+            spent = min(left, seconds)
+            self.seconds[kind] += spent
+            left -= spent
+        self.seconds["other"] += left
+        self._mark = now
+        spent_on = {kind: self.seconds[kind] - before[kind] for kind in KINDS}
+        self._intervals.setdefault(self._training, []).append((step, spent_on))

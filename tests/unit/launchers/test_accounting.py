@@ -1,0 +1,121 @@
+"""Where a run's time went: kept work, lost work, and what a fault cost."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import Any
+
+import pytest
+
+from launchers.accounting import KINDS, account
+
+
+def at(seconds: float) -> str:
+    return datetime.fromtimestamp(1_000_000 + seconds, UTC).isoformat(timespec="milliseconds")
+
+
+def event(seconds: float, kind: str, /, **fields: Any) -> dict[str, Any]:
+    return {"time": at(seconds), "event": kind, **fields}
+
+
+def begun(seconds: float, step: int = 0, stage: str = "pretrain") -> dict[str, Any]:
+    return event(seconds, "training_started", stage=stage, step=step)
+
+
+def saved(seconds: float, step: int, /, stage: str = "pretrain", **spent: float) -> dict[str, Any]:
+    return event(seconds, "checkpoint", stage=stage, step=step, seconds=spent)
+
+
+STARTED = event(0, "run_started")
+
+
+def seconds(events: list[dict[str, Any]]) -> dict[str, float]:
+    """The kinds that took any time; they add up to the total."""
+    found = account(events)
+    assert sum(found[kind] for kind in KINDS) == pytest.approx(found["total"], abs=0.5)
+    assert found["goodput"] == pytest.approx(found["compute"] / found["total"], abs=1e-3)
+    return {kind: found[kind] for kind in (*KINDS, "total") if found[kind]}
+
+
+def test_a_run_without_faults_is_what_its_workers_measured() -> None:
+    events = [
+        STARTED,
+        begun(20),
+        saved(60, 4, first_step=10, compute=20, data=4, save=5),
+        event(100, "training_ended", stage="pretrain", step=8, seconds={"compute": 30, "evaluation": 8}),
+        event(102, "run_finished"),
+    ]
+    assert seconds(events) == {
+        "compute": 60,
+        "data": 4,
+        "save": 5,
+        "evaluation": 8,
+        "startup": 20,
+        "other": 1 + 2 + 2,
+        "total": 102,
+    }
+
+
+def test_what_came_after_the_checkpoint_that_was_gone_back_to_is_lost() -> None:
+    events = [
+        STARTED,
+        begun(10),
+        saved(30, 4, compute=20),
+        saved(50, 8, compute=18, save=2),
+        event(60, "rank_failed", stage="pretrain"),
+        # The checkpoint of step 8 was damaged.
+        begun(75, step=4),
+        saved(95, 8, compute=20),
+        event(95, "run_finished"),
+    ]
+    assert seconds(events) == {"compute": 40, "startup": 10, "lost": 20 + 10, "restart": 15, "total": 95}
+
+
+def test_workers_killed_without_a_word_worked_until_they_last_wrote() -> None:
+    events = [
+        STARTED,
+        begun(10),
+        saved(30, 4, compute=20),
+        event(58, "stage_started", stage="pretrain", last_written=at(37)),
+        begun(60, step=4),
+        saved(80, 8, compute=20),
+        event(80, "run_finished"),
+    ]
+    assert seconds(events) == {"compute": 40, "startup": 10, "lost": 7, "restart": 23, "total": 80}
+
+
+def test_time_in_which_no_driver_ran_is_not_counted() -> None:
+    events = [
+        STARTED,
+        begun(10),
+        saved(30, 4, compute=20),
+        event(30, "run_stopped"),
+        event(5000, "run_started"),
+        begun(5012, step=4),
+        saved(5032, 8, compute=20),
+        event(5032, "run_finished"),
+    ]
+    assert seconds(events) == {"compute": 40, "startup": 10, "restart": 12, "total": 62}
+
+
+def test_a_driver_that_was_killed_ended_with_its_last_event() -> None:
+    events = [STARTED, begun(10), saved(30, 4, compute=20), event(900, "run_started"), begun(920, step=4)]
+    assert seconds(events) == {"compute": 20, "startup": 10, "restart": 20, "total": 50}
+
+
+def test_the_next_stage_is_started_up_and_the_one_before_stays_as_it_is() -> None:
+    events = [
+        STARTED,
+        begun(10),
+        event(30, "training_ended", stage="pretrain", step=8, seconds={"compute": 20}),
+        begun(33, stage="classify"),
+        saved(53, 2, stage="classify", compute=20),
+        event(54, "rank_failed", stage="classify"),
+        begun(60, step=0, stage="classify"),
+    ]
+    assert seconds(events) == {"compute": 20, "startup": 13, "lost": 21, "restart": 6, "total": 60}
+
+
+def test_a_run_that_has_not_trained_has_no_account() -> None:
+    assert account([]) == {}
+    assert account([STARTED, event(5, "run_failed")]) == {}
