@@ -85,13 +85,16 @@ def _print_plan(document: dict[str, Any]) -> None:
     resources = document["resources"]
     trained = [stage for stage in document["stages"] if stage["kind"] == "train"]
     title = (
-        f"{document['name']}: workers {resources['num_workers']}, CPU cores each"
+        f"{document['name']}: workers {_workers_text(resources['num_workers'])}, CPU cores each"
         f" {resources['cpus_per_worker']}, GPUs each {resources['gpus_per_worker']},"
         f" run directory {document['run_dir']}"
     )
     header = ("stage", "strategy", "batch", "seq_len", "steps", "rows", "tokens", "parameters")
     print_table(title, header, [_plan_row(stage) for stage in trained])
     print("batch: workers x micro-batch x accumulation = rows per step")
+    if isinstance(resources["num_workers"], dict):
+        fitting = ", ".join(map(str, document["fitting_workers"]))
+        print(f"numbers of workers that can share the batches of all stages: {fitting}")
     print("Stages, in order:")
     for index, stage in enumerate(document["stages"], start=1):
         needs = f", needs {stage['needs']}" if stage["needs"] else ""
@@ -105,6 +108,11 @@ def _print_plan(document: dict[str, Any]) -> None:
                 print(f"     rows are {stage['packing_efficiency']:.2%} full of tokens")
     if document["refusal"]:
         print(f"'run' refuses this job as it is: {document['refusal']}")
+
+
+def _workers_text(workers: int | dict[str, int]) -> str:
+    """``2``, or ``1 to 4``."""
+    return str(workers) if isinstance(workers, int) else f"{workers['min']} to {workers['max']}"
 
 
 def _plan_row(stage: dict[str, Any]) -> tuple[str, ...]:

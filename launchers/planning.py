@@ -18,6 +18,7 @@ from orchestrator.errors import ModelError, PlanError
 from orchestrator.spec.fingerprint import digest, spec_fingerprint
 from orchestrator.spec.job import Job, Stage, TrainStage
 from orchestrator.spec.plan import (
+    fitting_workers,
     input_stage,
     plan_batch,
     stage_order,
@@ -58,7 +59,8 @@ def plan_job(job: Job, *, runs_dir: Path, with_model: bool) -> dict[str, Any]:
     return {
         "name": job.name,
         "run_dir": str(run.root),
-        "resources": job.resources.model_dump(mode="json"),
+        "resources": job.resources.model_dump(mode="json", by_alias=True),
+        "fitting_workers": fitting_workers(job),
         "stages": stages,
         "refusal": refusal,
     }

@@ -153,10 +153,10 @@ def _check_nodes(resources: Resources, nodes: list[dict[str, Any]]) -> None:
     """Refuse more workers than ``nodes`` hold."""
     wanted = {"CPU": resources.cpus_per_worker, "GPU": resources.gpus_per_worker}
     room = sum(_workers_that_fit(node, wanted) for node in nodes)
-    if room < resources.num_workers:
+    if room < resources.min_workers:
         found = {kind: sum(node.get(kind, 0) for node in nodes) for kind in wanted}
         raise PlanError(
-            f"resources: {resources.num_workers} workers x {wanted['CPU']} CPU"
+            f"resources: {resources.min_workers} workers x {wanted['CPU']} CPU"
             f" and {wanted['GPU']} GPU each do not fit: there are {len(nodes)} node(s) with"
             f" {found['CPU']:g} CPU and {found['GPU']:g} GPU, room for {room}."
             f" Set resources.num_workers to {max(room, 1)} or less, or join a larger cluster through"

@@ -14,11 +14,14 @@ from typing import Any
 
 from orchestrator.checkpoint.layout import RunLayout
 from orchestrator.errors import LaunchError, OrchestratorError
-from orchestrator.spec.job import Job
+from orchestrator.spec.job import Job, Resources
+from orchestrator.spec.plan import fitting_workers
 from orchestrator.tracking.events import read_json_lines
 
 # Ray Train's own controller is restarted at most this often; its default is without end.
 CONTROLLER_FAILURES = 3
+# Between two looks at whether the cluster has room for more workers; growing costs a restart.
+RESIZE_INTERVAL_SECONDS = 30.0
 # A collective that waits longer than this has lost a partner.
 COLLECTIVE_TIMEOUT_SECONDS = 1800
 
@@ -67,24 +70,23 @@ def _num_starts(layout: RunLayout, num_events: int, stage: str) -> int:
 
 def _run_on_ray(job: Job, stage_names: list[str], run_dir: Path, *, max_failures: int) -> str:
     """One group of workers, restarted at most ``max_failures`` times."""
-    from ray.train import FailureConfig, RunConfig, ScalingConfig
-    from ray.train.torch import TorchConfig, TorchTrainer
+    from ray.train import FailureConfig, RunConfig
+    from ray.train.torch import TorchConfig
+
+    # Here and not above: it imports Ray Train.
+    from launchers.elastic import ElasticTrainer
 
     resources = job.resources
     uses_gpu = resources.gpus_per_worker > 0
-    per_worker: dict[str, float] = {"CPU": resources.cpus_per_worker}
-    if uses_gpu:
-        per_worker["GPU"] = resources.gpus_per_worker
     # Ray's own record of the run is not a source of truth here, so it gets a new folder at every start.
     for left_behind in run_dir.glob("ray-*"):
         shutil.rmtree(left_behind, ignore_errors=True)
     storage = Path(tempfile.mkdtemp(prefix="ray-", dir=run_dir))
-    trainer = TorchTrainer(
+    trainer = ElasticTrainer(
         train_function,
         train_loop_config={"run_dir": str(run_dir), "stages": stage_names},
-        scaling_config=ScalingConfig(
-            num_workers=resources.num_workers, use_gpu=uses_gpu, resources_per_worker=per_worker
-        ),
+        fitting=fitting_workers(job),
+        scaling_config=_scaling(resources),
         run_config=RunConfig(
             name=job.name,
             storage_path=str(storage),
@@ -105,3 +107,19 @@ def _run_on_ray(job: Job, stage_names: list[str], run_dir: Path, *, max_failures
         raise LaunchError(str(error)) from error
     finally:
         shutil.rmtree(storage, ignore_errors=True)
+
+
+def _scaling(resources: Resources) -> Any:
+    """What each worker gets, and how many there are."""
+    from ray.train import ScalingConfig
+
+    per_worker: dict[str, float] = {"CPU": resources.cpus_per_worker}
+    if resources.gpus_per_worker:
+        per_worker["GPU"] = resources.gpus_per_worker
+    is_elastic = resources.min_workers < resources.num_workers
+    return ScalingConfig(
+        num_workers=(resources.min_workers, resources.num_workers) if is_elastic else resources.num_workers,
+        use_gpu=resources.gpus_per_worker > 0,
+        resources_per_worker=per_worker,
+        elastic_resize_monitor_interval_s=RESIZE_INTERVAL_SECONDS,
+    )

@@ -169,7 +169,7 @@ def _is_bitwise(stage: TrainStage, job: Job, changed: Mapping[str, Any]) -> bool
     """Whether the stage is promised to be equal bit for bit before and after a change."""
     other_stage = stage.model_copy(update={"strategy": changed.get("strategy", stage.strategy)})
     workers = changed.get("num_workers", job.resources.num_workers)
-    other = job.resources.model_copy(update={"num_workers": workers})
+    other = job.resources.with_workers(workers)
     return promise(stage, job.resources) == promise(other_stage, other) == BITWISE
 
 

@@ -91,7 +91,7 @@ def _other_num_workers(job: Job) -> Changes:
     stage, now = job.stages[-1], job.resources.num_workers
     assert isinstance(stage, TrainStage)
     for workers in range(now - 1, 0, -1):
-        resources = job.resources.model_copy(update={"num_workers": workers})
+        resources = job.resources.with_workers(workers)
         if batch_complaint(stage, resources) is None:
             return {"num_workers": workers}
     raise NotPossibleError(f"no lower number than {now} workers can share the batch")

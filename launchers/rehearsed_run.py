@@ -37,8 +37,8 @@ class RehearsedRun:
         """The same run, with other workers or another strategy from its next start on."""
         job = self.job
         if "num_workers" in changes:
-            workers = {"num_workers": changes["num_workers"]}
-            job = job.model_copy(update={"resources": job.resources.model_copy(update=workers)})
+            resources = job.resources.with_workers(changes["num_workers"])
+            job = job.model_copy(update={"resources": resources})
         if "strategy" in changes:
             last = job.stages[-1].model_copy(update={"strategy": changes["strategy"]})
             job = job.model_copy(update={"stages": (*job.stages[:-1], last)})

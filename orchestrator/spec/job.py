@@ -31,11 +31,28 @@ Name = Annotated[
 ]
 
 
+class WorkerRange(Section):
+    """As many workers as there is room for, within bounds."""
+
+    min: Positive
+    """Fewest workers that training goes on with."""
+    max: Positive
+    """Most workers."""
+
+    def __post_init__(self) -> None:
+        if self.min > self.max:
+            raise ValueError(f"min {self.min} is more than max {self.max}; swap them")
+
+
+NUM_WORKERS = Must(ge=1, hint="a whole number of at least 1, or a range such as {min: 1, max: 4}, min first")
+
+
 class Resources(Section):
     """What a stage gets, on every launcher."""
 
-    num_workers: Positive = 1
-    """Worker processes; each is one data-parallel rank."""
+    workers: Annotated[int | WorkerRange, NUM_WORKERS] = field(default=1, alias="num_workers")
+    """Worker processes; each is one data-parallel rank. ``{min: 1, max: 4}``: as many as there is room for;
+    when some leave or come, training goes on with the same rows and global batch."""
     cpus_per_worker: Positive = 1
     """CPU cores per worker; also its number of torch threads."""
     gpus_per_worker: Annotated[int, Must(ge=0, le=1)] = 0
@@ -45,6 +62,20 @@ class Resources(Section):
     hang_timeout_seconds: Annotated[float, Must(gt=0.0)] | None = 30.0
     """Restart workers whose step, wait for data, evaluation or save takes longer than this and than 5 times
     the slowest one so far (the first of each kind may take 600 s); null: wait for ever."""
+
+    @property
+    def num_workers(self) -> int:
+        """Workers, or the most there may be."""
+        return self.workers.max if isinstance(self.workers, WorkerRange) else self.workers
+
+    @property
+    def min_workers(self) -> int:
+        """Workers, or the fewest there may be."""
+        return self.workers.min if isinstance(self.workers, WorkerRange) else self.workers
+
+    def with_workers(self, num_workers: int) -> "Resources":
+        """The same with a fixed number of workers."""
+        return self.model_copy(update={"workers": num_workers})
 
 
 class Evaluation(Section):

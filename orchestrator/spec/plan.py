@@ -73,6 +73,21 @@ def batch_complaint(stage: TrainStage, resources: Resources) -> str | None:
     )
 
 
+def fitting_workers(job: Job) -> list[int]:
+    """Numbers of workers, of those the job allows, among which all its training stages can share a batch."""
+    stages = [stage for stage in job.stages if isinstance(stage, TrainStage)]
+    return [
+        workers
+        for workers in range(job.resources.min_workers, job.resources.num_workers + 1)
+        if all(_fits(stage, job.resources.with_workers(workers)) for stage in stages)
+    ]
+
+
+def _fits(stage: TrainStage, resources: Resources) -> bool:
+    copies = getattr(stage.strategy, "replicate_degree", 1)
+    return batch_complaint(stage, resources) is None and resources.num_workers % copies == 0
+
+
 def global_micro_index(batch: BatchPlan, accum_index: int, rank: int) -> int:
     """Number of a micro-batch within its optimizer step, over all workers."""
     return accum_index * batch.world_size + rank

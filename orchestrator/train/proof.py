@@ -273,7 +273,7 @@ class _ReplayedLedger:
         workers = 1 if record.world_size is None else record.world_size
         self._world_sizes |= {} if record.world_size is None else {workers: None}
         try:
-            resources = self._job.resources.model_copy(update={"num_workers": workers})
+            resources = self._job.resources.with_workers(workers)
             return plan_batch(self._stage, resources)
         except (PlanError, ValueError) as error:
             raise _ViolationError(record.steps[0] + 1, f"recorded with {workers} workers: {error}") from error

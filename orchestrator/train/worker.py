@@ -85,10 +85,10 @@ def run_stage(run_dir: Path, stage_name: str) -> Outcome:
         OrchestratorError: On every rank, when any rank could not set up the stage.
     """
     layout = RunLayout(run_dir)
-    job = load_resolved(layout.job)
     rank = Rank.from_environment()
+    job = load_resolved(layout.job)
     stage = job.stage(stage_name)
-    _check_world_size(job, stage, rank)
+    job = _among(job, stage, rank)
     _check_input_stage(layout, stage)
     stage_layout = layout.stage(stage_name)
     last_written = stage_layout.last_written()
@@ -142,18 +142,24 @@ def _check_input_stage(layout: RunLayout, stage: Stage) -> None:
         )
 
 
-def _check_world_size(job: Job, stage: Stage, rank: Rank) -> None:
-    """Refuse another number of processes than the job's batch arithmetic counts on.
+def _among(job: Job, stage: Stage, rank: Rank) -> Job:
+    """The job for as many workers as there are.
 
     Raises:
-        PlanError: Naming both numbers.
+        PlanError: The job does not train on that number.
     """
-    if isinstance(stage, TrainStage) and rank.world_size != job.resources.num_workers:
-        raise PlanError(
-            f"stage '{stage.name}' was started on {rank.world_size} processes, resources.num_workers is"
-            f" {job.resources.num_workers}: start it with --nproc-per-node {job.resources.num_workers}, or"
-            f" prepare it again with --set resources.num_workers={rank.world_size}"
-        )
+    resources = job.resources
+    allows = resources.min_workers <= rank.world_size <= resources.num_workers
+    if allows or not isinstance(stage, TrainStage):
+        return job.model_copy(update={"resources": resources.with_workers(rank.world_size)})
+    allowed = f"{resources.num_workers}"
+    if resources.min_workers < resources.num_workers:
+        allowed = f"{resources.min_workers} to {allowed}"
+    raise PlanError(
+        f"stage '{stage.name}' was started on {rank.world_size} processes, resources.num_workers is"
+        f" {allowed}: start it with --nproc-per-node {resources.num_workers}, or prepare it again with"
+        f" --set resources.num_workers={rank.world_size}"
+    )
 
 
 def _select_device(job: Job, rank: Rank) -> torch.device:

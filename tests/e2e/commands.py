@@ -8,7 +8,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -49,12 +49,14 @@ def succeed(*arguments: str | Path, home: Path, cwd: Path = ROOT) -> str:
 
 
 @contextmanager
-def started(*arguments: str | Path, home: Path, cwd: Path = ROOT) -> Iterator[subprocess.Popen[str]]:
+def started(
+    *arguments: str | Path, home: Path, cwd: Path = ROOT, variables: Mapping[str, str] | None = None
+) -> Iterator[subprocess.Popen[str]]:
     """A command that runs, and is gone with all its descendants afterwards."""
     process = subprocess.Popen(
         [ORCHESTRATOR, *map(str, arguments)],
         cwd=cwd,
-        env=environment(home),
+        env={**environment(home), **(variables or {})},
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,

@@ -199,6 +199,6 @@ def test_a_batch_that_cannot_be_split_hides_nothing_else(tmp_path: Path) -> None
     (tmp_path / "ds.json").write_text('{"fp16": true, "gradient_accumulation_steps": 4}')
     text = changed("{name: ddp}", "{name: zero, config: ds.json}")
     job = load(tmp_path, text)
-    job = job.model_copy(update={"resources": job.resources.model_copy(update={"num_workers": 3})})
+    job = job.model_copy(update={"resources": job.resources.with_workers(3)})
     ((_, message),) = complaints(job)
     assert "fp16: found true" in message

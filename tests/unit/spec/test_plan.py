@@ -10,11 +10,13 @@ from hypothesis import strategies as st
 
 from orchestrator.errors import PlanError
 from orchestrator.spec.job import Resources
+from orchestrator.spec.load import dump_resolved, load_resolved
 from orchestrator.spec.optimization import Limits
 from orchestrator.spec.plan import (
     BatchPlan,
     Exhaustion,
     count_steps,
+    fitting_workers,
     global_micro_index,
     micro_batch_rows,
     plan_batch,
@@ -150,3 +152,25 @@ def test_stages_without_an_order_are_refused(tmp_path: Path) -> None:
     with pytest.raises(PlanError) as caught:
         stage_order(job)
     assert str(caught.value) == "stages wait for each other: 'x' needs 'pretrain'"
+
+
+@pytest.mark.parametrize(
+    ("workers", "expected"),
+    [(2, [2]), ({"min": 1, "max": 4}, [1, 2, 4]), ({"min": 3, "max": 4}, [4]), ({"min": 3, "max": 3}, [])],
+)
+def test_of_a_range_only_numbers_that_share_the_batch_evenly_fit(
+    workers: object, expected: list[int], tmp_path: Path
+) -> None:
+    job = load(tmp_path, VALID)
+    stage = first_stage(job).model_copy(update={"global_batch_size": 16, "micro_batch_size": 4})
+    resources = Resources.model_validate({"num_workers": workers})
+    assert fitting_workers(job.model_copy(update={"resources": resources, "stages": (stage,)})) == expected
+
+
+def test_a_range_is_planned_at_its_upper_end_and_kept_in_the_resolved_job(tmp_path: Path) -> None:
+    job = load(tmp_path, VALID, "resources.num_workers={min: 1, max: 4}")
+    assert (job.resources.min_workers, job.resources.num_workers) == (1, 4)
+    assert plan_batch(first_stage(job), job.resources).world_size == 4
+    assert job.resources.with_workers(2).min_workers == 2
+    (tmp_path / "resolved.yaml").write_text(dump_resolved(job))
+    assert load_resolved(tmp_path / "resolved.yaml") == job

@@ -64,7 +64,7 @@ class TrainedStage:
         return Mixture.of_prepared(self.stage.data.mixture, self.stage.data.mixture_unit, metas)
 
     def batch(self, workers: int) -> BatchPlan:
-        return plan_batch(self.stage, self.job.resources.model_copy(update={"num_workers": workers}))
+        return plan_batch(self.stage, self.job.resources.with_workers(workers))
 
     def start(self, start: Start) -> None:
         """Train from the newest checkpoint to the kill as ``training_stage`` does."""
