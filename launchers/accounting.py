@@ -15,6 +15,7 @@ KINDS = ("compute", "data", "evaluation", "save", "startup", "restart", "lost", 
 """compute: first steps and others; data: waiting for it; save: steps stalled by one; startup, restart: from
 a command or a fault to the first step; lost: what was trained again; other: weights, and between stages."""
 COMPUTE = ("compute", "first_step")
+SAVING = ("save", "save_wait")
 ENDS = ("run_finished", "run_stopped", "run_failed")
 FAULTS = ("rank_failed", "hang")
 
@@ -27,7 +28,9 @@ def account(events: Iterable[Mapping[str, Any]]) -> dict[str, float]:
     book = _Book()
     for event in events:
         if "time" in event:
-            book.enter(event, datetime.fromisoformat(event["time"]).timestamp())
+            # A checkpoint is written beside the steps that follow it; its interval ended before.
+            until = event.get("counted_until", event["time"])
+            book.enter(event, datetime.fromisoformat(until).timestamp())
     total = sum(book.seconds.values())
     if not book.has_trained or total <= 0:
         return {}
@@ -104,7 +107,8 @@ class _Book:
         before = dict(self.seconds)
         left = max(0.0, now - self._mark)
         for phase, seconds in measured.items():
-            kind = "compute" if phase in COMPUTE else phase if phase in KINDS else "other"
+            kind = "compute" if phase in COMPUTE else "save" if phase in SAVING else phase
+            kind = kind if kind in KINDS else "other"
             spent = min(left, seconds)
             self.seconds[kind] += spent
             left -= spent

@@ -8,6 +8,7 @@ from typing import Any
 
 from launchers import runs
 from launchers.cli_print import metrics_text, number_text, print_json, print_table
+from launchers.stage_news import damage_text
 from orchestrator.errors import PlanError
 
 # Of a run's time.
@@ -43,6 +44,9 @@ def status(options: Namespace) -> int:
     print_table(f"{run['name']}: {run['state']}", ("stage", "state", "step", "saved", "metrics"), rows)
     if run["seconds"]:
         print(_time_text(run["seconds"]))
+    for stage in run["stages"]:
+        for damage in stage["damaged"]:
+            print(f"[{stage['name']}] {damage_text(damage)}")
     if run["problem"]:
         print(run["problem"])
     return 0

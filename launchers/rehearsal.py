@@ -198,7 +198,8 @@ def _cut(stage: Any, steps: int) -> dict[str, Any]:
     changes = {
         "limits": {"max_steps": steps},
         "evaluation": None,
-        "checkpoint": {"every_steps": SAVE_EVERY, "keep_last": STEPS},
+        # Waited for: a fault finds the checkpoint before it complete, however short the steps are.
+        "checkpoint": {"every_steps": SAVE_EVERY, "keep_last": STEPS, "asynchronous": False},
         "logging": {"every_steps": 1},
     }
     return {**stage.model_dump(mode="json", by_alias=True), **changes}

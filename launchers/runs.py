@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from launchers.accounting import account
+from launchers.stage_news import DAMAGED
 from orchestrator.checkpoint.layout import RunLayout, StageLayout
 from orchestrator.checkpoint.steps import newest_step
 from orchestrator.errors import LaunchError
@@ -63,10 +64,12 @@ def list_runs(runs_dir: Path) -> list[Path]:
 
 
 def run_status(run_dir: Path) -> dict[str, Any]:
-    """``{name, state, problem, seconds, stages: [{name, state, step, saved_step, metrics}]}`` of one run.
+    """``{name, state, problem, seconds, stages: [...]}`` of one run.
 
-    ``step`` is the last one that was logged, ``saved_step`` that of the newest checkpoint;
-    ``problem`` is why a failed run failed, and ``None`` otherwise; ``seconds`` is where its time went.
+    A stage is ``{name, state, step, saved_step, metrics, damaged}``: ``step`` is the last that was logged,
+    ``saved_step`` that of the newest checkpoint, ``damaged`` the checkpoints that were set aside, ``{step,
+    problem, kept_as}``, as long as they are there. ``problem`` is why a failed run failed, and ``None``
+    otherwise; ``seconds`` is where its time went.
     """
     layout = RunLayout(run_dir)
     events = list(read_json_lines(layout.events))
@@ -82,6 +85,7 @@ def run_status(run_dir: Path) -> dict[str, Any]:
                 "step": step,
                 "saved_step": newest_step(stage.checkpoints),
                 "metrics": metrics,
+                "damaged": _damaged(layout, events, name),
             }
         )
     problem = str(events[-1].get("message")) if state == "failed" else None
@@ -224,6 +228,17 @@ def _stage_state(stage: StageLayout, events: list[dict[str, Any]], run_state: st
     if marks[-1] == "stage_started":
         return run_state
     return marks[-1].removeprefix("stage_")
+
+
+def _damaged(layout: RunLayout, events: list[dict[str, Any]], stage: str) -> list[dict[str, Any]]:
+    """Checkpoints of a stage that were set aside and are still there."""
+    return [
+        {key: event[key] for key in ("step", "problem", "kept_as")}
+        for event in events
+        if event.get("event") == DAMAGED
+        and event.get("stage") == stage
+        and (layout.root / str(event["kept_as"])).exists()
+    ]
 
 
 def read_result(stage: StageLayout) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ CONSEQUENCES = {
     "rollback": "back to the newest checkpoint, the rows since are left out",
 }
 """By what the job says about an anomaly."""
+DAMAGED = "checkpoint_damaged"
 
 
 class StageNews:
@@ -42,7 +43,7 @@ class StageNews:
         self._is_failing = False
 
     def messages(self) -> Iterator[str]:
-        """A line for each failure, each step left out and each start from a checkpoint."""
+        """A line for each failure, damaged checkpoint, step left out and start from a checkpoint."""
         events = list(read_json_lines(self._run.events))
         new, self._num_events = events[self._num_events :], len(events)
         for event in new:
@@ -64,6 +65,8 @@ class StageNews:
                 self._is_failing = True
                 text = f"{event['error']}: {event['message']}".splitlines()[0][:SHOWN_CHARACTERS]
                 yield f"rank {event['rank']} failed: {text}"
+            if event["event"] == DAMAGED:
+                yield damage_text(event)
             if event["event"] == "training_started":
                 is_restart = self._start_step is not None
                 self._start_step, self._is_failing = int(event["step"]), False
@@ -87,6 +90,14 @@ class StageNews:
         self._offset += len(complete) + (1 if complete else 0)
         lines = [json.loads(line) for line in complete.splitlines()]
         return [line for line in lines if self._start_step is None or line["step"] > self._start_step]
+
+
+def damage_text(event: Mapping[str, Any]) -> str:
+    """What a person is told of a checkpoint that was set aside."""
+    return (
+        f"the checkpoint of step {event['step']} is damaged ({event['problem']}); it is kept as"
+        f" {event['kept_as']}, and the newest good one is used"
+    )
 
 
 def _inode(path: Path) -> int | None:

@@ -3,12 +3,16 @@
 ``manifest.json`` lists every file with its size and digest. ``COMPLETE`` appears last, by a rename, and holds
 the digest of the manifest. So nothing in the folder is parsed before its digest was compared, and damage is
 found in every file of it, in the manifest and ``COMPLETE`` as well.
+
+``COMPLETE`` waits under another name before the manifest is there. So a manifest without either name tells
+of a ``COMPLETE`` that was lost, and never of a save, or of a removal, that was interrupted.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import shutil
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -20,6 +24,7 @@ from orchestrator.checkpoint.steps import COMPLETE
 from orchestrator.errors import CheckpointError
 
 MANIFEST = "manifest.json"
+WAITING = f"{COMPLETE}.tmp"
 STATE = "state.json"
 # Large enough that hashing (about 6 GB/s a core) and not the loop decides the speed.
 READ_BYTES = 1 << 22
@@ -44,11 +49,25 @@ def digest_file(path: Path) -> FileDigest:
     return FileDigest(num_bytes, digest.hexdigest())
 
 
+def digest_bytes(content: bytes) -> FileDigest:
+    """Size and digest of a file with this content."""
+    return FileDigest(len(content), xxhash.xxh3_128(content).hexdigest())
+
+
+def json_bytes(value: Any) -> bytes:
+    """``value`` as JSON, the same bytes for equal values."""
+    return json.dumps(value, indent=1, sort_keys=True).encode()
+
+
 def write_json(path: Path, value: Any) -> FileDigest:
     """Write ``value`` as JSON through to the disk; the digest of what was meant to be written."""
-    content = json.dumps(value, indent=1, sort_keys=True).encode()
+    return write_bytes(path, json_bytes(value))
+
+
+def write_bytes(path: Path, content: bytes) -> FileDigest:
+    """Write a file through to the disk; the digest of what was meant to be written."""
     write_through(path, content)
-    return FileDigest(len(content), xxhash.xxh3_128(content).hexdigest())
+    return digest_bytes(content)
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -85,13 +104,26 @@ def sync_folder(path: Path) -> None:
 
 def seal(path: Path, files: Mapping[str, FileDigest]) -> None:
     """Make the checkpoint in ``path``, whose ``files`` are on the disk, complete."""
-    manifest = write_json(path / MANIFEST, {name: asdict(files[name]) for name in files})
+    manifest = json_bytes({name: asdict(files[name]) for name in files})
+    write_through(path / WAITING, digest_bytes(manifest).xxh3_128.encode())
+    write_through(path / MANIFEST, manifest)
     sync_folder(path)
-    temporary = path / f"{COMPLETE}.tmp"
-    write_through(temporary, manifest.xxh3_128.encode())
-    os.replace(temporary, path / COMPLETE)
+    os.replace(path / WAITING, path / COMPLETE)
     sync_folder(path)
     sync_folder(path.parent)
+
+
+def remove(path: Path) -> None:
+    """Remove a checkpoint; one whose removal is interrupted is not complete, nor taken for damaged."""
+    if (path / COMPLETE).exists():
+        os.replace(path / COMPLETE, path / WAITING)
+    (path / MANIFEST).unlink(missing_ok=True)
+    shutil.rmtree(path)
+
+
+def has_lost_complete(path: Path) -> bool:
+    """Whether the folder was complete once and is not any more, though nobody removes it."""
+    return (path / MANIFEST).exists() and not ((path / COMPLETE).exists() or (path / WAITING).exists())
 
 
 def verify(path: Path) -> str | None:
@@ -104,6 +136,8 @@ def verify(path: Path) -> str | None:
 
 def _find_problem(path: Path) -> str | None:
     """The first difference between the folder and what was sealed."""
+    if has_lost_complete(path):
+        return f"no {COMPLETE} file, though it was complete once: somebody or something has removed it"
     if not (path / COMPLETE).is_file():
         return f"no {COMPLETE} file, so it was interrupted while saving"
     sealed = (path / COMPLETE).read_bytes()

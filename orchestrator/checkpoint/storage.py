@@ -1,38 +1,37 @@
 """Tensors on disk for torch's distributed checkpoint (DCP): raw bytes and a JSON index, nothing pickled.
 
-DCP plans who writes what and what to read for another number of ranks; here are only its two ends:
+DCP plans who writes what and what to read for another number of ranks; the files are ours:
 
-1. every rank writes one file ``shard-00000.bin``: the bytes of its chunks, aligned to ``ALIGNMENT``;
-2. the coordinator writes ``metadata.json``: for each name dtype and shape, and for each chunk its
-   offsets, sizes, file, position and length;
+1. every rank has one file ``shard-00000.bin``: the bytes of its chunks, aligned to ``ALIGNMENT``;
+2. ``metadata.json`` says for each name dtype and shape, and for each chunk its offsets, sizes, file,
+   position and length;
 3. a reader maps the files into memory and copies what it needs.
+
+``shard_plan.py`` lays them out, ``shard_file.py`` writes them, and here they are read.
 """
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 import torch
-import xxhash
 from torch import Tensor
 from torch.distributed.checkpoint.metadata import (
     ChunkStorageMetadata,
     Metadata,
-    MetadataIndex,
     TensorProperties,
     TensorStorageMetadata,
 )
-from torch.distributed.checkpoint.planner import LoadPlan, LoadPlanner, SavePlan, SavePlanner
-from torch.distributed.checkpoint.storage import StorageReader, StorageWriter, WriteResult
+from torch.distributed.checkpoint.planner import LoadPlan, LoadPlanner
+from torch.distributed.checkpoint.storage import StorageReader
 from torch.futures import Future
 
-from orchestrator.checkpoint.seal import FileDigest, read_json, write_json
+from orchestrator.checkpoint.seal import read_json
 from orchestrator.errors import CheckpointError
 
 METADATA = "metadata.json"
@@ -59,101 +58,6 @@ class StoredTensor:
     dtype: torch.dtype
     shape: torch.Size
     chunks: tuple[tuple[ChunkStorageMetadata, Place], ...]
-
-
-def shard_name(rank: int) -> str:
-    """File of one rank's chunks."""
-    return f"shard-{rank:05d}.bin"
-
-
-class ShardWriter(StorageWriter):
-    """Writes this rank's chunks, and on the coordinator the index."""
-
-    def __init__(self, folder: Path, rank: int) -> None:
-        """Write into ``folder``, which exists and has no shard of this rank."""
-        self._folder = folder
-        self._rank = rank
-        self.files: dict[str, FileDigest] = {}
-        """What this rank has written, each file on the disk already."""
-
-    def reset(self, checkpoint_id: str | os.PathLike[str] | None = None) -> None:
-        """Start a save; the folder was given before."""
-
-    def set_up_storage_writer(self, is_coordinator: bool, *args: Any, **kwargs: Any) -> None:
-        """Nothing depends on the role."""
-
-    def prepare_local_plan(self, plan: SavePlan) -> SavePlan:
-        """The plan as it is."""
-        return plan
-
-    def prepare_global_plan(self, plans: list[SavePlan]) -> list[SavePlan]:
-        """The plans as they are."""
-        return plans
-
-    def write_data(self, plan: SavePlan, planner: SavePlanner) -> Future[list[WriteResult]]:
-        """Write all chunks of ``plan`` one after the other, hashing on the way."""
-        name = shard_name(self._rank)
-        digest = xxhash.xxh3_128()
-        results = []
-        position = 0
-        with (self._folder / name).open("xb", buffering=0) as file:
-            for item in plan.items:
-                value = planner.resolve_data(item)
-                if not isinstance(value, Tensor):
-                    raise CheckpointError(
-                        f"'{item.index.fqn}' is a {type(value).__name__}, expected a tensor"
-                    )
-                content = as_bytes(value)
-                padding = bytes(-position % ALIGNMENT)
-                for part in (padding, content):
-                    digest.update(part)
-                    write_all(file, part)
-                place = Place(name, position + len(padding), len(content))
-                position = place.position + place.length
-                results.append(WriteResult(item.index, place.length, place))
-            os.fsync(file.fileno())
-        self.files[name] = FileDigest(position, digest.hexdigest())
-        future: Future[list[WriteResult]] = Future()
-        future.set_result(results)
-        return future
-
-    def finish(self, metadata: Metadata, results: list[list[WriteResult]]) -> None:
-        """Write the index."""
-        places = {result.index: result.storage_data for rank in results for result in rank}
-        tensors = {}
-        for name, stored in metadata.state_dict_metadata.items():
-            assert isinstance(stored, TensorStorageMetadata)
-            chunks = [
-                {
-                    "offsets": list(chunk.offsets),
-                    "sizes": list(chunk.sizes),
-                    **asdict(places[MetadataIndex(name, chunk.offsets)]),
-                }
-                for chunk in stored.chunks
-            ]
-            dtype = str(stored.properties.dtype).removeprefix("torch.")
-            tensors[name] = {"dtype": dtype, "shape": list(stored.size), "chunks": chunks}
-        index = {"format": FORMAT, "tensors": tensors}
-        self.files[METADATA] = write_json(self._folder / METADATA, index)
-
-    @classmethod
-    def validate_checkpoint_id(cls, checkpoint_id: str | os.PathLike[str]) -> bool:
-        """Any path will do."""
-        return True
-
-
-def as_bytes(tensor: Tensor) -> memoryview:
-    """The elements of ``tensor`` in row-major order; a copy only where it is not laid out so on the CPU."""
-    plain = tensor.detach().cpu().contiguous()
-    content: np.ndarray[Any, np.dtype[np.uint8]] = plain.view(-1).view(torch.uint8).numpy()
-    return memoryview(content)  # type: ignore[arg-type]
-
-
-def write_all(file: BinaryIO, content: bytes | memoryview) -> None:
-    """Write all of ``content`` to an unbuffered file; the system may take less at a time."""
-    view = memoryview(content)
-    while len(view):
-        view = view[file.write(view) :]
 
 
 def read_index(folder: Path) -> dict[str, StoredTensor]:
@@ -205,7 +109,7 @@ class ChunkReader:
 
 
 class ShardReader(StorageReader):
-    """Reads what ``ShardWriter`` wrote, for any number of ranks."""
+    """Reads what a save wrote, for any number of ranks."""
 
     def __init__(self, folder: Path) -> None:
         """Read from ``folder``, whose digests have been checked."""
@@ -284,8 +188,3 @@ def read_tensors(folder: Path, prefix: str = "") -> dict[str, Tensor]:
             whole[box].copy_(chunks.view(place, stored.dtype, chunk.sizes))
         tensors[name.removeprefix(prefix)] = whole
     return tensors
-
-
-def count_bytes(tensors: Mapping[str, Tensor]) -> int:
-    """Bytes of the whole tensors, however they are distributed."""
-    return sum(math.prod(t.shape) * t.dtype.itemsize for t in tensors.values())

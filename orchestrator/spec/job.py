@@ -109,6 +109,9 @@ class Checkpoint(Section):
     """Keep each checkpoint whose step is a multiple of this, too; a multiple of ``every_steps``."""
     keep_best: KeepBest | None = None
     """Keep the checkpoint of the best evaluation, too."""
+    asynchronous: bool = True
+    """Write while training goes on, from a copy in host memory (on each worker, of the bytes it writes);
+    false: training waits, and there is no copy."""
 
     def __post_init__(self) -> None:
         if self.keep_every_steps and self.keep_every_steps % self.every_steps:

@@ -28,9 +28,14 @@ def _finite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
+def time_now() -> str:
+    """The current time as events have it."""
+    return datetime.now(UTC).isoformat(timespec="milliseconds")
+
+
 def append_event(path: Path, event: str, **fields: Any) -> None:
     """Append one event with the current time; one write, so that lines of several processes do not mix."""
-    line = json_text({"time": datetime.now(UTC).isoformat(timespec="milliseconds"), "event": event, **fields})
+    line = json_text({"time": time_now(), "event": event, **fields})
     path.parent.mkdir(parents=True, exist_ok=True)
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
     try:

@@ -67,6 +67,8 @@ class Loop:
     clock: PhaseClock
     record: Callable[..., None]
     """Takes down an event and its fields; called by rank 0 alone."""
+    before_update: Callable[[], None]
+    """Called before weights and optimizer state change."""
     stop: StopRequest
 
     def run(self, start_step: int) -> Outcome:
@@ -98,6 +100,7 @@ class Loop:
                 loss, grad_norm = self._over_ranks(losses), self.engine.gradient_norm()
                 anomaly = self.watch.judge(float(loss.sum()), grad_norm)
                 if anomaly is None:
+                    self.before_update()
                     self.engine.step(lr, grad_norm)
             completed = step + 1
             if anomaly is None:

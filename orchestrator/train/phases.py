@@ -5,7 +5,10 @@ from __future__ import annotations
 import time
 from typing import Literal, NamedTuple
 
-Phase = Literal["data", "first_step", "compute", "evaluation", "save", "weights"]
+Phase = Literal["data", "first_step", "compute", "evaluation", "save", "save_wait", "weights"]
+"""``save_wait``: until an earlier save, or the copy of it elsewhere, is done."""
+UNPREDICTABLE: tuple[Phase, ...] = ("save_wait",)
+"""How long these took before says nothing about the next one."""
 
 
 class Current(NamedTuple):
@@ -35,7 +38,8 @@ class PhaseClock:
             number, ended = self.current.number + 1, self.current.phase
             seconds = now - self._began
             self._seconds[ended] = self._seconds.get(ended, 0.0) + seconds
-            self.slowest[ended] = max(seconds, self.slowest.get(ended, 0.0))
+            if ended not in UNPREDICTABLE:
+                self.slowest[ended] = max(seconds, self.slowest.get(ended, 0.0))
         self.current, self._began = Current(number, phase), now
 
     def take(self) -> dict[str, float]:

@@ -10,15 +10,17 @@ from typing import Any
 from orchestrator.checkpoint.layout import StageLayout
 from orchestrator.checkpoint.manager import CheckpointManager
 from orchestrator.checkpoint.retention import METRICS
+from orchestrator.checkpoint.saving import Saver
 from orchestrator.contracts import Engine
 from orchestrator.errors import CheckpointError
 from orchestrator.spec.job import Job, TrainStage
+from orchestrator.tracking.events import time_now
 from orchestrator.train.agreement import AgreedError
 from orchestrator.train.anomalies import AnomalyWatch, check_finite
 from orchestrator.train.building import Parts
 from orchestrator.train.ledger import Ledger, Range
 from orchestrator.train.phases import PhaseClock
-from orchestrator.train.retained import check_best
+from orchestrator.train.saves import agreed, check_best
 
 logger = logging.getLogger(__name__)
 
@@ -82,6 +84,7 @@ class StageState:
     parts: Parts
     engine: Engine
     manager: CheckpointManager
+    saver: Saver
     watch: AnomalyWatch
     ledger: Ledger | None
     """On rank 0 alone."""
@@ -90,12 +93,13 @@ class StageState:
     """Takes down an event and its fields."""
 
     def save(self, step: int, evaluated: Mapping[str, float]) -> None:
-        """Commit the state after ``step`` steps, then what it consumed.
+        """Save the state after ``step`` steps and, once it is committed, record what it consumed.
 
         Args:
             evaluated: Metrics of an evaluation at that step.
         """
         check_best(self.stage, evaluated)
+        self._wait()
         tensors = self.engine.neutral_state()
         check_finite(self.stage, step, tensors)
         left_out = self.watch.take_left_out()
@@ -110,17 +114,27 @@ class StageState:
             "left_out": left_out,
             METRICS: dict(evaluated),
         }
-        try:
-            self.manager.save(step, tensors, state)
-        except CheckpointError as error:
-            # The manager raises on all ranks alike, and a restart would meet the same disk.
-            raise AgreedError(error) from error
-        if self.ledger is not None:
+        # The clock is for this thread alone, and the event comes later; this save counts to what follows.
+        seconds, counted_until = self.clock.take(), time_now()
+
+        def committed() -> None:
+            assert self.ledger is not None
             self.ledger.commit(step, left_out)
-            self.record("checkpoint", step=step, seconds=self.clock.take())
+            self.record("checkpoint", step=step, seconds=seconds, counted_until=counted_until)
+
+        with agreed():
+            self.saver.save(step, tensors, state, committed)
+
+    def _wait(self) -> None:
+        """Until the save in flight is committed; how long that takes says nothing about a hang."""
+        self.clock.enter("save_wait")
+        with agreed():
+            self.saver.wait()
+        self.clock.enter("save")
 
     def roll_back(self) -> int:
         """Restore the newest checkpoint; its step."""
+        self._wait()
         try:
             start = restore(self.engine, self.manager, identity(self.job, self.stage, self.parts))
         except CheckpointError as error:

@@ -21,6 +21,7 @@ import torch
 
 from orchestrator.checkpoint.layout import RunLayout, StageLayout
 from orchestrator.checkpoint.manager import CheckpointManager
+from orchestrator.checkpoint.saving import Saver
 from orchestrator.contracts import Engine, EngineSetup, Tracker
 from orchestrator.errors import LaunchError, OrchestratorError
 from orchestrator.models import find_blocks, save_weights
@@ -37,7 +38,7 @@ from orchestrator.train.optim import make_optimizer
 from orchestrator.train.phases import Phase, PhaseClock
 from orchestrator.train.rehearsed import clock_for
 from orchestrator.train.results import last_training_metrics, replace_folder, write_result
-from orchestrator.train.retained import retention_of
+from orchestrator.train.saves import agreed, make_saver, record_damage
 from orchestrator.train.state import StageState, Start, identity, open_ledger, restore
 from orchestrator.train.stop import StopRequest
 from orchestrator.train.trackers import start_trackers
@@ -55,15 +56,18 @@ def run_training_stage(
     stage_layout = layout.stage(stage.name)
     with _only_writer(stage_layout, rank):
         parts = together("building the stage", partial(build_parts, job, stage, layout))
-        manager = CheckpointManager(stage_layout.checkpoints, retention_of(stage))
+        manager = CheckpointManager(
+            stage_layout.checkpoints, on_damage=partial(record_damage, layout, stage.name)
+        )
         try:
             engine = _build_engine(stage, parts, rank=rank, device=device)
             start = restore(engine, manager, identity(job, stage, parts))
+            saver = make_saver(stage, stage_layout, engine, device)
         except OrchestratorError as error:
             # Strategies and checkpoints refuse on all ranks alike, and a restart would meet the same.
             raise AgreedError(error) from error
         clock = clock_for(layout, stage.name, rank, start.step)
-        run = _Run(job, stage, layout, parts, engine, manager, clock, rank, device)
+        run = _Run(job, stage, layout, parts, engine, manager, saver, clock, rank, device)
         hang_seconds, stacks = job.resources.hang_timeout_seconds, stage_layout.stacks(rank)
         with Watchdog(clock, hang_seconds, stacks, run.record_hang):
             return run.train(start)
@@ -122,6 +126,7 @@ class _Run:
     parts: Parts
     engine: Engine
     manager: CheckpointManager
+    saver: Saver
     clock: PhaseClock
     rank: int
     device: torch.device
@@ -148,23 +153,36 @@ class _Run:
         ended: Literal["finished", "stopped", "failed"] = "failed"
         try:
             outcome = self._loop(trackers, ledger, start).run(start.step)
+            self._wait_for_save()
             if outcome == "finished":
                 self._finish(trackers)
             if self.rank == 0:
                 self.clock.enter("weights")
                 self._record("training_ended", step=self.parts.max_steps, seconds=self.clock.take())
             ended = outcome
+        except AgreedError:
+            # All ranks are here, and what was said to be saved is to be saved.
+            self._wait_for_save()
+            raise
         finally:
+            self.clock.enter("save_wait")
+            self.saver.close()
             for tracker in trackers:
                 tracker.finish(ended)
         return outcome
+
+    def _wait_for_save(self) -> None:
+        """Until the last save is committed; collective."""
+        self.clock.enter("save_wait")
+        with agreed():
+            self.saver.wait()
 
     def _loop(self, trackers: list[Tracker], ledger: Ledger | None, start: Start) -> Loop:
         """The loop over this run's parts; collective."""
         watch = AnomalyWatch(self.stage.anomalies, start.recent_losses)
         job, stage, parts = self.job, self.stage, self.parts
         state = StageState(
-            job, stage, parts, self.engine, self.manager, watch, ledger, self.clock, self._record
+            job, stage, parts, self.engine, self.manager, self.saver, watch, ledger, self.clock, self._record
         )
         if self.stage.may_roll_back and start.step == 0:
             state.save(0, {})
@@ -182,10 +200,11 @@ class _Run:
             evaluate=self._evaluate,
             save=state.save,
             roll_back=state.roll_back,
+            before_update=self.saver.hold_back,
             watch=watch,
             clock=self.clock,
             record=self._record,
-            stop=StopRequest(self.layout.stop_request),
+            stop=StopRequest(self.layout.stop_request, lambda: self.saver.has_failed),
         )
 
     def _record(self, event: str, **fields: Any) -> None:

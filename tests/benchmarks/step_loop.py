@@ -107,6 +107,7 @@ def our_loop(stage: TrainStage, reader: MixtureReader) -> Callable[[int], None]:
         watch=AnomalyWatch(stage.anomalies),
         clock=PhaseClock(),
         record=lambda event, **fields: None,
+        before_update=lambda: None,
         stop=StopRequest(Path("no such file")),
     )
     return lambda step: loop_turn(loop, step)

@@ -168,10 +168,23 @@ def test_a_worker_that_raises_ends_in_its_message_and_the_mended_run_goes_on(tmp
     # One restart is allowed, and it goes on from the checkpoint before the failure.
     assert starts == [0, 2]
     (tmp_path / "fragile.py").write_text(PLUGIN.format(fail=False))
-    succeed(*command, home=tmp_path / "home", cwd=tmp_path)
-    assert starts_of(run, "classify")[-1] == 4
+    _flip_a_bit(run.stage("classify").checkpoints / "step-00000004" / "shard-00001.bin")
+    told = "[classify] the checkpoint of step 4 is damaged (shard-00001.bin: "
+    output = succeed(*command, home=tmp_path / "home", cwd=tmp_path)
+    assert told in output
+    assert "kept as classify/checkpoints/quarantine-step-00000004" in output
+    assert starts_of(run, "classify")[-1] == 2
     assert starts_of(run, "before") == [0]
     assert json.loads(run.stage("classify").result.read_text())["step"] == 8
+    assert (run.stage("classify").checkpoints / "quarantine-step-00000004" / "COMPLETE").exists()
+    assert told in succeed("status", run.root, home=tmp_path / "home")
+    assert json.loads(succeed("verify", run.root, "--json", home=tmp_path / "home"))["ok"]
+
+
+def _flip_a_bit(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 4
+    path.write_bytes(content)
 
 
 def starts_of(run: RunLayout, stage: str) -> list[int]:

@@ -3,65 +3,79 @@
 from __future__ import annotations
 
 import errno
-import logging
 import os
 import pickle
-from collections.abc import Callable
+import random
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from orchestrator.checkpoint import seal
-from orchestrator.checkpoint.manager import CheckpointManager
+from orchestrator.checkpoint.manager import CheckpointManager, Damage
 from orchestrator.checkpoint.steps import step_name
 from orchestrator.errors import CheckpointError
-from tests.unit.checkpoint.saved import FILES, load, save
+from tests.unit.checkpoint.saved import FILES, assert_equal, load, make_tensors, save
+
+NUM_FLIPS = 24
 
 
-def flip(path: Path) -> None:
+def flip(path: Path, bit: int | None = None) -> None:
+    """Turn one bit over, by default one in the middle."""
     content = bytearray(path.read_bytes())
-    content[len(content) // 2] ^= 1
+    bit = 4 * len(content) if bit is None else bit
+    content[bit // 8] ^= 1 << bit % 8
     path.write_bytes(content)
 
 
-def truncate(path: Path) -> None:
-    path.write_bytes(path.read_bytes()[:-1])
-
-
-def clear(path: Path) -> None:
-    path.write_bytes(b"")
+def truncate(path: Path, num_bytes: int) -> None:
+    os.truncate(path, num_bytes)
 
 
 def zero(path: Path) -> None:
     path.write_bytes(bytes(path.stat().st_size))
 
 
-DAMAGE: dict[str, Callable[[Path], None]] = {
-    "flip": flip,
-    "truncate": truncate,
-    "clear": clear,
-    "zero": zero,
-    "delete": Path.unlink,
-}
+def damages(path: Path) -> Iterator[tuple[str, Callable[[Path], None]]]:
+    """Everything that is done to one file, by name."""
+    size = path.stat().st_size
+    yield "deleted", Path.unlink
+    yield "zeroed", zero
+    for num_bytes in sorted({0, 1, size // 2, size - 1}):
+        yield f"truncated to {num_bytes} of {size} bytes", partial(truncate, num_bytes=num_bytes)
+    rng = random.Random(f"{path.name} {size}")
+    for bit in sorted({0, 8 * size - 1, *(rng.randrange(8 * size) for _ in range(NUM_FLIPS))}):
+        yield f"bit {bit} of {8 * size} flipped", partial(flip, bit=bit)
 
 
-@pytest.mark.parametrize("damage", DAMAGE)
 @pytest.mark.parametrize("name", FILES)
 def test_damage_to_any_file_falls_back_to_the_step_before_and_keeps_the_evidence(
-    tmp_path: Path, name: str, damage: str, caplog: pytest.LogCaptureFixture
+    tmp_path: Path, name: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    manager = save(tmp_path, 1, 2)
-    DAMAGE[damage](tmp_path / step_name(2) / name)
-    problem = CheckpointManager.verify(tmp_path / step_name(2))
-    assert problem is not None and name in problem
-    with caplog.at_level(logging.WARNING):
-        assert manager.newest() == tmp_path / step_name(1)
-    # Without COMPLETE it is a save that was interrupted, and its folder is written anew.
-    is_interrupted = (name, damage) == ("COMPLETE", "delete")
-    assert (tmp_path / step_name(2)).exists() == is_interrupted
-    assert (tmp_path / "quarantine-step-00000002").exists() != is_interrupted
-    assert ("step-00000002 is damaged" in caplog.text) != is_interrupted
+    save(tmp_path / "good", 1, 2)
+    noticed = 0
+    for number, (damage, do) in enumerate(damages(tmp_path / "good" / step_name(2) / name)):
+        folder = shutil.copytree(tmp_path / "good", tmp_path / str(number))
+        do(folder / step_name(2) / name)
+        content = {item.name: item.read_bytes() for item in (folder / step_name(2)).iterdir()}
+        told: list[Damage] = []
+        caplog.clear()
+        manager = CheckpointManager(folder, on_damage=told.append)
+        assert manager.newest() == folder / step_name(1), damage
+        kept = folder / "quarantine-step-00000002"
+        assert {item.name: item.read_bytes() for item in kept.iterdir()} == content, damage
+        assert not (folder / step_name(2)).exists()
+        ((step, problem, kept_as),) = [(found.step, found.problem, found.kept_as) for found in told]
+        assert (step, kept_as) == (2, kept) and name in problem, damage
+        assert "step-00000002 is damaged" in caplog.text
+        assert_equal(load(manager, folder / step_name(1))[0], make_tensors(1))
+        noticed += 1
+    assert noticed >= NUM_FLIPS
 
 
 def test_second_quarantine_of_a_step_gets_a_name_of_its_own(tmp_path: Path) -> None:
@@ -147,3 +161,32 @@ def test_pickle_in_place_of_any_file_never_runs(tmp_path: Path, name: str, is_re
     assert not marker.exists()
     pickle.loads(pickle.dumps(Bomb(marker)))
     assert marker.exists(), "the bomb itself does not work"
+
+
+PROGRAM = """
+import sys
+from pathlib import Path
+import torch
+import orchestrator.train.building
+from orchestrator.checkpoint.manager import CheckpointManager
+from tests.unit.checkpoint.saved import load
+
+seen = []
+sys.addaudithook(lambda event, arguments: seen.append(event))
+manager = CheckpointManager(Path(sys.argv[1]))
+path = manager.newest()
+load(manager, path)
+manager.read_weights(path)
+unpickled = sorted({event for event in seen if event.startswith(("pickle.", "marshal.", "exec", "compile"))})
+print(path.name, unpickled, "open" in seen)
+"""
+
+
+def test_the_whole_load_path_unpickles_nothing(tmp_path: Path) -> None:
+    """Python itself tells of every object that an unpickler looks up."""
+    save(tmp_path, 1, 2)
+    flip(tmp_path / step_name(2) / "shard-00000.bin")
+    command = [sys.executable, "-c", PROGRAM, str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[3])
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split("\n")[0] == "step-00000001 [] True"

@@ -86,6 +86,7 @@ def test_progress_comes_from_the_last_whole_line_or_the_result(console: Console,
             "step": 2,
             "saved_step": None,
             "metrics": {"train/loss": 3.0, "eval/loss": 3.25},
+            "damaged": [],
         },
         {
             "name": "test",
@@ -93,6 +94,7 @@ def test_progress_comes_from_the_last_whole_line_or_the_result(console: Console,
             "step": 10,
             "saved_step": None,
             "metrics": {"eval/accuracy": 0.75},
+            "damaged": [],
         },
     ]
     assert console("status", "tiny", "--runs-dir", tmp_path).output.splitlines() == [
@@ -101,6 +103,24 @@ def test_progress_comes_from_the_last_whole_line_or_the_result(console: Console,
         "  pretrain  waiting   2     -      train/loss 3  eval/loss 3.25",
         "  test      finished  10    -      eval/accuracy 0.75",
     ]
+
+
+def test_damaged_checkpoints_are_told_while_they_are_there(console: Console, tmp_path: Path) -> None:
+    run = FakeRun(tmp_path)
+    kept_as = "pretrain/checkpoints/quarantine-step-00000004"
+    damage = {"step": 4, "problem": "state.json: missing, expected 9 bytes", "kept_as": kept_as}
+    run.event("checkpoint_damaged", stage="pretrain", **damage)
+    (run.layout.root / kept_as).mkdir(parents=True)
+    status = ("status", "tiny", "--runs-dir", tmp_path)
+    first, second = console(*status, "--json").json()["stages"]
+    assert (first["damaged"], second["damaged"]) == ([damage], [])
+    assert console(*status).output.splitlines()[-1] == (
+        "[pretrain] the checkpoint of step 4 is damaged (state.json: missing, expected 9 bytes); it is kept"
+        f" as {kept_as}, and the newest good one is used"
+    )
+    (run.layout.root / kept_as).rmdir()
+    assert console(*status, "--json").json()["stages"][0]["damaged"] == []
+    assert "damaged" not in console(*status).output
 
 
 def test_all_runs_are_listed(console: Console, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

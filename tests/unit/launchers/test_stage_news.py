@@ -96,3 +96,17 @@ def test_what_was_done_about_a_wrong_step_and_where_stacks_lie_is_told(tmp_path:
         "step 7: the loss is nan: stopped before the update",
         f"rank 1 made no progress in 31.5 s (compute); stacks are in {tmp_path / STAGE / 'logs'}",
     ]
+
+
+def test_a_damaged_checkpoint_is_told_before_the_start_from_an_older_one(tmp_path: Path) -> None:
+    run = RunLayout(tmp_path)
+    news = StageNews(STAGE, run)
+    damage = {"step": 6, "problem": "state.json: missing", "kept_as": "pretrain/checkpoints/quarantine-a"}
+    append_event(run.events, "checkpoint_damaged", stage=STAGE, **damage)
+    append_event(run.events, "checkpoint_damaged", stage="another", **damage)
+    start(run, 4).finish("finished")
+    assert list(news.messages()) == [
+        "the checkpoint of step 6 is damaged (state.json: missing); it is kept as"
+        " pretrain/checkpoints/quarantine-a, and the newest good one is used",
+        "goes on from step 4",
+    ]

@@ -73,6 +73,11 @@ def test_the_first_violation_and_every_damaged_checkpoint_are_printed(
     )
     ended = console("verify", trained.run.root)
     assert (ended.code, ended.errors) == (1, "")
+    assert [line.split() for line in ended.output.splitlines()[4:7]] == [
+        ["stage", "step", "every", "byte", "as", "written"],
+        ["pretrain", "2", "NO"],
+        ["pretrain", "4", "yes"],
+    ]
     assert ended.output.splitlines()[-2] == message
     assert ended.output.splitlines()[-1].startswith(
         "stage 'pretrain', checkpoint of step 2: state.json: missing, expected "

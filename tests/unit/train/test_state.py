@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor
 
+from orchestrator.checkpoint.layout import RunLayout
 from orchestrator.checkpoint.manager import CheckpointManager
+from orchestrator.checkpoint.steps import step_name
 from orchestrator.errors import CheckpointError
+from orchestrator.tracking.events import read_json_lines
+from orchestrator.train.saves import record_damage
 from orchestrator.train.state import Start, restore
 
 IDENTITY = {"seed": 1, "stage": "pretrain", "data.a": "1f", "data.b": "2f"}
@@ -61,3 +66,23 @@ def test_other_data_and_another_trajectory_are_refused(
 ) -> None:
     with pytest.raises(CheckpointError, match=message):
         restore(OneWeight(), saved(tmp_path, **change), IDENTITY)  # type: ignore[arg-type]
+
+
+def test_a_damaged_checkpoint_is_an_event_and_the_step_before_is_restored(tmp_path: Path) -> None:
+    layout = RunLayout(tmp_path)
+    folder = layout.stage("pretrain").checkpoints
+    for step in (5, 6):
+        CheckpointManager(folder).save(step, {"model.weight": torch.ones(3)}, {**IDENTITY, "step": step})
+    (folder / step_name(6) / "state.json").unlink()
+    manager = CheckpointManager(folder, on_damage=partial(record_damage, layout, "pretrain"))
+    assert restore(OneWeight(), manager, IDENTITY) == Start(5, None)  # type: ignore[arg-type]
+    (event,) = read_json_lines(layout.events)
+    assert event.pop("time")
+    assert event.pop("problem").startswith("state.json: missing")
+    assert event == {
+        "event": "checkpoint_damaged",
+        "stage": "pretrain",
+        "step": 6,
+        "kept_as": "pretrain/checkpoints/quarantine-step-00000006",
+    }
+    assert (tmp_path / event["kept_as"]).is_dir()

@@ -36,6 +36,14 @@ def test_a_request_file_asks_to_stop(tmp_path: Path) -> None:
     assert request.is_set()
 
 
+def test_another_reason_to_end_asks_to_stop(tmp_path: Path) -> None:
+    failed: list[str] = []
+    request = StopRequest(tmp_path / "stop", lambda: bool(failed))
+    assert not request.is_set()
+    failed.append("save")
+    assert request.is_set()
+
+
 def test_seeds_differ_by_purpose_and_counters_and_never_by_call(tmp_path: Path) -> None:
     seeds = {
         derive_seed(seed, purpose, step, micro)

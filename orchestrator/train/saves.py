@@ -1,0 +1,73 @@
+"""How a stage's job wants its checkpoints: in the background or not, which are kept, what is told of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+
+import torch
+
+from orchestrator.checkpoint.background import BackgroundSaver
+from orchestrator.checkpoint.layout import RunLayout, StageLayout
+from orchestrator.checkpoint.manager import Damage
+from orchestrator.checkpoint.retention import Best, Retention
+from orchestrator.checkpoint.saving import DirectSaver, Saver
+from orchestrator.contracts import Engine
+from orchestrator.errors import CheckpointError, PlanError
+from orchestrator.spec.job import TrainStage
+from orchestrator.tracking.events import append_event
+from orchestrator.train.agreement import AgreedError
+
+
+def make_saver(stage: TrainStage, layout: StageLayout, engine: Engine, device: torch.device) -> Saver:
+    """The saver that the job asks for; collective.
+
+    Raises:
+        CheckpointError: On every rank: there is no memory for a copy of the state.
+    """
+    if not stage.checkpoint.asynchronous:
+        return DirectSaver(layout.checkpoints, retention_of(stage))
+    return BackgroundSaver.start(layout.checkpoints, retention_of(stage), engine.neutral_state(), device)
+
+
+@contextmanager
+def agreed() -> Iterator[None]:
+    """Savers raise on all ranks alike, and a restart would meet the same disk."""
+    try:
+        yield
+    except CheckpointError as error:
+        raise AgreedError(error) from error
+
+
+def record_damage(layout: RunLayout, stage: str, damage: Damage) -> None:
+    """Append an event about a checkpoint that was set aside."""
+    append_event(
+        layout.events,
+        "checkpoint_damaged",
+        stage=stage,
+        step=damage.step,
+        problem=damage.problem,
+        kept_as=str(damage.kept_as.relative_to(layout.root)),
+    )
+
+
+def retention_of(stage: TrainStage) -> Retention:
+    """Which checkpoints the job keeps."""
+    kept, best = stage.checkpoint, stage.checkpoint.keep_best
+    return Retention(kept.keep_last, kept.keep_every_steps, Best(best.metric, best.mode) if best else None)
+
+
+def check_best(stage: TrainStage, evaluated: Mapping[str, float]) -> None:
+    """Refuse to compare checkpoints by a metric that the evaluation does not have.
+
+    Raises:
+        AgreedError: On every rank, naming the metrics that it has.
+    """
+    best = stage.checkpoint.keep_best
+    if best is not None and evaluated and best.metric not in evaluated:
+        raise AgreedError(
+            PlanError(
+                f"stage '{stage.name}': checkpoint.keep_best.metric is '{best.metric}', expected a metric of"
+                f" its evaluation: {', '.join(sorted(evaluated))}. Correct it and run the same command again"
+            )
+        )
