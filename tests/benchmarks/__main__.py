@@ -8,6 +8,7 @@ import platform
 
 from tests.benchmarks.loader import measure_loader
 from tests.benchmarks.packing import measure_packing
+from tests.benchmarks.saving import measure_saving
 from tests.benchmarks.seek import measure_seek
 from tests.benchmarks.startup import YARDSTICK, measure_startup
 from tests.benchmarks.step_loop import measure_step_loop
@@ -50,6 +51,28 @@ def main() -> None:
         packing["plan_seconds_per_million"],
         packing["by_item_seconds_per_million"],
         "ours at most 0.1",
+    )
+    saving = measure_saving()
+    for key, which in (("first_stall", "first save"), ("stall", "any save")):
+        row(
+            f"training held up / plain copy of the bytes, {which}, s",
+            saving[f"{key}_seconds"],
+            saving["copy_seconds"],
+            "at most 1.5",
+            saving[key],
+        )
+    row(
+        "what its digests add to a save / all of it, s",
+        saving["digest_seconds"],
+        saving["save_seconds"],
+        "at most 0.05",
+    )
+    row(
+        "500 steps with a checkpoint / without, s",
+        saving["saving_interval_seconds"],
+        saving["interval_seconds"],
+        "at most 1.02",
+        saving["slowdown"],
     )
     startup = measure_startup()
     yardstick = startup.pop(YARDSTICK)["best_seconds"]
