@@ -21,6 +21,7 @@ from launchers.pins import look_up_pins
 from launchers.ray_session import available_cpus
 from launchers.runs import read_result
 from orchestrator.checkpoint.layout import RunLayout, StageLayout
+from orchestrator.checkpoint.remote import RemoteSteps, stage_url
 from orchestrator.checkpoint.steps import list_steps
 from orchestrator.errors import LaunchError, PlanError
 from orchestrator.spec.fingerprint import difference, limits_lowered, trajectory_keys
@@ -53,9 +54,11 @@ def opened_run(
     Raises:
         PlanError: It cannot be made, or holds a run of another job.
     """
-    if fresh and layout.root.exists():
-        with only_driver(layout):
-            set_aside(layout.root)
+    if fresh:
+        refuse_remote_steps(job)
+        if layout.root.exists():
+            with only_driver(layout):
+                set_aside(layout.root)
     try:
         layout.root.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -71,6 +74,25 @@ def opened_run(
         # A request of an earlier start is not meant for this one.
         layout.stop_request.unlink(missing_ok=True)
         yield job, write_run(job, layout)
+
+
+def refuse_remote_steps(job: Job) -> None:
+    """Refuse to start over where the start would go on from remote storage.
+
+    Raises:
+        PlanError: It holds checkpoints of a stage of this run.
+    """
+    for stage in job.stages:
+        if not isinstance(stage, TrainStage) or stage.checkpoint.remote is None:
+            continue
+        url = stage_url(stage.checkpoint.remote, job.name, stage.name)
+        steps = RemoteSteps(url).complete_steps()
+        if steps:
+            raise PlanError(
+                f"--fresh: {url} holds checkpoints up to step {steps[-1]}, and a start would go on from them."
+                f" Move them away, or give the job another name than '{job.name}' or another"
+                " checkpoint.remote"
+            )
 
 
 class StopWish:

@@ -67,6 +67,9 @@ class StageNews:
                 yield f"rank {event['rank']} failed: {text}"
             if event["event"] == DAMAGED:
                 yield damage_text(event)
+            if event["event"] == "checkpoint_not_uploaded":
+                text = str(event["problem"]).splitlines()[0][:SHOWN_CHARACTERS]
+                yield f"checkpoints are here, but could not be copied: {text}; the next save tries again"
             if event["event"] == "training_started":
                 is_restart = self._start_step is not None
                 self._start_step, self._is_failing = int(event["step"]), False

@@ -11,6 +11,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable, Mapping
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from orchestrator.checkpoint.peers import my_rank, tell_all
+from orchestrator.checkpoint.remote import Mirror
 from orchestrator.checkpoint.retention import Retention
 from orchestrator.checkpoint.saving import StepWriter
 from orchestrator.checkpoint.shard_file import HostBuffer
@@ -29,6 +31,9 @@ logger = logging.getLogger(__name__)
 # Of a start that ends in an error: a save that is nearly done is worth keeping, and one whose partners died
 # ends by itself. 60 s write 12 GB at the 0.2 GB/s of a slow disk.
 CLOSE_SECONDS = 60.0
+# A rank waits for the slowest disk and for an upload. Whether a rank still lives is for training to find out,
+# and of one that died the connection breaks at once.
+PATIENCE = timedelta(days=1)
 
 
 class BackgroundSaver:
@@ -44,14 +49,19 @@ class BackgroundSaver:
 
     @classmethod
     def start(
-        cls, folder: Path, retention: Retention | None, tensors: Mapping[str, Tensor], device: torch.device
+        cls,
+        folder: Path,
+        retention: Retention | None,
+        tensors: Mapping[str, Tensor],
+        device: torch.device,
+        mirror: Mirror | None = None,
     ) -> BackgroundSaver:
         """A saver of states like ``tensors`` on ``device``; collective.
 
         Raises:
             CheckpointError: On every rank: one has no memory for its copy, or the state holds no tensors.
         """
-        group = dist.new_group(backend="gloo")
+        group = dist.new_group(backend="gloo", timeout=PATIENCE)
         plan = plan_shards(tensors, group)
         buffer, problem = None, None
         try:
@@ -64,7 +74,7 @@ class BackgroundSaver:
                 f"a copy of the state is made for every checkpoint: {problem}. Set checkpoint.asynchronous:"
                 " false to save without a copy, or make room"
             )
-        return cls(StepWriter(folder, retention, group), plan, buffer)
+        return cls(StepWriter(folder, retention, group, mirror), plan, buffer)
 
     @property
     def has_failed(self) -> bool:

@@ -23,9 +23,10 @@ from torch.distributed.checkpoint.state_dict_loader import load
 
 from orchestrator.checkpoint import seal
 from orchestrator.checkpoint.peers import from_first, my_rank, tell_all
+from orchestrator.checkpoint.remote import RemoteSteps, fetch_newer
 from orchestrator.checkpoint.retention import Retention
 from orchestrator.checkpoint.saving import DirectSaver
-from orchestrator.checkpoint.steps import StepFolder, list_steps
+from orchestrator.checkpoint.steps import StepFolder, list_steps, step_name
 from orchestrator.checkpoint.storage import ShardReader, StoredTensor, read_index, read_tensors
 from orchestrator.errors import CheckpointError
 
@@ -40,8 +41,8 @@ class Damage:
 
     step: int
     problem: str
-    kept_as: Path
-    """Where it is."""
+    kept_as: str
+    """Where it is: a path, or a URL."""
 
 
 class CheckpointManager:
@@ -53,15 +54,18 @@ class CheckpointManager:
         retention: Retention | None = None,
         *,
         on_damage: Callable[[Damage], None] | None = None,
+        remote: RemoteSteps | None = None,
     ) -> None:
         """Look after ``folder``, which ``save`` creates; without ``retention`` nothing is removed.
 
         Args:
-            on_damage: Called on rank 0 for each checkpoint that was set aside.
+            on_damage: Called on rank 0 for each checkpoint that is damaged.
+            remote: Where newer steps than those of ``folder`` may be.
         """
         self._folder = folder
         self._retention = retention
         self._on_damage = on_damage
+        self._remote = remote
         self._verified: Path | None = None
 
     def save(self, step: int, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
@@ -69,42 +73,65 @@ class CheckpointManager:
         DirectSaver(self._folder, self._retention).save(step, tensors, state, lambda: None)
 
     def newest(self) -> Path | None:
-        """The newest complete checkpoint that verifies; rank 0 decides.
+        """The newest complete checkpoint that verifies, fetched first where it is remote; rank 0 decides.
 
         A damaged one is renamed to ``quarantine-step-...`` and the next older taken. So is one that was
-        complete and has lost its ``COMPLETE``; without it and a manifest, a save was interrupted.
+        complete and has lost its ``COMPLETE``; a save that was interrupted is passed over.
 
         Raises:
-            CheckpointError: On every rank: a damaged one could not be renamed.
+            CheckpointError: On every rank: a damaged one could not be renamed, or the remote not be read.
         """
         found: Path | None = None
         problem: str | None = None
         if my_rank() == 0:
             try:
-                found = self._newest_verified()
-            except OSError as error:
+                found = self._newest_here()
+                found = (self._fetch_newer(self._remote, found) if self._remote else None) or found
+            except CheckpointError as error:
                 problem = str(error)
+            except OSError as error:
+                problem = (
+                    f"{self._folder}: a damaged checkpoint could not be set aside: {error}. Move it out of"
+                    " the folder, or make the folder writable"
+                )
         found, problem = from_first((found, problem))
         if problem is not None:
-            raise CheckpointError(
-                f"{self._folder}: a damaged checkpoint could not be set aside: {problem}. Move it out of the"
-                " folder, or make the folder writable"
-            )
+            raise CheckpointError(problem)
         self._verified = found
         return found
 
-    def _newest_verified(self) -> Path | None:
-        """As ``newest``, in one process."""
+    def _newest_here(self) -> Path | None:
+        """As ``newest``, in one process and one folder."""
         for found in reversed(list_steps(self._folder)):
             if not found.is_complete and not seal.has_lost_complete(found.path):
                 continue
             problem = seal.verify(found.path)
             if problem is None:
                 return found.path
-            damage = _set_aside(found, problem)
-            if self._on_damage is not None:
-                self._on_damage(damage)
+            self._tell(_set_aside(found, problem))
         return None
+
+    def _fetch_newer(self, remote: RemoteSteps, here: Path | None) -> Path | None:
+        """The newest good remote step, in the folder now; ``None``: none is newer than ``here``.
+
+        Raises:
+            CheckpointError: Nobody can say what is there.
+        """
+        try:
+            found, damaged = fetch_newer(remote, self._folder, here)
+        except Exception as error:
+            raise CheckpointError(
+                f"{remote.url} may hold newer checkpoints, and could not be read: {type(error).__name__}:"
+                f" {error}. Mend that, or leave checkpoint.remote out to go on from what is here"
+            ) from error
+        for step, problem in damaged:
+            self._tell(Damage(step, problem, f"{remote.url}/{step_name(step)}"))
+        return found
+
+    def _tell(self, damage: Damage) -> None:
+        """Tell whoever wants to know."""
+        if self._on_damage is not None:
+            self._on_damage(damage)
 
     def load(self, path: Path, tensors: dict[str, Tensor]) -> dict[str, Any]:
         """Fill ``tensors`` in place from the checkpoint in ``path``; its state.
@@ -166,7 +193,7 @@ def _set_aside(found: StepFolder, problem: str) -> Damage:
         target = found.path.with_name(f"quarantine-{found.path.name}-{count}")
     os.rename(found.path, target)
     logger.warning("%s is damaged (%s); set aside as %s", found.path, problem, target.name)
-    return Damage(found.step, problem, target)
+    return Damage(found.step, problem, str(target))
 
 
 def find_misfits(index: Mapping[str, StoredTensor], tensors: Mapping[str, Tensor]) -> list[str]:

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from orchestrator.checkpoint import seal
-from orchestrator.checkpoint.steps import StepFolder
 from orchestrator.errors import CheckpointError
 
 METRICS = "metrics"
@@ -34,28 +32,31 @@ class Retention:
     """And each whose step is a multiple of this."""
     best: Best | None = None
 
-    def removable(self, complete: Sequence[StepFolder]) -> list[StepFolder]:
-        """Those of ``complete``, by rising step, that nothing keeps."""
-        kept = {found.step for found in complete[-self.keep_last :]}
+    def removable(self, complete: Sequence[int], state_of: Callable[[int], Mapping[str, Any]]) -> list[int]:
+        """Those of the steps ``complete``, which rise, that nothing keeps.
+
+        Args:
+            state_of: The state that was saved with a step; may raise where it is damaged.
+        """
+        kept = set(complete[-self.keep_last :])
         if self.keep_every_steps is not None:
-            kept |= {found.step for found in complete if found.step % self.keep_every_steps == 0}
-        if self.best is not None and (best := _best_of(complete, self.best)) is not None:
+            kept |= {step for step in complete if step % self.keep_every_steps == 0}
+        if self.best is not None and (best := _best_of(complete, self.best, state_of)) is not None:
             kept.add(best)
-        return [found for found in complete if found.step not in kept]
+        return [step for step in complete if step not in kept]
 
 
-def _best_of(complete: Sequence[StepFolder], best: Best) -> int | None:
+def _best_of(complete: Sequence[int], best: Best, state_of: Callable[[int], Mapping[str, Any]]) -> int | None:
     """Step with the best value, the latest of equals; ``None``: none was evaluated."""
-    values = {found.step: value for found in complete if (value := _value(found, best.metric)) is not None}
+    values = {step: value for step in complete if (value := _value(step, best.metric, state_of)) is not None}
     sign = 1 if best.mode == "max" else -1
     return max(values, key=lambda step: (sign * values[step], step), default=None)
 
 
-def _value(found: StepFolder, metric: str) -> float | None:
+def _value(step: int, metric: str, state_of: Callable[[int], Mapping[str, Any]]) -> float | None:
     """A finite value that the evaluation at this step gave."""
     try:
-        state: dict[str, Any] = seal.read_json(found.path / seal.STATE)
-        value = float(state[METRICS][metric])
+        value = float(state_of(step)[METRICS][metric])
     except (CheckpointError, OSError, ValueError, KeyError, TypeError):
         return None
     return value if math.isfinite(value) else None

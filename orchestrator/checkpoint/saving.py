@@ -4,7 +4,8 @@
 2. all ranks write their shards through to the disk, with digests;
 3. the ranks exchange digests, or what went wrong;
 4. rank 0 writes the index, ``state.json``, ``manifest.json`` and, last, ``COMPLETE``;
-5. only then it removes old steps, their ``COMPLETE`` first, and tells the caller.
+5. only then it removes old steps, their ``COMPLETE`` first, and tells the caller;
+6. it copies the step to remote storage, where the job names one (``remote.py``).
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from torch import Tensor
 
 from orchestrator.checkpoint import seal
 from orchestrator.checkpoint.peers import from_first, my_rank, tell_all
+from orchestrator.checkpoint.remote import Mirror
 from orchestrator.checkpoint.retention import Retention
 from orchestrator.checkpoint.shard_file import live_parts, write_shard
 from orchestrator.checkpoint.shard_plan import ShardPlan, plan_shards
@@ -75,9 +77,9 @@ class DirectSaver:
 
     has_failed = False
 
-    def __init__(self, folder: Path, retention: Retention | None) -> None:
+    def __init__(self, folder: Path, retention: Retention | None, mirror: Mirror | None = None) -> None:
         """Save into ``folder``, which the first save creates; without ``retention`` nothing is removed."""
-        self._writer = StepWriter(folder, retention)
+        self._writer = StepWriter(folder, retention, mirror=mirror)
         self._plan: ShardPlan | None = None
 
     def save(
@@ -110,6 +112,8 @@ class StepWriter:
     retention: Retention | None
     group: dist.ProcessGroup | None = None
     """Of all ranks, for a thread of its own; ``None``: the one that training uses."""
+    mirror: Mirror | None = None
+    """Where rank 0 copies complete steps to."""
 
     def write(
         self,
@@ -127,8 +131,19 @@ class StepWriter:
         path = self.folder / step_name(step)
         if from_first((path / COMPLETE).is_file(), self.group):
             logger.info("%s is complete already", path)
-            self._finish(path, step, committed)
-            return
+        else:
+            self._write_new(path, plan, parts, state)
+        self._finish(path, step, committed)
+        if self.mirror is not None:
+            if my_rank() == 0:
+                self.mirror.push(self.folder)
+            # All ranks wait for it here, and not in a collective of training, whose patience is limited.
+            from_first(None, self.group)
+
+    def _write_new(
+        self, path: Path, plan: ShardPlan, parts: Iterable[memoryview], state: Mapping[str, Any]
+    ) -> None:
+        """Write and commit a step that is not there yet."""
         problem = self._try_on_first(lambda: _prepare(path))
         files: dict[str, seal.FileDigest] = {}
         if problem is None:
@@ -137,7 +152,6 @@ class StepWriter:
             problem = self._try_on_first(lambda: _commit(path, files, plan, state))
         if problem is not None:
             self._give_up(path, plan.state_bytes, problem)
-        self._finish(path, step, committed)
 
     def _try_on_first(self, action: Callable[[], None]) -> str | None:
         """Run ``action`` on rank 0; what went wrong, on every rank."""
@@ -183,13 +197,18 @@ class StepWriter:
         if self.retention is None:
             return
         steps = list_steps(self.folder)
-        old = self.retention.removable([found for found in steps if found.is_complete])
-        interrupted = [s for s in steps if not s.is_complete and s.step < newest_step]
-        for found in old + [s for s in interrupted if not seal.has_lost_complete(s.path)]:
+        complete = {found.step: found.path for found in steps if found.is_complete}
+        old = self.retention.removable(
+            list(complete), lambda step: seal.read_json(complete[step] / seal.STATE)
+        )
+        interrupted = [s.path for s in steps if not s.is_complete and s.step < newest_step]
+        kept = [path for path in interrupted if seal.has_lost_complete(path)]
+        for path in [complete[step] for step in old] + interrupted:
             try:
-                seal.remove(found.path)
+                if path not in kept:
+                    seal.remove(path)
             except OSError as error:
-                logger.warning("%s: could not be removed: %s", found.path, error)
+                logger.warning("%s: could not be removed: %s", path, error)
 
     def _finish(self, path: Path, step: int, committed: Callable[[], None]) -> None:
         """On rank 0 remove old steps, and tell the caller that this one is complete.

@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 from orchestrator.errors import PlanError
 from orchestrator.spec.datasets import Dataset, Tokenizer
 from orchestrator.spec.optimization import Anomalies, Limits, Optimizer, Schedule
+from orchestrator.spec.remote import require_file_system
 from orchestrator.spec.section import ChosenBy, Must, Section, field
 from orchestrator.spec.training import (
     PLUGIN_PATTERN,
@@ -112,8 +113,13 @@ class Checkpoint(Section):
     asynchronous: bool = True
     """Write while training goes on, from a copy in host memory (on each worker, of the bytes it writes);
     false: training waits, and there is no copy."""
+    remote: str | None = None
+    """URL of fsspec, such as ``s3://bucket/prefix``, to copy checkpoints to after each save, into
+    ``<run>/<stage>``; a start fetches a newer one from there. Absent: they are in the run directory alone."""
 
     def __post_init__(self) -> None:
+        if self.remote is not None:
+            require_file_system(self.remote)
         if self.keep_every_steps and self.keep_every_steps % self.every_steps:
             raise ValueError(
                 f"keep_every_steps {self.keep_every_steps} is not a multiple of every_steps"

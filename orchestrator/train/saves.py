@@ -4,30 +4,56 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 
 import torch
 
 from orchestrator.checkpoint.background import BackgroundSaver
-from orchestrator.checkpoint.layout import RunLayout, StageLayout
-from orchestrator.checkpoint.manager import Damage
+from orchestrator.checkpoint.layout import RunLayout
+from orchestrator.checkpoint.manager import CheckpointManager, Damage
+from orchestrator.checkpoint.remote import Mirror, RemoteSteps, stage_url
 from orchestrator.checkpoint.retention import Best, Retention
 from orchestrator.checkpoint.saving import DirectSaver, Saver
 from orchestrator.contracts import Engine
 from orchestrator.errors import CheckpointError, PlanError
-from orchestrator.spec.job import TrainStage
+from orchestrator.spec.job import Job, TrainStage
 from orchestrator.tracking.events import append_event
 from orchestrator.train.agreement import AgreedError
 
 
-def make_saver(stage: TrainStage, layout: StageLayout, engine: Engine, device: torch.device) -> Saver:
+def make_manager(job: Job, stage: TrainStage, layout: RunLayout) -> CheckpointManager:
+    """What finds the checkpoint to start from; a damaged one becomes an event."""
+    return CheckpointManager(
+        layout.stage(stage.name).checkpoints,
+        on_damage=partial(record_damage, layout, stage.name),
+        remote=_remote(job, stage),
+    )
+
+
+def make_saver(job: Job, stage: TrainStage, layout: RunLayout, engine: Engine, device: torch.device) -> Saver:
     """The saver that the job asks for; collective.
 
     Raises:
         CheckpointError: On every rank: there is no memory for a copy of the state.
     """
+    folder, retention = layout.stage(stage.name).checkpoints, retention_of(stage)
+    remote, mirror = _remote(job, stage), None
+    if remote is not None:
+        mirror = Mirror(remote, retention, partial(_record_failed_upload, layout, stage.name))
     if not stage.checkpoint.asynchronous:
-        return DirectSaver(layout.checkpoints, retention_of(stage))
-    return BackgroundSaver.start(layout.checkpoints, retention_of(stage), engine.neutral_state(), device)
+        return DirectSaver(folder, retention, mirror)
+    return BackgroundSaver.start(folder, retention, engine.neutral_state(), device, mirror)
+
+
+def _remote(job: Job, stage: TrainStage) -> RemoteSteps | None:
+    """Where the job keeps a second copy."""
+    url = stage.checkpoint.remote
+    return None if url is None else RemoteSteps(stage_url(url, job.name, stage.name))
+
+
+def _record_failed_upload(layout: RunLayout, stage: str, problem: str) -> None:
+    """Append an event about checkpoints that are not in remote storage yet."""
+    append_event(layout.events, "checkpoint_not_uploaded", stage=stage, problem=problem)
 
 
 @contextmanager
@@ -47,7 +73,7 @@ def record_damage(layout: RunLayout, stage: str, damage: Damage) -> None:
         stage=stage,
         step=damage.step,
         problem=damage.problem,
-        kept_as=str(damage.kept_as.relative_to(layout.root)),
+        kept_as=damage.kept_as.removeprefix(f"{layout.root}/"),
     )
 
 

@@ -38,7 +38,7 @@ from orchestrator.train.optim import make_optimizer
 from orchestrator.train.phases import Phase, PhaseClock
 from orchestrator.train.rehearsed import clock_for
 from orchestrator.train.results import last_training_metrics, replace_folder, write_result
-from orchestrator.train.saves import agreed, make_saver, record_damage
+from orchestrator.train.saves import agreed, make_manager, make_saver
 from orchestrator.train.state import StageState, Start, identity, open_ledger, restore
 from orchestrator.train.stop import StopRequest
 from orchestrator.train.trackers import start_trackers
@@ -56,13 +56,11 @@ def run_training_stage(
     stage_layout = layout.stage(stage.name)
     with _only_writer(stage_layout, rank):
         parts = together("building the stage", partial(build_parts, job, stage, layout))
-        manager = CheckpointManager(
-            stage_layout.checkpoints, on_damage=partial(record_damage, layout, stage.name)
-        )
         try:
             engine = _build_engine(stage, parts, rank=rank, device=device)
+            manager = make_manager(job, stage, layout)
             start = restore(engine, manager, identity(job, stage, parts))
-            saver = make_saver(stage, stage_layout, engine, device)
+            saver = make_saver(job, stage, layout, engine, device)
         except OrchestratorError as error:
             # Strategies and checkpoints refuse on all ranks alike, and a restart would meet the same.
             raise AgreedError(error) from error

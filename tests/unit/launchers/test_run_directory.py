@@ -11,7 +11,15 @@ import pytest
 
 from launchers.preparation import StoppedError, input_stages, refuse_to_go_on
 from launchers.progress import ProgressDisplay
-from launchers.run_directory import StopWish, only_driver, opened_run, refuse_changed, set_aside, write_run
+from launchers.run_directory import (
+    StopWish,
+    only_driver,
+    opened_run,
+    refuse_changed,
+    refuse_remote_steps,
+    set_aside,
+    write_run,
+)
 from orchestrator.checkpoint.layout import RunLayout
 from orchestrator.checkpoint.steps import step_name
 from orchestrator.errors import LaunchError, PlanError
@@ -162,3 +170,18 @@ def test_a_run_directory_that_cannot_be_made_is_refused(tmp_path: Path) -> None:
     refused = pytest.raises(PlanError, match=r"cannot be made: Not a directory. Name a folder .* --runs-dir")
     with refused, opened_run(make_job(), layout, display):
         pass
+
+
+def test_starting_over_is_refused_while_the_remote_holds_steps(tmp_path: Path) -> None:
+    job = make_job(checkpoint={"remote": f"file://{tmp_path}"})
+    refuse_remote_steps(job)
+    step = tmp_path / "job" / "pretrain" / step_name(40)
+    step.mkdir(parents=True)
+    refuse_remote_steps(job)
+    (step / "COMPLETE").touch()
+    with pytest.raises(PlanError) as caught:
+        refuse_remote_steps(job)
+    assert str(caught.value) == (
+        f"--fresh: file://{tmp_path}/job/pretrain holds checkpoints up to step 40, and a start would go on"
+        " from them. Move them away, or give the job another name than 'job' or another checkpoint.remote"
+    )
