@@ -21,6 +21,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from orchestrator.checkpoint import seal
+from orchestrator.checkpoint.finite import NotFiniteError
 from orchestrator.checkpoint.peers import from_first, my_rank, tell_all
 from orchestrator.checkpoint.remote import Mirror
 from orchestrator.checkpoint.retention import Retention
@@ -28,7 +29,7 @@ from orchestrator.checkpoint.shard_file import live_parts, write_shard
 from orchestrator.checkpoint.shard_plan import ShardPlan, plan_shards
 from orchestrator.checkpoint.steps import COMPLETE, list_steps, step_name
 from orchestrator.checkpoint.storage import METADATA
-from orchestrator.errors import CheckpointError
+from orchestrator.errors import CheckpointError, TrainingError
 
 logger = logging.getLogger(__name__)
 
@@ -56,6 +57,7 @@ class Saver(Protocol):
 
         Raises:
             CheckpointError: On every rank, if any could not write; nothing incomplete is left behind.
+            TrainingError: On every rank, if the part of any holds NaN or infinity.
         """
 
     def hold_back(self) -> None:
@@ -102,6 +104,24 @@ class DirectSaver:
 
     def close(self) -> None:
         """There is nothing to give back."""
+
+
+@dataclass(frozen=True)
+class _Problem:
+    """What went wrong on a rank, as all ranks hear of it."""
+
+    message: str
+    is_of_state: bool
+    """The state itself is not fit to be saved."""
+
+    @classmethod
+    def of(cls, error: Exception) -> _Problem:
+        """What this rank met."""
+        return cls(f"rank {my_rank()}: {error}", isinstance(error, NotFiniteError))
+
+    def __str__(self) -> str:
+        """For a message."""
+        return self.message
 
 
 @dataclass(frozen=True)
@@ -153,7 +173,7 @@ class StepWriter:
         if problem is not None:
             self._give_up(path, plan.state_bytes, problem)
 
-    def _try_on_first(self, action: Callable[[], None]) -> str | None:
+    def _try_on_first(self, action: Callable[[], None]) -> _Problem | None:
         """Run ``action`` on rank 0; what went wrong, on every rank."""
         problem = None
         if my_rank() == 0:
@@ -162,12 +182,12 @@ class StepWriter:
             except Exception as error:
                 # Whatever it is: the other ranks wait to hear of it.
                 logger.exception("rank 0 could not save")
-                problem = f"rank 0: {error}"
+                problem = _Problem.of(error)
         return from_first(problem, self.group)
 
     def _write_shards(
         self, path: Path, plan: ShardPlan, parts: Iterable[memoryview]
-    ) -> tuple[dict[str, seal.FileDigest], str | None]:
+    ) -> tuple[dict[str, seal.FileDigest], _Problem | None]:
         """Write this rank's file; the files of all ranks, or what went wrong on any."""
         digest, problem = None, None
         try:
@@ -175,18 +195,23 @@ class StepWriter:
         except Exception as error:
             # Whatever it is: the other ranks wait to hear of it.
             logger.exception("%s could not be written", path / plan.file)
-            problem = f"rank {my_rank()}: {error}"
+            problem = _Problem.of(error)
         reports = tell_all((plan.file, digest, problem), self.group)
         files = {name: digest for name, digest, _ in reports if digest is not None}
         return files, next((problem for _, _, problem in reports if problem is not None), None)
 
-    def _give_up(self, path: Path, needed_bytes: int, problem: str) -> None:
+    def _give_up(self, path: Path, needed_bytes: int, problem: _Problem) -> None:
         """Remove what was written and raise on every rank."""
         free_bytes = 0
         if my_rank() == 0:
             free_bytes = _free_bytes(self.folder)
             shutil.rmtree(path, ignore_errors=True)
         free_bytes = from_first(free_bytes, self.group)
+        if problem.is_of_state:
+            raise TrainingError(
+                f"{path}: not saved: {problem}. The newest checkpoint is from before. Start over with --fresh"
+                " and a lower learning rate, or a lower max_grad_norm"
+            )
         raise CheckpointError(
             f"{path}: could not be saved: {problem}. It needs {needed_bytes:,} bytes, {free_bytes:,} are free"
             " there; make room, or lower checkpoint.keep_last. Earlier checkpoints are untouched"

@@ -17,6 +17,7 @@ import xxhash
 from torch import Tensor
 from torch.distributed.checkpoint.planner import WriteItem
 
+from orchestrator.checkpoint.finite import refuse_not_finite
 from orchestrator.checkpoint.seal import FileDigest
 from orchestrator.checkpoint.shard_plan import ShardPlan, StateChunks
 from orchestrator.checkpoint.storage import Place
@@ -47,8 +48,13 @@ def _write_all(file: BinaryIO, content: memoryview) -> None:
 
 
 def live_parts(plan: ShardPlan, tensors: Mapping[str, Tensor]) -> Iterator[memoryview]:
-    """The file's bytes from ``tensors`` as they are; a copy of one chunk at most."""
+    """The file's bytes from ``tensors`` as they are; a copy of one chunk at most.
+
+    Raises:
+        NotFiniteError: Before the first byte.
+    """
     state = StateChunks(tensors)
+    refuse_not_finite((chunk.item.index.fqn, state.find(chunk.item)) for chunk in plan.chunks)
     end = 0
     for chunk in plan.chunks:
         yield memoryview(bytes(chunk.place.position - end))
@@ -112,7 +118,12 @@ class HostBuffer:
             torch.cuda.current_stream(self._stream.device).wait_event(self._copied)
 
     def parts(self) -> Iterator[memoryview]:
-        """The file's bytes, once the copy is done."""
+        """The file's bytes, once the copy is done.
+
+        Raises:
+            NotFiniteError: Before the first byte.
+        """
         if self._copied is not None:
             self._copied.synchronize()
+        refuse_not_finite((item.index.fqn, target) for item, target in self._targets)
         yield _memory_of(self._bytes)

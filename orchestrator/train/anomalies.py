@@ -8,22 +8,11 @@ a start from an older checkpoint meets the same numbers and decides the same.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-import torch
-import torch.distributed as dist
-from torch import Tensor
-from torch.distributed.tensor import DTensor
-
-from orchestrator.errors import TrainingError
-from orchestrator.spec.job import TrainStage
 from orchestrator.spec.optimization import Anomalies, AnomalyAction
-from orchestrator.strategies.flat_ranges import FlatRanges
-from orchestrator.train.agreement import AgreedError
 from orchestrator.train.ledger import Range
-
-NUM_NAMED = 3
 
 
 @dataclass(frozen=True)
@@ -84,40 +73,3 @@ class AnomalyWatch:
         """Steps left out since the last call, in order."""
         taken, self._left_out = self._left_out, []
         return taken
-
-
-def check_finite(stage: TrainStage, step: int, state: Mapping[str, Tensor]) -> None:
-    """Refuse to save weights or optimizer state that hold NaN or infinity; collective.
-
-    Args:
-        state: This rank's part, by strategy-neutral name.
-
-    Raises:
-        AgreedError: On every rank, with the names of this rank's.
-    """
-    bad = [name for name, tensor in state.items() if not all(map(_is_finite, _held(tensor)))]
-    count = torch.tensor([len(bad)])
-    if dist.get_world_size() > 1:
-        dist.all_reduce(count)
-    if count.item():
-        names = f": {', '.join(bad[:NUM_NAMED])}" if bad else ""
-        raise AgreedError(
-            TrainingError(
-                f"stage '{stage.name}': after step {step}, {int(count.item())} tensors of weights or"
-                f" optimizer state hold NaN or infinity{names}. They are not saved; the newest"
-                " checkpoint is from before. Start over with --fresh and a lower learning"
-                " rate, or a lower max_grad_norm"
-            )
-        )
-
-
-def _held(tensor: Tensor) -> list[Tensor]:
-    """What this rank holds of a tensor."""
-    if isinstance(tensor, FlatRanges):
-        return [elements for _, elements in tensor.ranges]
-    return [tensor.to_local() if isinstance(tensor, DTensor) else tensor]
-
-
-def _is_finite(tensor: Tensor) -> bool:
-    # One pass without a mask of the tensor's size: a sum is NaN or infinite where any element is.
-    return bool(torch.isfinite(tensor.sum(dtype=torch.float64)))

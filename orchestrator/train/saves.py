@@ -15,7 +15,7 @@ from orchestrator.checkpoint.remote import Mirror, RemoteSteps, stage_url
 from orchestrator.checkpoint.retention import Best, Retention
 from orchestrator.checkpoint.saving import DirectSaver, Saver
 from orchestrator.contracts import Engine
-from orchestrator.errors import CheckpointError, PlanError
+from orchestrator.errors import CheckpointError, PlanError, TrainingError
 from orchestrator.spec.job import Job, TrainStage
 from orchestrator.tracking.events import append_event
 from orchestrator.train.agreement import AgreedError
@@ -61,7 +61,7 @@ def agreed() -> Iterator[None]:
     """Savers raise on all ranks alike, and a restart would meet the same disk."""
     try:
         yield
-    except CheckpointError as error:
+    except (CheckpointError, TrainingError) as error:
         raise AgreedError(error) from error
 
 

@@ -16,7 +16,7 @@ from orchestrator.errors import CheckpointError
 from orchestrator.spec.job import Job, TrainStage
 from orchestrator.tracking.events import time_now
 from orchestrator.train.agreement import AgreedError
-from orchestrator.train.anomalies import AnomalyWatch, check_finite
+from orchestrator.train.anomalies import AnomalyWatch
 from orchestrator.train.building import Parts
 from orchestrator.train.ledger import Ledger, Range
 from orchestrator.train.phases import PhaseClock
@@ -101,7 +101,6 @@ class StageState:
         check_best(self.stage, evaluated)
         self._wait()
         tensors = self.engine.neutral_state()
-        check_finite(self.stage, step, tensors)
         left_out = self.watch.take_left_out()
         state = {
             **identity(self.job, self.stage, self.parts),

@@ -15,13 +15,14 @@ import torch.distributed as dist
 from torch._C._distributed_c10d import HashStore
 
 from orchestrator.checkpoint.background import BackgroundSaver
+from orchestrator.checkpoint.finite import is_finite
 from orchestrator.checkpoint.manager import CheckpointManager
 from orchestrator.checkpoint.retention import METRICS, Best, Retention
 from orchestrator.checkpoint.saving import StepWriter
 from orchestrator.checkpoint.shard_file import HostBuffer
 from orchestrator.checkpoint.shard_plan import plan_shards
 from orchestrator.checkpoint.steps import list_steps, step_name
-from orchestrator.errors import CheckpointError
+from orchestrator.errors import CheckpointError, TrainingError
 from tests.unit.checkpoint.saved import FILES, assert_equal, load, make_tensors, save
 
 
@@ -136,6 +137,29 @@ def test_an_error_is_known_at_once_and_raised_by_the_next_call(call: str, tmp_pa
         else:
             saver.wait()
     assert [found.step for found in list_steps(tmp_path)] == [1]
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+def test_a_state_that_is_not_finite_is_never_saved(value: float, tmp_path: Path) -> None:
+    tensors = make_tensors(2)
+    tensors["model.half"][3] = value
+    tensors["optim.exp_avg.weight"][1, 2] = value
+    expected = (
+        "rank 0: 2 tensors of weights or optimizer state hold NaN or infinity: model.half, optim.exp_avg"
+    )
+    saver = start(tmp_path)
+    saver.save(2, tensors, {"step": 2}, nothing)
+    with pytest.raises(TrainingError, match=expected):
+        saver.wait()
+    with pytest.raises(TrainingError, match=expected):
+        CheckpointManager(tmp_path).save(2, tensors, {"step": 2})
+    assert list_steps(tmp_path) == []
+
+
+def test_values_whose_sum_overflows_are_finite() -> None:
+    assert is_finite(torch.full((4,), 3e38))
+    assert not is_finite(torch.tensor([float("inf"), -float("inf")]))
+    assert is_finite(torch.empty(0))
 
 
 def test_a_record_that_cannot_be_written_ends_the_run_with_its_checkpoint_whole(tmp_path: Path) -> None:
