@@ -44,10 +44,13 @@ STATE_TENSORS, ROWS, COLUMNS = 120, 1024, 1000
 CPU = torch.device("cpu")
 
 
-def measure_saving(turns: int = TURNS) -> dict[str, float]:
+def measure_saving(turns: int = TURNS, rows: int = ROWS) -> dict[str, float]:
     """``first_stall``, ``stall``, ``digest`` and ``slowdown``, each a ratio, and seconds beside them.
 
     Files are written to the folder that ``BENCH_DIR`` names, or to that for temporary files.
+
+    Args:
+        rows: Of each matrix of the state whose saves are measured.
     """
     torch.set_num_threads(max(1, len(os.sched_getaffinity(0))))
     with socket.socket() as free:
@@ -55,17 +58,17 @@ def measure_saving(turns: int = TURNS) -> dict[str, float]:
         port = free.getsockname()[1]
     dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=0, world_size=1)
     with tempfile.TemporaryDirectory(dir=os.environ.get("BENCH_DIR")) as folder:
-        measured = _measure_stall(Path(folder, "stall"))
-        measured |= _measure_digest(Path(folder, "shard"))
+        measured = _measure_stall(Path(folder, "stall"), rows)
+        measured |= _measure_digest(Path(folder, "shard"), rows)
         measured["digest"] = measured["digest_seconds"] / measured["save_seconds"]
         measured |= _measure_slowdown(Path(folder, "slowdown"), turns)
     dist.destroy_process_group()
     return measured
 
 
-def _state() -> dict[str, Tensor]:
+def _state(rows: int) -> dict[str, Tensor]:
     """Matrices and vectors, as a model has them; every page written."""
-    state = {f"model.{n}": torch.full((ROWS, COLUMNS), float(n)) for n in range(STATE_TENSORS)}
+    state = {f"model.{n}": torch.full((rows, COLUMNS), float(n)) for n in range(STATE_TENSORS)}
     return state | {f"model.bias.{n}": torch.full((COLUMNS,), float(n)) for n in range(STATE_TENSORS)}
 
 
@@ -75,9 +78,9 @@ def _seconds(action: Callable[[], Any]) -> float:
     return time.perf_counter() - began
 
 
-def _measure_stall(folder: Path) -> dict[str, float]:
+def _measure_stall(folder: Path, rows: int) -> dict[str, float]:
     """The time until ``save`` returns, and of one copy of as many bytes."""
-    state = _state()
+    state = _state(rows)
     num_bytes = sum(tensor.nbytes for tensor in state.values())
     source, target = (torch.ones(num_bytes, dtype=torch.uint8) for _ in range(2))
     copies: list[float] = []
@@ -104,9 +107,9 @@ def _measure_stall(folder: Path) -> dict[str, float]:
     }
 
 
-def _measure_digest(path: Path) -> dict[str, float]:
+def _measure_digest(path: Path, rows: int) -> dict[str, float]:
     """A shard's write through to the disk, and the same calls on the same bytes without hashing."""
-    state = _state()
+    state = _state(rows)
     plan = plan_shards(state)
     buffer = HostBuffer(plan, CPU)
     buffer.fill(state)
@@ -161,7 +164,7 @@ def _measure_slowdown(folder: Path, turns: int) -> dict[str, float]:
                     logits = engine.model(input_ids=ids).logits[:, :-1]
                     loss = functional.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten())
                     engine.backward(loss / ACCUM)
-            engine.step(1e-4)
+            engine.step(1e-4, engine.gradient_norm())
 
     def train_and_save(step: int) -> None:
         saver.save(step, engine.neutral_state(), {}, lambda: None)
