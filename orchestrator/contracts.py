@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
 
-    from orchestrator.spec.training import Data
+    from orchestrator.spec.training import Data, Reproducibility
 
 IGNORE_INDEX = -100
 Head = Literal["causal_lm", "masked_lm", "pretraining", "sequence_classification", "token_classification"]
@@ -173,6 +173,8 @@ class EngineSetup:
     make_optimizer: Callable[[nn.Module], torch.optim.Optimizer]
     blocks: Sequence[nn.Module]
     """The repeated blocks of the model, in order."""
+    reproducibility: Reproducibility = "standard"
+    """``exact``: gradients are added in one order, whatever the number of ranks."""
 
 
 class Engine(ABC):

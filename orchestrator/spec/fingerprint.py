@@ -38,7 +38,10 @@ def trajectory_keys(stage: TrainStage, job: Job) -> dict[str, Any]:
     meant = {"packing": stage.data.packing_mode, "document_mask": stage.data.confines_documents}
     shape["data"] = {**keys["data"], **meant}
     shape["strategy"] = {key: keys["strategy"].get(key, "float32") for key in DTYPES}
-    return {"seed": job.seed, **_inputs(job, list(stage.data.mixture)), "stages": {stage.name: shape}}
+    # Only where it is asked for, so that stages finished before the key existed keep their digest.
+    order = {} if job.reproducibility == "standard" else {"reproducibility": job.reproducibility}
+    inputs = _inputs(job, list(stage.data.mixture))
+    return {"seed": job.seed, **order, **inputs, "stages": {stage.name: shape}}
 
 
 def difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:

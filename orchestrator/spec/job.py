@@ -19,6 +19,7 @@ from orchestrator.spec.training import (
     Model,
     Objective,
     Plugin,
+    Reproducibility,
     Strategy,
 )
 
@@ -276,6 +277,10 @@ class Job(Section):
     """The stages; each runs after those it names."""
     tracking: Tracking = field(default_factory=Tracking)
     """Experiment trackers."""
+    reproducibility: Reproducibility = "standard"
+    """``standard``: bit-identical wherever a step adds two micro-batches, up to the order of summation
+    (about 1e-6) otherwise; ``exact``: gradients are added in one fixed tree, so that weights are
+    bit-identical on every strategy and number of workers, which must be a power of two. It costs time."""
     launcher: Launcher = field(default_factory=Launcher)
     """Where the job runs; the ``--launcher`` flag overrides it."""
 

@@ -8,15 +8,16 @@ from __future__ import annotations
 
 from orchestrator.spec.job import Resources, TrainStage
 from orchestrator.spec.plan import plan_batch
-from orchestrator.spec.training import FSDP2Strategy, Plugin, Strategy, ZeROStrategy
+from orchestrator.spec.training import FSDP2Strategy, Plugin, Reproducibility, Strategy, ZeROStrategy
 
 BITWISE = "bit-identical on ddp, fsdp2, zero 0-3 at 1 and 2 workers"
+EXACT = "bit-identical on ddp, fsdp2, zero 0-3 at 1, 2, 4, 8, ... workers"
 ORDER_OF_SUMMATION = "otherwise equal up to the order of summation (about 1e-6)"
 # Adding two numbers gives the same bits in either order; adding more does not.
 MAX_ORDER_FREE_TERMS = 2
 
 
-def promise(stage: TrainStage, resources: Resources) -> str:
+def promise(stage: TrainStage, resources: Resources, reproducibility: Reproducibility = "standard") -> str:
     """What may change without changing the result, and by how much it changes otherwise.
 
     Raises:
@@ -24,6 +25,9 @@ def promise(stage: TrainStage, resources: Resources) -> str:
     """
     batch = plan_batch(stage, resources)
     strategy = stage.strategy
+    if reproducibility == "exact":
+        # What it cannot be kept for is refused where the job is read.
+        return EXACT if resources.gpus_per_worker == 0 else f"{EXACT}; measured on CPUs alone"
     if isinstance(strategy, Plugin):
         return "not promised: the strategy is your own"
     if isinstance(strategy, ZeROStrategy) and strategy.config is not None:

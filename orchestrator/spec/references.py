@@ -22,6 +22,7 @@ from orchestrator.spec.optimization import Adafactor, WarmupStableDecay
 from orchestrator.spec.packing_rules import check_packing
 from orchestrator.spec.plan import batch_complaint, count_steps, input_stage, plan_batch
 from orchestrator.spec.positions import first_position
+from orchestrator.spec.reproducibility import check_exact
 from orchestrator.spec.training import (
     FSDP2Strategy,
     ZeROStrategy,
@@ -252,5 +253,10 @@ FITS: Sequence[tuple[Check, Sequence[str], Sequence[str]]] = (
         ("resources",),
     ),
     (_check_keep_best, ("checkpoint", "evaluation"), ()),
+    (
+        check_exact,
+        ("global_batch_size", "micro_batch_size", "strategy", "optimizer"),
+        ("resources", "reproducibility"),
+    ),
 )
 """Checks of a training stage, the keys of it that each reads, and the sections of the job."""

@@ -9,6 +9,7 @@ Positive = Annotated[int, Must(ge=1)]
 Probability = Annotated[float, Must(ge=0.0, le=1.0)]
 Dtype = Literal["float32", "bfloat16"]
 MixtureUnit = Literal["rows", "tokens"]
+Reproducibility = Literal["standard", "exact"]
 Packing = Literal["cut", "best_fit", "none"]
 PLUGIN_PATTERN = r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$"
 PLUGIN = Must(pattern=PLUGIN_PATTERN, hint="your own 'package.module:Name'")

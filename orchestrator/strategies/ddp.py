@@ -34,23 +34,32 @@ class DDPEngine(PlainEngine):
         if section.param_dtype == "bfloat16":
             # Around the forward pass alone: a backward pass under autocast would cast once more.
             model.forward = torch.autocast(setup.device.type, torch.bfloat16)(model.forward)
-        self._ddp = DistributedDataParallel(
-            model,
-            device_ids=None if setup.device.type == "cpu" else [setup.device],
-            # Buffers here are constants (positions, rotary frequencies), equal on all ranks.
-            forward_sync_buffers=False,
-            gradient_as_bucket_view=True,
-        )
-        if section.compile:
-            self._ddp.compile()
-        self.model = self._ddp
+        if setup.reproducibility == "exact":
+            # Its reducer adds in the order of a ring.
+            self.model = model
+        else:
+            self.model = self._ddp = _wrapped(model, setup.device)
+            if section.compile:
+                self._ddp.compile()
         self._adopt(model, setup.make_optimizer(model), setup)
 
     @contextmanager
     def micro_step(self, *, last: bool) -> Iterator[None]:
-        """Sum gradients over ranks in the last micro-batch alone."""
-        if last:
+        """Sum gradients over ranks in the last micro-batch alone, or in each where their order is fixed."""
+        self._last = last
+        if last or self._fixed_sum is not None:
             yield
         else:
             with self._ddp.no_sync():
                 yield
+
+
+def _wrapped(model: nn.Module, device: torch.device) -> DistributedDataParallel:
+    """``model`` with torch's reducer around it."""
+    return DistributedDataParallel(
+        model,
+        device_ids=None if device.type == "cpu" else [device],
+        # Buffers here are constants (positions, rotary frequencies), equal on all ranks.
+        forward_sync_buffers=False,
+        gradient_as_bucket_view=True,
+    )

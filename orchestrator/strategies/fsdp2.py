@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -20,13 +20,15 @@ from torch.distributed.fsdp import (
 from orchestrator.contracts import EngineSetup
 from orchestrator.errors import PlanError
 from orchestrator.spec.training import FSDP2Strategy
-from orchestrator.strategies.clip import sum_over_ranks
+from orchestrator.strategies.clip import sum_of_squares, sum_over_ranks
+from orchestrator.strategies.exact_norm import exact_sum_of_squares
 from orchestrator.strategies.plain import PlainEngine
 from orchestrator.strategies.preparation import (
     enable_activation_checkpointing,
     quieten_torch,
     require_compiler,
 )
+from orchestrator.strategies.reduction_tree import ShardedSum, TreeReduceScatter
 from orchestrator.strategies.whole_matrices import step_whole_matrices
 
 
@@ -50,6 +52,8 @@ class FSDP2Engine(PlainEngine):
             for block in setup.blocks:
                 block.compile()
         self._shard(model, mesh, section, setup)
+        if setup.reproducibility == "exact":
+            _reduce_in_tree(model)
         self._replicate_degree = section.replicate_degree
         self.model = model
         self._adopt(model, setup.make_optimizer(model), setup)
@@ -81,13 +85,28 @@ class FSDP2Engine(PlainEngine):
 
     @contextmanager
     def micro_step(self, *, last: bool) -> Iterator[None]:
-        """Keep gradients of the whole model until the last micro-batch, then sum and shard them."""
-        self._root.set_requires_gradient_sync(last)
+        """Keep gradients of the whole model until the last micro-batch, then sum and shard them.
+
+        Where their order is fixed, they are summed and sharded after each.
+        """
+        self._last = last
+        self._root.set_requires_gradient_sync(last or self._fixed_sum is not None)
         yield
 
-    def _global_squares(self, squares: Tensor) -> Tensor:
+    def _make_sum(self) -> ShardedSum:
+        """What adds shards in one order."""
+        return ShardedSum(self._trained)
+
+    def _global_squares(self, gradients: Sequence[Tensor]) -> Tensor:
         """Add the shards; each element is on ``replicate_degree`` ranks."""
-        return sum_over_ranks(squares, copies=self._replicate_degree)
+        device, world_size = self._setup.device, self._setup.world_size
+        if self._fixed_sum is None:
+            return sum_over_ranks(sum_of_squares(gradients, device), copies=self._replicate_degree)
+        # The first copy alone: dividing a sum of all would round otherwise than without copies.
+        is_first_copy = self._setup.rank < world_size // self._replicate_degree
+        return exact_sum_of_squares(
+            gradients if is_first_copy else [], self._num_trained, device, num_holders=world_size
+        )
 
     def _update(self) -> None:
         """Move the weights and clear gradients."""
@@ -112,6 +131,15 @@ class FSDP2Engine(PlainEngine):
         for module in self._module.modules():
             if isinstance(module, FSDPModule):
                 module.reshard()
+
+
+def _reduce_in_tree(model: nn.Module) -> None:
+    """Make every sharded module sum gradients neighbours first, without averaging them."""
+    for module in model.modules():
+        if isinstance(module, FSDPModule):
+            module.set_custom_reduce_scatter(TreeReduceScatter())  # type: ignore[arg-type]
+            module.set_force_sum_reduction_for_comms(True)
+            module.set_gradient_divide_factor(1.0)
 
 
 def build_mesh(replicate_degree: int, setup: EngineSetup) -> DeviceMesh:

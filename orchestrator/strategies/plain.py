@@ -6,6 +6,7 @@ sums gradients is in the subclasses.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import cast
 
 import torch
@@ -15,12 +16,19 @@ from torch.distributed.tensor import DTensor
 
 from orchestrator.contracts import Engine, EngineSetup
 from orchestrator.strategies.clip import clip, norm_of, sum_of_squares
+from orchestrator.strategies.exact_norm import exact_sum_of_squares
 from orchestrator.strategies.optimizer_state import check_supported, materialized_state
 from orchestrator.strategies.preparation import fill_missing_gradients
+from orchestrator.strategies.reduction_tree import ReplicatedSum, ShardedSum
 
 
 class PlainEngine(Engine):
     """Step, state and weights of parameters that are plain tensors or DTensors."""
+
+    _fixed_sum: ReplicatedSum | ShardedSum | None
+    """Adds gradients in one order where the job asks for it."""
+    _last = True
+    """Whether the micro-batch is the last one of its step."""
 
     def _adopt(self, module: nn.Module, optimizer: torch.optim.Optimizer, setup: EngineSetup) -> None:
         """Take over the bare model, whose parameter names are the neutral ones, and its optimizer.
@@ -33,16 +41,27 @@ class PlainEngine(Engine):
         self._optimizer = optimizer
         self._setup = setup
         self._trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
+        self._num_trained = sum(parameter.numel() for parameter in self._trained)
+        self._fixed_sum = self._make_sum() if setup.reproducibility == "exact" else None
+
+    def _make_sum(self) -> ReplicatedSum | ShardedSum:
+        """What adds gradients in one order."""
+        return ReplicatedSum(self._trained)
 
     def backward(self, loss: Tensor) -> None:
         """Accumulate gradients of ``loss``."""
+        if self._fixed_sum is not None:
+            # Not scaled: a factor of the number of ranks would underflow elsewhere.
+            loss.backward()  # type: ignore[no-untyped-call]
+            self._fixed_sum.add(last=self._last)
+            return
         # Data-parallel wrappers average over ranks; the engine contract is a sum, so scale back up.
         (loss * self._setup.world_size).backward()  # type: ignore[no-untyped-call]
 
     def gradient_norm(self) -> float:
         """The global norm; parameters that took no part have a gradient of 0 from here on."""
         fill_missing_gradients(self._trained)
-        return norm_of(self._global_squares(sum_of_squares(self._gradients(), self._setup.device)))
+        return norm_of(self._global_squares(self._gradients()))
 
     def step(self, lr: float, norm: float) -> None:
         """Clip, update with ``lr``, clear gradients."""
@@ -59,9 +78,12 @@ class PlainEngine(Engine):
         """What this rank holds of the gradients."""
         return [_local(parameter.grad) for parameter in self._trained]
 
-    def _global_squares(self, squares: Tensor) -> Tensor:
-        """This rank's sum of squares made global; replicated gradients are complete already."""
-        return squares
+    def _global_squares(self, gradients: Sequence[Tensor]) -> Tensor:
+        """Sum of squares of the whole model's gradients, which this rank holds."""
+        device = self._setup.device
+        if self._fixed_sum is not None:
+            return exact_sum_of_squares(gradients, self._num_trained, device, num_holders=1)
+        return sum_of_squares(gradients, device)
 
     def _update(self) -> None:
         """Move the weights and clear gradients."""

@@ -6,6 +6,7 @@ trajectory with ``ddp`` and read each other's state. Stage 0 partitions nothing 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -17,11 +18,13 @@ from orchestrator.contracts import Engine, EngineSetup
 from orchestrator.errors import CheckpointError, PlanError
 from orchestrator.spec.training import ZeROStrategy
 from orchestrator.strategies.clip import clip, norm_of, sum_of_squares, sum_over_ranks
+from orchestrator.strategies.exact_norm import exact_sum_of_squares
 from orchestrator.strategies.flat_ranges import FlatRanges
 from orchestrator.strategies.optimizer_state import materialized_state
 from orchestrator.strategies.plain import PlainEngine
 from orchestrator.strategies.zero_driver import DeepSpeedDriver
 from orchestrator.strategies.zero_partitions import GroupPartitions, ParameterPartitions, Partitions
+from orchestrator.strategies.zero_sum import PartitionedSum
 
 
 class ZeROEngine(Engine):
@@ -63,6 +66,12 @@ class ReplicatedZeRO(ZeROEngine, PlainEngine):
         super().__init__(model, section, setup)
         self._adopt(model, self._driver.engine.optimizer, setup)
 
+    def backward(self, loss: Tensor) -> None:
+        """Accumulate gradients of ``loss``."""
+        super().backward(loss)
+        if self._fixed_sum is not None:
+            self._fixed_sum.add(last=self._driver.last)
+
     def _update(self) -> None:
         """Move the weights and clear gradients."""
         self._driver.update()
@@ -93,6 +102,7 @@ class PartitionedZeRO(ZeROEngine):
             if not parameter.requires_grad
         }
         self._check_fragments(section)
+        self._fixed_sum = self._make_sum() if setup.reproducibility == "exact" else None
         if section.param_dtype == "bfloat16":
             self._restore_masters(originals)
 
@@ -137,10 +147,29 @@ class PartitionedZeRO(ZeROEngine):
                 for start, master in self._ranges(parameter, self._partitions.flats).ranges:
                     master.copy_(originals[name].view(-1)[start : start + master.numel()])
 
+    def _make_sum(self) -> PartitionedSum:
+        """What adds gradients in one order."""
+        self._partitions.reduce_in_tree()
+        return PartitionedSum(self._partitions)
+
+    def backward(self, loss: Tensor) -> None:
+        """Accumulate gradients of ``loss``."""
+        super().backward(loss)
+        if self._fixed_sum is not None:
+            self._fixed_sum.add(last=self._driver.last)
+
+    def _global_squares(self, gradients: Sequence[Tensor]) -> Tensor:
+        """Sum of squares of the whole model's gradients, of which this rank holds some."""
+        device = self._setup.device
+        if self._fixed_sum is None:
+            return sum_over_ranks(sum_of_squares(gradients, device))
+        shapes = [self._partitions.shape(p) for p in self._module.parameters() if p.requires_grad]
+        numel = sum(shape.numel() for shape in shapes)
+        return exact_sum_of_squares(gradients, numel, device, num_holders=self._setup.world_size)
+
     def gradient_norm(self) -> float:
         """The global norm, of the parts that ranks hold."""
-        gradients = self._partitions.gradients()
-        return norm_of(sum_over_ranks(sum_of_squares(gradients, self._setup.device)))
+        return norm_of(self._global_squares(self._partitions.gradients()))
 
     def step(self, lr: float, norm: float) -> None:
         """Clip, update with ``lr``, clear gradients."""

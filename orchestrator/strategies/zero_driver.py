@@ -54,25 +54,40 @@ class DeepSpeedDriver:
                 block.forward = torch.compile(block.forward)
         elif section.compile:
             self.engine.compile()
-        self._world_size = setup.world_size
+        self._setup = setup
+        self._stage = section.stage
         self._last = True
 
     @contextmanager
     def micro_step(self, *, last: bool) -> Iterator[None]:
-        """Reduce gradients for the update in the last micro-batch alone."""
+        """Reduce gradients for the update in the last micro-batch alone.
+
+        Where their order is fixed the engine adds micro-batches: each is a whole step to stages 1 to 3,
+        and none to stage 0, which then does not reduce.
+        """
         self._last = last
-        self.engine.set_gradient_accumulation_boundary(last)
+        is_boundary = self._stage > 0 if self._setup.reproducibility == "exact" else last
+        self.engine.set_gradient_accumulation_boundary(is_boundary)
         yield
+
+    @property
+    def last(self) -> bool:
+        """Whether the micro-batch is the last one of its step."""
+        return self._last
 
     def backward(self, loss: Tensor) -> None:
         """Accumulate gradients of ``loss``."""
+        if self._setup.reproducibility == "exact":
+            self.engine.backward(loss, scale_wrt_gas=False)
+            return
         # DeepSpeed averages over ranks; the engine contract is a sum, so scale back up.
-        self.engine.backward(loss * self._world_size, scale_wrt_gas=False)
+        self.engine.backward(loss * self._setup.world_size, scale_wrt_gas=False)
         if not self._last:
             self.engine.step()
 
     def update(self) -> None:
         """Move the weights and clear gradients."""
+        self.engine.set_gradient_accumulation_boundary(True)
         self.engine.step()
 
     def skip(self) -> None:
@@ -81,7 +96,7 @@ class DeepSpeedDriver:
         optimizer = getattr(self.engine.optimizer, "optimizer", self.engine.optimizer)
         optimizer.step = lambda closure=None: None
         try:
-            self.engine.step()
+            self.update()
         finally:
             del optimizer.step
 

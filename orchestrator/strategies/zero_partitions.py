@@ -6,14 +6,24 @@ group and give every rank one slice of it; stage 3 splits each parameter and fla
 
 from __future__ import annotations
 
+import inspect
 from abc import ABC, abstractmethod
-from typing import Any, NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, ClassVar, NamedTuple
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
+from torch.nn.functional import pad
 
 from orchestrator.errors import PlanError
 from orchestrator.strategies.flat_ranges import FlatRanges
+from orchestrator.strategies.reduction_tree import all_reduce, reduce_scatter
+
+# DeepSpeed's count of micro-batches in a step at stages 1 and 2, before the first one.
+FIRST_MICRO_STEP = -1
+# Stage 3's averaging and scattering of a bucket.
+SCATTER = "_DeepSpeedZeroOptimizer_Stage3__avg_scatter_grads"
 
 
 class Fragment(NamedTuple):
@@ -35,18 +45,30 @@ class Partitions(ABC):
         """Look into DeepSpeed's ``zero_optimizer``.
 
         Raises:
-            PlanError: It lacks an attribute that DeepSpeed 0.19 has.
+            PlanError: It lacks what DeepSpeed 0.19 has, or has it otherwise.
         """
         self._zero = zero_optimizer
-        missing = [name for name in self.attributes if not hasattr(zero_optimizer, name)]
+        used = [*self.attributes, *self.methods]
+        missing = [name for name in used if not hasattr(zero_optimizer, name)]
+        changed = [
+            name
+            for name, num_arguments in self.methods.items()
+            if name not in missing and not _takes(getattr(zero_optimizer, name), num_arguments)
+        ]
+        kind, remedy = type(zero_optimizer).__name__, "install deepspeed 0.19.8, or use strategy fsdp2"
         if missing:
+            raise PlanError(f"DeepSpeed's {kind} has no {missing}, which this engine reads; {remedy}")
+        if changed:
+            wanted = {name: self.methods[name] for name in changed}
             raise PlanError(
-                f"DeepSpeed's {type(zero_optimizer).__name__} has no {missing}, which this engine reads;"
-                " install deepspeed 0.19.8, or use strategy fsdp2"
+                f"DeepSpeed's {kind} has {changed} with other arguments than this engine gives, expected"
+                f" {wanted}; {remedy}"
             )
 
     attributes: tuple[str, ...]
     """Private attributes of the optimizer that are used here."""
+    methods: ClassVar[Mapping[str, int]]
+    """Methods of it that are called or replaced here, and how many arguments each takes."""
 
     @property
     @abstractmethod
@@ -82,6 +104,14 @@ class Partitions(ABC):
     def masters_changed(self) -> None:
         """Copy master weights to working weights, on all ranks; collective."""
 
+    @abstractmethod
+    def reduce_in_tree(self) -> None:
+        """Sum gradients over ranks neighbours first, and do not average them, in place of DeepSpeed's way."""
+
+    @abstractmethod
+    def forget_gradients(self) -> None:
+        """Be ready for the first backward pass of a step, as DeepSpeed is after a step."""
+
     def gradients(self) -> list[Tensor]:
         """Gradients of the complete step that this rank holds; no element is on two ranks."""
         if self.offloaded:
@@ -95,10 +125,11 @@ class GroupPartitions(Partitions):
 
     attributes = (
         "averaged_gradients",
-        "single_partition_of_fp32_groups",
         "cpu_offload",
-        "update_lp_params",
+        "micro_step_id",
+        "single_partition_of_fp32_groups",
     )
+    methods: ClassVar[Mapping[str, int]] = {"average_tensor": 2, "update_lp_params": 0, "zero_grad": 0}
 
     @property
     def flats(self) -> list[Tensor]:
@@ -138,6 +169,19 @@ class GroupPartitions(Partitions):
         """Copy this rank's slice, then gather the others'."""
         self._zero.update_lp_params()
 
+    def reduce_in_tree(self) -> None:
+        """Replace the averaging of a bucket, of which DeepSpeed then takes this rank's slice."""
+        self._zero.average_tensor = lambda bucket, communication_data_type: all_reduce(bucket)
+
+    def forget_gradients(self) -> None:
+        """Drop them, and count micro-batches from the first again."""
+        if self.offloaded:
+            for gradient in self.gradients():
+                gradient.zero_()
+        self._zero.averaged_gradients.clear()
+        self._zero.zero_grad()
+        self._zero.micro_step_id = FIRST_MICRO_STEP
+
 
 class ParameterPartitions(Partitions):
     """Stage 3: one slice of every parameter."""
@@ -148,12 +192,16 @@ class ParameterPartitions(Partitions):
         "fp16_partitioned_groups_flat",
         "offload_optimizer",
         "grad_position",
-        "get_param_id",
-        "checkpoint_event_prologue",
-        "checkpoint_event_epilogue",
-        "_get_param_partition_rank",
-        "_reassign_or_swap_out_partitioned_parameters",
     )
+    methods: ClassVar[Mapping[str, int]] = {
+        "get_param_id": 1,
+        "checkpoint_event_prologue": 0,
+        "checkpoint_event_epilogue": 0,
+        "zero_grad": 0,
+        "_get_param_partition_rank": 1,
+        "_reassign_or_swap_out_partitioned_parameters": 1,
+        SCATTER: 2,
+    }
 
     @property
     def flats(self) -> list[Tensor]:
@@ -194,6 +242,16 @@ class ParameterPartitions(Partitions):
         for _, elements in held.ranges:
             partition.detach().view(-1).narrow(0, 0, elements.numel()).copy_(elements)
 
+    def reduce_in_tree(self) -> None:
+        """Replace the averaging and scattering of a bucket."""
+        setattr(self._zero, SCATTER, lambda bucket, communication_data_type: _scatter_in_tree(bucket))
+
+    def forget_gradients(self) -> None:
+        """Zero the buffers, which a parameter without a part in the next loss leaves as they are."""
+        for gradient in self.gradients():
+            gradient.zero_()
+        self._zero.zero_grad()
+
     def _slice(self, parameter: Any) -> tuple[int, int]:
         """First element and number of elements of this rank's slice."""
         # Not the tensor's own size: on NVMe it is empty between uses.
@@ -208,3 +266,23 @@ class ParameterPartitions(Partitions):
         for index in range(len(self._zero.fp16_partitioned_groups_flat)):
             self._zero._reassign_or_swap_out_partitioned_parameters(index)
         self._zero.checkpoint_event_epilogue()
+
+
+def _takes(method: Callable[..., Any], num_arguments: int) -> bool:
+    """Whether ``method`` can be called with that many arguments, as far as its signature says."""
+    try:
+        inspect.signature(method).bind(*[None] * num_arguments)
+    except TypeError:
+        return False
+    return True
+
+
+def _scatter_in_tree(parameters: Sequence[Any]) -> list[Tensor]:
+    """This rank's slices of the sums of gradients of stage 3's parameters, padded with zeros."""
+    world_size = dist.get_world_size()
+    sizes = [parameter.partition_numel() for parameter in parameters]
+    slices = [
+        pad(parameter.grad.reshape(-1), (0, size * world_size - parameter.ds_numel)).view(world_size, size)
+        for parameter, size in zip(parameters, sizes, strict=True)
+    ]
+    return list(torch.split(reduce_scatter(torch.cat(slices, dim=1).reshape(-1)), sizes))

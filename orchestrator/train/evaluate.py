@@ -75,18 +75,28 @@ def _collect_statistics(
         num_valid = len(rows) if first + rank < num_micro else 0
         with torch.no_grad(), forward_context():
             statistics = objective.statistics(model, batch, num_valid)
-        if objective.evaluates == "sums" and found:
-            found[0] = found[0] + statistics
-        else:
+        if objective.evaluates == "rows":
             found.append(statistics)
-    return _summed(found[0]) if objective.evaluates == "sums" else _in_order(found)
+        else:
+            found = [_added([*found, *_of_all_ranks(statistics)])]
+    return found[0] if objective.evaluates == "sums" else _in_order(found)
 
 
-def _summed(statistics: Tensor) -> Tensor:
-    """The sum over ranks."""
-    if dist.get_world_size() > 1:
-        dist.all_reduce(statistics)
-    return statistics
+def _of_all_ranks(statistics: Tensor) -> list[Tensor]:
+    """Every rank's, by rank."""
+    if dist.get_world_size() == 1:
+        return [statistics]
+    gathered = [torch.empty_like(statistics) for _ in range(dist.get_world_size())]
+    dist.all_gather(gathered, statistics)
+    return gathered
+
+
+def _added(terms: list[Tensor]) -> Tensor:
+    """The sum from left to right: the order of micro-batches, which ranks take turns at."""
+    total = terms[0]
+    for term in terms[1:]:
+        total = total + term
+    return total
 
 
 def _in_order(statistics: list[Tensor]) -> Tensor:

@@ -32,7 +32,7 @@ from orchestrator.spec.job import TrainStage
 from orchestrator.spec.plan import BatchPlan, global_micro_index, micro_batch_rows
 from orchestrator.train.agreement import AgreedError
 from orchestrator.train.anomalies import Anomaly, AnomalyWatch
-from orchestrator.train.meter import Meter, source_metrics
+from orchestrator.train.meter import Meter, over_ranks, source_metrics
 from orchestrator.train.optim import learning_rate
 from orchestrator.train.phases import PhaseClock
 from orchestrator.train.prefetch import Prefetcher
@@ -97,7 +97,7 @@ class Loop:
             meter.add(tokens=self.batch_plan.tokens_per_step, data_wait_seconds=data_wait_seconds)
             with self._naming(step):
                 losses = self._accumulate(step, batches, counts)
-                loss, grad_norm = self._over_ranks(losses), self.engine.gradient_norm()
+                loss, grad_norm = over_ranks(losses), self.engine.gradient_norm()
                 anomaly = self.watch.judge(float(loss.sum()), grad_norm)
                 if anomaly is None:
                     self.before_update()
@@ -169,9 +169,9 @@ class Loop:
         """Forward and backward of all micro-batches.
 
         Returns:
-            This rank's part of each term's mean over the step's targets, float64 ``(T,)``.
+            Each micro-batch's part of each term's mean over the step's targets, float64 ``(A, T)``.
         """
-        total = torch.zeros(len(counts), dtype=torch.float64, device=self.device)
+        parts = []
         for accum_index, batch in enumerate(batches):
             micro = global_micro_index(self.batch_plan, accum_index, self.rank)
             torch.manual_seed(derive_seed(self.seed, "forward", step, micro))
@@ -179,21 +179,14 @@ class Loop:
             with self.engine.micro_step(last=last):
                 sums = self.objective.loss_sums(self.engine.model, batch)
                 self.engine.backward((sums / counts).sum())
-            total += sums.detach().double()
-        return total / counts
-
-    def _over_ranks(self, losses: Tensor) -> Tensor:
-        """Each term's mean over the step's targets, from every rank's part."""
-        loss = losses.clone()
-        if self.batch_plan.world_size > 1:
-            dist.all_reduce(loss)
-        return loss
+            parts.append(sums.detach().double())
+        return torch.stack(parts) / counts
 
     def _leave_out(self, step: int, anomaly: Anomaly, losses: Tensor, *, saved: bool) -> bool:
         """Do what the job says about a step that is wrong, in place of its update; collective.
 
         Args:
-            losses: This rank's part of the loss, float64 ``(T,)``.
+            losses: This rank's micro-batches' part of the loss, float64 ``(A, T)``.
             saved: The state before the step is in a checkpoint.
 
         Returns:
@@ -262,7 +255,7 @@ class Loop:
 
 
 def ranks_without_finite_loss(losses: Tensor) -> list[int]:
-    """Ranks whose own part of the loss, float64 ``(T,)``, is NaN or infinite; collective."""
+    """Ranks whose own part of the loss, float64 ``(A, T)``, is NaN or infinite; collective."""
     is_finite = torch.isfinite(losses).all().int().reshape(1)
     found = [torch.zeros_like(is_finite) for _ in range(dist.get_world_size())]
     dist.all_gather(found, is_finite)

@@ -6,6 +6,7 @@ import time
 from collections.abc import Sequence
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 from orchestrator.data.mixture import Mixture
@@ -18,6 +19,25 @@ def source_metrics(mixture: Mixture, cursor: int) -> dict[str, float]:
         metrics[f"data/{name}/rows"] = drawn
         metrics[f"data/{name}/epoch"] = drawn / mixture.size(name)
     return metrics
+
+
+def over_ranks(losses: Tensor) -> Tensor:
+    """Each term's mean over a step's targets, float64 ``(T,)``, from all ranks' micro-batches; collective.
+
+    Added in the order of their global numbers, so that it does not depend on the number of ranks.
+
+    Args:
+        losses: Each of this rank's A micro-batches' part of it, float64 ``(A, T)``.
+    """
+    ranks = [losses]
+    if dist.get_world_size() > 1:
+        ranks = [torch.empty_like(losses) for _ in range(dist.get_world_size())]
+        dist.all_gather(ranks, losses)
+    # A step's micro-batches go to one rank after the other: (A, W, T).
+    total, *others = torch.stack(ranks, dim=1).flatten(0, 1).unbind()
+    for loss in others:
+        total = total + loss
+    return total
 
 
 class Meter:

@@ -57,7 +57,7 @@ def run_training_stage(
     with _only_writer(stage_layout, rank):
         parts = together("building the stage", partial(build_parts, job, stage, layout))
         try:
-            engine = _build_engine(stage, parts, rank=rank, device=device)
+            engine = _build_engine(job, stage, parts, rank=rank, device=device)
             manager = make_manager(job, stage, layout)
             start = restore(engine, manager, identity(job, stage, parts))
             saver = make_saver(job, stage, layout, engine, device)
@@ -98,7 +98,7 @@ def _only_writer(layout: StageLayout, rank: int) -> Iterator[None]:
         yield
 
 
-def _build_engine(stage: TrainStage, parts: Parts, *, rank: int, device: torch.device) -> Engine:
+def _build_engine(job: Job, stage: TrainStage, parts: Parts, *, rank: int, device: torch.device) -> Engine:
     """The strategy around the model; collective."""
     setup = EngineSetup(
         device=device,
@@ -109,6 +109,7 @@ def _build_engine(stage: TrainStage, parts: Parts, *, rank: int, device: torch.d
         max_grad_norm=stage.optimizer.max_grad_norm,
         make_optimizer=lambda model: make_optimizer(model, stage.optimizer),
         blocks=find_blocks(parts.model),
+        reproducibility=job.reproducibility,
     )
     engine: Engine = resolve("strategy", stage.strategy.name)(parts.model, stage.strategy, setup)
     return engine

@@ -22,7 +22,7 @@ from transformers import (
 
 from orchestrator.contracts import IGNORE_INDEX, Engine, EngineSetup
 from orchestrator.registry import resolve
-from orchestrator.spec.training import Strategy
+from orchestrator.spec.training import Reproducibility, Strategy
 
 # Odd on purpose: no shard boundary falls on a row, and every rank's last shard is padded.
 VOCAB_SIZE = 509
@@ -131,6 +131,7 @@ def build_engine(
     make_optimizer: Callable[[nn.Module], torch.optim.Optimizer] = make_adamw,
     max_grad_norm: float | None = MAX_GRAD_NORM,
     blocks: Sequence[nn.Module] | None = None,
+    reproducibility: Reproducibility = "standard",
 ) -> Engine:
     """The engine of ``strategy``, for ``num_micro`` micro-batches a step over all ranks."""
     section = STRATEGY.validate_python(strategy)
@@ -143,6 +144,7 @@ def build_engine(
         max_grad_norm=max_grad_norm,
         make_optimizer=make_optimizer,
         blocks=find_blocks(model) if blocks is None else blocks,
+        reproducibility=reproducibility,
     )
     engine: Engine = resolve("strategy", strategy["name"])(model, section, setup)
     engine.model.train()

@@ -58,3 +58,20 @@ def test_each_choice_is_promised_what_was_measured(
 ) -> None:
     job = load(tmp_path, VALID, *(SET + override for override in overrides))
     assert promise(first_stage(job), Resources(num_workers=num_workers)) == expected
+
+
+@pytest.mark.parametrize(
+    ("resources", "expected"),
+    [
+        (Resources(num_workers=4), "bit-identical on ddp, fsdp2, zero 0-3 at 1, 2, 4, 8, ... workers"),
+        (
+            Resources(num_workers=2, gpus_per_worker=1),
+            "bit-identical on ddp, fsdp2, zero 0-3 at 1, 2, 4, 8, ... workers; measured on CPUs alone",
+        ),
+    ],
+)
+def test_exact_is_promised_at_every_number_of_workers(
+    resources: Resources, expected: str, tmp_path: Path
+) -> None:
+    job = load(tmp_path, VALID, "reproducibility=exact")
+    assert promise(first_stage(job), resources, job.reproducibility) == expected

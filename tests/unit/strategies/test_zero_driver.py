@@ -40,10 +40,31 @@ def test_a_missing_deepspeed_is_named_with_the_reason(monkeypatch: pytest.Monkey
 
 
 def test_a_deepspeed_without_the_attributes_that_are_read_is_refused() -> None:
-    optimizer = SimpleNamespace(averaged_gradients={}, cpu_offload=False)
+    optimizer = SimpleNamespace(averaged_gradients={}, cpu_offload=False, micro_step_id=-1)
     with pytest.raises(PlanError) as caught:
         GroupPartitions(optimizer)
     assert str(caught.value) == (
-        "DeepSpeed's SimpleNamespace has no ['single_partition_of_fp32_groups', 'update_lp_params'], which"
-        " this engine reads; install deepspeed 0.19.8, or use strategy fsdp2"
+        "DeepSpeed's SimpleNamespace has no ['single_partition_of_fp32_groups', 'average_tensor',"
+        " 'update_lp_params', 'zero_grad'], which this engine reads; install deepspeed 0.19.8, or use"
+        " strategy fsdp2"
     )
+
+
+def test_a_deepspeed_whose_methods_take_other_arguments_is_refused() -> None:
+    optimizer = SimpleNamespace(
+        averaged_gradients={},
+        cpu_offload=False,
+        micro_step_id=-1,
+        single_partition_of_fp32_groups=[],
+        average_tensor=lambda tensor: None,
+        update_lp_params=lambda: None,
+        zero_grad=lambda set_to_none=True: None,
+    )
+    with pytest.raises(PlanError) as caught:
+        GroupPartitions(optimizer)
+    assert str(caught.value) == (
+        "DeepSpeed's SimpleNamespace has ['average_tensor'] with other arguments than this engine gives,"
+        " expected {'average_tensor': 2}; install deepspeed 0.19.8, or use strategy fsdp2"
+    )
+    optimizer.average_tensor = lambda *arguments: None
+    GroupPartitions(optimizer)
