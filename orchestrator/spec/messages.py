@@ -20,7 +20,8 @@ from orchestrator.spec.compile import (
 )
 from orchestrator.spec.tree import KeyPath
 
-MAX_CHOICES = 10
+# As many keys as a job has.
+MAX_CHOICES = 11
 MAX_SHOWN = 60
 
 
