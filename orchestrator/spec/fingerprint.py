@@ -34,6 +34,10 @@ def trajectory_keys(stage: TrainStage, job: Job) -> dict[str, Any]:
     """Everything in ``job`` that shapes the weights of ``stage``, in the job file's own shape."""
     keys = stage.model_dump(mode="json", by_alias=True)
     shape: dict[str, Any] = {key: keys[key] for key in TRAJECTORY}
+    if keys["init"]:
+        # Where they say nothing new they are left out, as trust_pickle is: the weights are the same.
+        unset = {"format": "orchestrator", "trust_pickle": keys["init"]["trust_pickle"]}
+        shape["init"] = {key: value for key, value in keys["init"].items() if unset.get(key) != value}
     # What a key means, not how it is spelt: packing 'true' is 'cut'.
     meant = {"packing": stage.data.packing_mode, "document_mask": stage.data.confines_documents}
     shape["data"] = {**keys["data"], **meant}

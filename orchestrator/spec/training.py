@@ -133,7 +133,12 @@ class Init(Section):
     pretrained: str | None = None
     """A Hugging Face model: folder or hub id."""
     checkpoint: str | None = None
-    """A checkpoint folder of another run (its weights only)."""
+    """A checkpoint folder of another run (its weights only); ``format`` says who wrote it."""
+    format: Literal["orchestrator", "deepspeed", "dcp"] = "orchestrator"
+    """Who wrote ``checkpoint``: this program; DeepSpeed (ZeRO 1 to 3: the folder with the file ``latest``, or
+    one step in it); or ``torch.distributed.checkpoint`` (the folder with the file ``.metadata``)."""
+    trust_pickle: bool = False
+    """Unpickle the files of a DeepSpeed checkpoint, which may run any code that is in them."""
     revision: str | None = None
     """Commit, tag or branch of the hub id."""
     trust_remote_code: bool = False
@@ -141,6 +146,18 @@ class Init(Section):
 
     def __post_init__(self) -> None:
         require_one(self, "stage", "pretrained", "checkpoint")
+        if self.format != "orchestrator" and self.checkpoint is None:
+            raise ValueError(f"format '{self.format}' belongs to 'checkpoint', which is not given")
+        if self.format == "deepspeed" and not self.trust_pickle:
+            raise ValueError(
+                "format 'deepspeed' needs 'trust_pickle: true', found false: its files are pickles, which may"
+                " run any code; set it for a checkpoint that you or someone you trust wrote"
+            )
+        if self.trust_pickle and self.format != "deepspeed":
+            raise ValueError(
+                f"trust_pickle: true belongs to format 'deepspeed', found '{self.format}', which is read"
+                " without running code; leave it out"
+            )
         if self.trust_remote_code and not self.revision:
             raise ValueError(
                 "trust_remote_code: true needs a pinned 'revision', the commit whose code may run here,"

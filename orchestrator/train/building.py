@@ -24,6 +24,7 @@ from orchestrator.spec.job import Job, TrainStage
 from orchestrator.spec.plan import BatchPlan, count_steps, plan_batch
 from orchestrator.spec.training import Data
 from orchestrator.train.confinement import check_confined
+from orchestrator.train.imported import import_weights, take_weights
 from orchestrator.train.inputs import StageInputs
 from orchestrator.train.randomness import derive_seed
 
@@ -133,7 +134,11 @@ def _first_model(
     model = _named_problem(model, objective)
     if stage.init is not None and stage.init.checkpoint is not None:
         tokenizer = inputs.data_digests["tokenizer"]
-        load_checkpoint_weights(model, Path(stage.init.checkpoint), tokenizer_digest=tokenizer)
+        folder = Path(stage.init.checkpoint)
+        if stage.init.format == "orchestrator":
+            load_checkpoint_weights(model, folder, tokenizer_digest=tokenizer)
+        else:
+            import_weights(model, folder, stage.init.format)
     return model
 
 
@@ -165,18 +170,4 @@ def load_checkpoint_weights(model: PreTrainedModel, folder: Path, *, tokenizer_d
             f" {tokenizer_digest}: its tokens would mean something else. Set tokenizer.from to the"
             " folder of the one it was trained with, such as the weights/ of its stage"
         )
-    weights = manager.read_weights(folder)
-    wanted = dict(model.named_parameters())
-    odd = sorted(
-        name
-        for name in wanted.keys() | weights.keys()
-        if name not in weights or name not in wanted or weights[name].shape != wanted[name].shape
-    )
-    if odd:
-        raise CheckpointError(
-            f"init.checkpoint {folder} does not fit model.config: {len(odd)} parameters differ"
-            f" in name or shape, first {odd[:3]}; give the model.config it was trained with"
-        )
-    with torch.no_grad():
-        for name, parameter in wanted.items():
-            parameter.copy_(weights[name])
+    take_weights(model, manager.read_weights(folder), f"init.checkpoint {folder}")

@@ -15,8 +15,8 @@ MISTAKES = {
         "22: stages[0].schedule.warmup_step: unknown key. Did you mean 'warmup_steps'?"
     ),
     changed("seed: 17", "zebra: 1"): (
-        "2: zebra: unknown key. Valid keys: name, seed, reproducibility, resources, tokenizer, datasets, stages,"
-        " tracking, launcher, defaults, extends."
+        "2: zebra: unknown key. Valid keys: name, seed, reproducibility, resources, tokenizer, datasets,"
+        " stages, tracking, launcher, defaults, extends."
     ),
     changed("lr: 1e-3", "lr: fast"): ("21: stages[0].optimizer.lr: expected a number, found 'fast'"),
     changed("seq_len: 64", "seq_len: '64'"): (
