@@ -131,8 +131,15 @@ def _plan_row(stage: dict[str, Any]) -> tuple[str, ...]:
         number_text(stage["steps"]),
         rows,
         number_text(stage["tokens"]),
-        number_text(stage["parameters"]),
+        _parameters_text(stage["parameters"], stage["trained_parameters"]),
     )
+
+
+def _parameters_text(num_parameters: int | None, num_trained: int | None) -> str:
+    """How many there are, and how many of them are trained where it is not all."""
+    if num_trained == num_parameters:
+        return number_text(num_parameters)
+    return f"{number_text(num_parameters)}, {number_text(num_trained)} trained"
 
 
 def data(options: Namespace) -> int:

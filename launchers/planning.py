@@ -79,7 +79,9 @@ def _plan_stage(
         return plan
     batch = plan_batch(stage, job.resources)
     try:
-        num_parameters = parameters.count(_model_config(job, stage), *_head(stage))
+        config, head = _model_config(job, stage), _head(stage)
+        num_parameters = parameters.count(config, *head)
+        num_trained = parameters.count(config, *head, trainable=stage.trainable, freeze=stage.freeze)
     except ModelError as error:
         raise ModelError(f"stage '{stage.name}': {error}") from error
     steps = planned_steps(stage, batch, run.stage(stage.name))
@@ -98,8 +100,9 @@ def _plan_stage(
         "rows": None if steps is None else steps * batch.global_batch_size,
         "epochs": stage.limits.max_epochs,
         "parameters": num_parameters,
+        "trained_parameters": num_trained,
         "saved_step": newest_step(run.stage(stage.name).checkpoints),
-        "promise": promise(stage, job.resources),
+        "promise": promise(stage, job.resources, job.reproducibility),
     }
 
 
@@ -153,25 +156,38 @@ class ParameterCounts:
         self._with_model = with_model
         self._known = self._read()
 
-    def count(self, config: Mapping[str, Any] | None, head: Head | None, num_labels: int) -> int | None:
+    def count(
+        self,
+        config: Mapping[str, Any] | None,
+        head: Head | None,
+        num_labels: int,
+        *,
+        trainable: tuple[str, ...] | None = None,
+        freeze: tuple[str, ...] | None = None,
+    ) -> int | None:
         """Parameters of the model; ``None`` when they are not known and not to be counted.
 
         Args:
             config: The model's configuration; absent: not ours to build.
             head: What the model predicts; absent: only the user's own objective knows.
             num_labels: Outputs of a classification head.
+            trainable: Count those alone; absent: all.
+            freeze: Leave those out.
 
         Raises:
-            ModelError: The model cannot be built.
+            ModelError: The model cannot be built, or a pattern does not fit it.
         """
         if config is None or head is None:
             return None
-        key = digest({"config": config, "head": head, "num_labels": num_labels})
+        given = {"trainable": trainable, "freeze": freeze}
+        part = {name: list(patterns) for name, patterns in given.items() if patterns is not None}
+        key = digest({"config": config, "head": head, "num_labels": num_labels, **part})
         if key not in self._known and self._with_model:
             # Here and not above: it imports torch and transformers, which takes seconds.
             from orchestrator.models import count_parameters
+            from orchestrator.trained_part import TrainedPart
 
-            self._known[key] = count_parameters(config, head, num_labels)
+            self._known[key] = count_parameters(config, head, num_labels, TrainedPart(trainable, freeze))
             self._write()
         return self._known.get(key)
 

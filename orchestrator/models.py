@@ -31,6 +31,7 @@ from orchestrator.contracts import Head, TokenInfo
 from orchestrator.errors import ModelError
 from orchestrator.spec.positions import first_position
 from orchestrator.spec.training import Init
+from orchestrator.trained_part import TrainedPart
 
 AUTO_CLASSES: Mapping[Head, Any] = {
     "causal_lm": AutoModelForCausalLM,
@@ -104,14 +105,17 @@ def _unreachable(source: str, error: Exception) -> ModelError:
     )
 
 
-def count_parameters(config: Mapping[str, Any], head: Head, num_labels: int) -> int:
+def count_parameters(
+    config: Mapping[str, Any], head: Head, num_labels: int, part: TrainedPart | None = None
+) -> int:
     """Parameters of the model with this head, tied ones counted once; allocates nothing.
 
     Args:
         num_labels: Outputs of a classification head; others have none.
+        part: Count what is trained alone.
 
     Raises:
-        ModelError: The model cannot be built.
+        ModelError: The model cannot be built, or ``part`` does not fit it.
     """
     verbosity = hf_logging.get_verbosity()
     # The architecture's own special ids may not fit the vocabulary; a tokenizer will bring others.
@@ -126,7 +130,8 @@ def count_parameters(config: Mapping[str, Any], head: Head, num_labels: int) -> 
             model = AUTO_CLASSES[head].from_config(made)
         except (ValueError, KeyError, TypeError, ZeroDivisionError) as error:
             raise ModelError(f"model.config for '{made.model_type}': {error}") from error
-    return sum(parameter.numel() for parameter in model.parameters())
+    (part or TrainedPart()).apply(model)
+    return sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
 
 
 def build_auto_model(

@@ -34,6 +34,7 @@ def trajectory_keys(stage: TrainStage, job: Job) -> dict[str, Any]:
     """Everything in ``job`` that shapes the weights of ``stage``, in the job file's own shape."""
     keys = stage.model_dump(mode="json", by_alias=True)
     shape: dict[str, Any] = {key: keys[key] for key in TRAJECTORY}
+    shape |= {key: keys[key] for key in ("trainable", "freeze") if keys[key] is not None}
     if keys["init"]:
         # Where they say nothing new they are left out, as trust_pickle is: the weights are the same.
         unset = {"format": "orchestrator", "trust_pickle": keys["init"]["trust_pickle"]}

@@ -148,6 +148,11 @@ class TrainStage(Section):
     """Where the first weights come from; absent: from scratch, as ``model`` says."""
     model: Model | None = None
     """The model from scratch; ``init.stage`` and ``init.pretrained`` bring their own instead."""
+    trainable: Annotated[tuple[str, ...], Must(min_length=1)] | None = None
+    """Train these parameters alone: patterns over their names, where ``*`` stands for anything, such as
+    ``transformer.h.1.*``; absent: all."""
+    freeze: Annotated[tuple[str, ...], Must(min_length=1)] | None = None
+    """Leave these parameters as they are and train the others; patterns as in ``trainable``."""
     data: Data
     """What is read."""
     global_batch_size: Positive
@@ -184,6 +189,11 @@ class TrainStage(Section):
             raise ValueError(
                 "give 'model' (from scratch, or the shape of init.checkpoint) or init.stage /"
                 f" init.pretrained (which bring their own model), found {found}"
+            )
+        if self.trainable is not None and self.freeze is not None:
+            raise ValueError(
+                f"give 'trainable' or 'freeze', found both ({len(self.trainable)} and {len(self.freeze)}"
+                " patterns); each says what becomes of all parameters"
             )
 
 
@@ -267,6 +277,10 @@ class Job(Section):
     """Run directory, W&B group and cluster job name: lower-case letters, digits, ``._-``."""
     seed: Annotated[int, Must(ge=0, lt=2**32)] = 0
     """Seed of everything random."""
+    reproducibility: Reproducibility = "standard"
+    """``standard``: bit-identical wherever a step adds two micro-batches, up to the order of summation
+    (about 1e-6) otherwise; ``exact``: gradients are added in one fixed tree, so that weights are
+    bit-identical on every strategy and number of workers, which must be a power of two. It costs time."""
     resources: Resources = field(default_factory=Resources)
     """What a stage gets, on every launcher."""
     tokenizer: Tokenizer | None = None
@@ -277,10 +291,6 @@ class Job(Section):
     """The stages; each runs after those it names."""
     tracking: Tracking = field(default_factory=Tracking)
     """Experiment trackers."""
-    reproducibility: Reproducibility = "standard"
-    """``standard``: bit-identical wherever a step adds two micro-batches, up to the order of summation
-    (about 1e-6) otherwise; ``exact``: gradients are added in one fixed tree, so that weights are
-    bit-identical on every strategy and number of workers, which must be a power of two. It costs time."""
     launcher: Launcher = field(default_factory=Launcher)
     """Where the job runs; the ``--launcher`` flag overrides it."""
 

@@ -47,6 +47,8 @@ class DeepSpeedDriver:
             # Gathered as a whole: hooks inside a block change the order in which gradients are added.
             kinds = list(dict.fromkeys(type(block) for block in setup.blocks))
             deepspeed.utils.set_z3_leaf_modules(model, kinds)
+            for block in setup.blocks:
+                block.register_forward_pre_hook(_need_input_gradients)
         self.engine = _initialize(deepspeed, model, optimizer, config, section)
         if section.compile and section.stage == 3:
             # Inside the hooks that gather a block: compiling them as well compiles anew at every step.
@@ -99,6 +101,19 @@ class DeepSpeedDriver:
             self.update()
         finally:
             del optimizer.step
+
+
+def _need_input_gradients(block: nn.Module, inputs: tuple[Any, ...]) -> None:
+    """Ask for gradients of a block's inputs.
+
+    Where all before it is frozen they are not needed, and then DeepSpeed frees the block's parameters before
+    its backward pass has used them.
+    """
+    for value in inputs:
+        if torch.is_grad_enabled() and isinstance(value, Tensor) and value.is_floating_point():
+            if not value.requires_grad:
+                value.requires_grad_()
+            return
 
 
 def check_optimizer(optimizer: torch.optim.Optimizer, stage: int) -> None:

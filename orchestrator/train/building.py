@@ -17,7 +17,7 @@ from orchestrator.data.loader import RowReader
 from orchestrator.data.prepared import content_digest
 from orchestrator.data.stream import MixtureReader
 from orchestrator.data.tokenizer import for_classification, load_tokenizer, token_info
-from orchestrator.errors import CheckpointError, DataError
+from orchestrator.errors import CheckpointError, DataError, ModelError
 from orchestrator.models import check_fit, load_model
 from orchestrator.registry import resolve
 from orchestrator.spec.job import Job, TrainStage
@@ -27,6 +27,7 @@ from orchestrator.train.confinement import check_confined
 from orchestrator.train.imported import import_weights, take_weights
 from orchestrator.train.inputs import StageInputs
 from orchestrator.train.randomness import derive_seed
+from orchestrator.trained_part import TrainedPart
 
 
 @dataclass(frozen=True)
@@ -63,6 +64,7 @@ def build_parts(job: Job, stage: TrainStage, layout: RunLayout) -> Parts:
     max_steps = count_steps(stage.limits, batch_plan, reader.num_rows, exhaustion)
     assert max_steps is not None
     model = _first_model(job, stage, inputs, objective, tokens)
+    choose_trained(stage, model)
     check_model(stage, model, objective, tokens)
     return Parts(
         inputs=inputs,
@@ -140,6 +142,18 @@ def _first_model(
         else:
             import_weights(model, folder, stage.init.format)
     return model
+
+
+def choose_trained(stage: TrainStage, model: PreTrainedModel) -> None:
+    """Freeze what the stage does not train.
+
+    Raises:
+        ModelError: Naming the stage and the pattern that fits nothing, or everything.
+    """
+    try:
+        TrainedPart(stage.trainable, stage.freeze).apply(model)
+    except ModelError as error:
+        raise ModelError(f"stage '{stage.name}': {error}") from error
 
 
 def _named_problem(model: PreTrainedModel, objective: Objective) -> PreTrainedModel:

@@ -164,6 +164,7 @@ def test_the_plan_as_json(console: Console, tmp_path: Path) -> None:
                 "rows": 160,
                 "epochs": None,
                 "parameters": None,
+                "trained_parameters": None,
                 "saved_step": None,
                 "promise": PROMISE,
             },
@@ -250,6 +251,23 @@ def test_parameters_are_counted_once_and_remembered(console: Console, tmp_path: 
     assert console("plan", path, "--no-model", *runs).json()["stages"][0]["parameters"] is None
     assert console("plan", path, *runs).json()["stages"][0]["parameters"] == expected
     assert console("plan", path, "--no-model", *runs).json()["stages"][0]["parameters"] == expected
+
+
+def test_the_plan_counts_what_is_trained(console: Console, tmp_path: Path) -> None:
+    pytest.importorskip("transformers")
+    config = "{model_type: gpt2, n_layer: 1, n_embd: 8, n_head: 2, n_positions: 64}"
+    path = write_job(tmp_path, changed("{model_type: gpt2}", config))
+    runs = ("--runs-dir", tmp_path / "runs")
+    freeze = ("--set", "stages.pretrain.freeze=['transformer.wte.*']")
+    stage = console("plan", path, *runs, "--json", *freeze).json()["stages"][0]
+    # The head is tied to the 512 embeddings.
+    assert stage["parameters"] - stage["trained_parameters"] == 512 * 8
+    text = console("plan", path, *runs, *freeze).output
+    assert f"{stage['parameters']:,}, {stage['trained_parameters']:,} trained" in text
+    assert "trained" not in console("plan", path, *runs).output
+    misspelt = console("plan", path, *runs, "--set", "stages.pretrain.freeze=['transformer.wtee.*']")
+    assert misspelt.code == 2
+    assert "stage 'pretrain': freeze: 'transformer.wtee.*' matches no parameter" in misspelt.errors
 
 
 def test_a_damaged_memory_of_parameters_is_not_trusted(tmp_path: Path) -> None:

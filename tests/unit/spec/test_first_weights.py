@@ -1,4 +1,4 @@
-"""Keys of ``init``."""
+"""Keys of ``init``, and which parameters are trained."""
 
 from __future__ import annotations
 
@@ -27,6 +27,7 @@ INIT = f"{SET}init="
         (INIT + "{checkpoint: x, trust_pickle: true}", "belongs to format 'deepspeed', found 'orchestrator'"),
         (INIT + "{pretrained: x, format: dcp}", "format 'dcp' belongs to 'checkpoint', which is not given"),
         (INIT + "{checkpoint: x, format: megatron}", "'orchestrator', 'deepspeed', 'dcp'"),
+        (SET + "freeze=[]", "freeze"),
     ],
 )
 def test_first_weights_that_contradict_themselves_are_refused(
@@ -36,12 +37,20 @@ def test_first_weights_that_contradict_themselves_are_refused(
     assert [problem for problem in found if expected in problem], found
 
 
+def test_trainable_and_freeze_together_are_refused(tmp_path: Path) -> None:
+    overrides = (SET + "freeze=['*.bias']", SET + "trainable=['*.weight', '*ln*']")
+    (found,) = complaints(tmp_path, VALID, overrides=overrides)
+    assert "give 'trainable' or 'freeze', found both (2 and 1 patterns)" in found
+
+
 def test_a_flag_that_changes_no_weights_changes_no_trajectory(tmp_path: Path) -> None:
     plain = load(tmp_path, VALID, INIT + "{checkpoint: x}")
     keys = trajectory_keys(first_stage(plain), plain)
     assert not {"format", "trust_pickle"} & keys["stages"]["pretrain"]["init"].keys()
-    other = load(tmp_path, VALID, INIT + "{checkpoint: x, format: dcp}")
+    assert "freeze" not in keys["stages"]["pretrain"]
+    other = load(tmp_path, VALID, INIT + "{checkpoint: x, format: dcp}", SET + "freeze=['*.bias']")
     found = difference(keys, trajectory_keys(first_stage(other), other))
     assert found == [
         "stages.pretrain.init.format: absent -> dcp",
+        "stages.pretrain.freeze: absent -> ['*.bias']",
     ]
