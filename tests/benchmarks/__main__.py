@@ -6,6 +6,7 @@ import importlib.metadata
 import os
 import platform
 
+from tests.benchmarks.exact import ACCUM, WORLD_SIZE, measure_exact
 from tests.benchmarks.loader import measure_loader
 from tests.benchmarks.packing import measure_packing
 from tests.benchmarks.saving import measure_saving
@@ -30,6 +31,14 @@ def main() -> None:
         "at least 0.97",
         step["ratio"],
     )
+    for name, exact in measure_exact().items():
+        row(
+            f"a step under exact / standard, {name}, {WORLD_SIZE} workers x {ACCUM}, s",
+            exact["exact"],
+            exact["standard"],
+            "what it costs",
+            exact["ratio"],
+        )
     loader = measure_loader()
     for name, theirs in (("datasets", "datasets map-style"), ("file_loop", "slices of a token file")):
         measured = loader["ours_tokens_per_second"], loader[f"{name}_tokens_per_second"]
