@@ -22,7 +22,7 @@ from orchestrator.checkpoint.layout import RunLayout
 from orchestrator.errors import PlanError
 from orchestrator.spec.job import Job, TrainStage
 from orchestrator.spec.plan import input_stage
-from orchestrator.spec.promise import BITWISE, promise
+from orchestrator.spec.promise import BITWISE, EXACT, promise
 from orchestrator.tracking.events import read_json_lines
 from orchestrator.train.rehearsed import EVENT
 
@@ -170,7 +170,8 @@ def _is_bitwise(stage: TrainStage, job: Job, changed: Mapping[str, Any]) -> bool
     other_stage = stage.model_copy(update={"strategy": changed.get("strategy", stage.strategy)})
     workers = changed.get("num_workers", job.resources.num_workers)
     other = job.resources.with_workers(workers)
-    return promise(stage, job.resources) == promise(other_stage, other) == BITWISE
+    promised = promise(stage, job.resources, job.reproducibility)
+    return promised == promise(other_stage, other, job.reproducibility) and promised in (BITWISE, EXACT)
 
 
 def shortened(job: Job, stage_name: str | None) -> Job:

@@ -11,6 +11,7 @@ from orchestrator.checkpoint.steps import list_steps
 from orchestrator.errors import PlanError
 from orchestrator.spec.job import Job, TrainStage
 from orchestrator.spec.plan import batch_complaint
+from orchestrator.spec.reproducibility import exact_complaint
 from orchestrator.spec.training import DDPStrategy, FSDP2Strategy, Plugin, ZeROStrategy
 from orchestrator.train.phases import Phase
 from orchestrator.train.rehearsed import FaultKind, RehearsedFault
@@ -92,7 +93,7 @@ def _other_num_workers(job: Job) -> Changes:
     assert isinstance(stage, TrainStage)
     for workers in range(now - 1, 0, -1):
         resources = job.resources.with_workers(workers)
-        if batch_complaint(stage, resources) is None:
+        if batch_complaint(stage, resources) is None and exact_complaint(job, stage, resources) is None:
             return {"num_workers": workers}
     raise NotPossibleError(f"no lower number than {now} workers can share the batch")
 

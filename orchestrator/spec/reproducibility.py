@@ -15,9 +15,9 @@ STANDARD = "or set 'reproducibility: standard'"
 
 def check_exact(job: Job, stage: TrainStage, path: KeyPath) -> Iterator[tuple[KeyPath, str]]:
     """Each choice under which another number of workers or strategy would change bits."""
-    if job.reproducibility != "exact":
+    if job.reproducibility == "standard":
         return
-    complaint = workers_complaint(stage, job.resources)
+    complaint = exact_complaint(job, stage, job.resources)
     if complaint:
         yield ("resources", "num_workers"), complaint
     if getattr(stage.optimizer, "fused", False):
@@ -30,11 +30,12 @@ def check_exact(job: Job, stage: TrainStage, path: KeyPath) -> Iterator[tuple[Ke
         yield (*path, "strategy", key), f"{message}, {STANDARD}"
 
 
-def workers_complaint(stage: TrainStage, resources: Resources) -> str | None:
-    """Why the number of workers does not fit the tree of a step's micro-batches; else ``None``."""
+def exact_complaint(job: Job, stage: TrainStage, resources: Resources) -> str | None:
+    """Why workers do not fit the tree of micro-batches that the job asks for, if it does; else ``None``."""
     num_workers = resources.num_workers
     num_micro, rest = divmod(stage.global_batch_size, stage.micro_batch_size)
-    if num_workers & (num_workers - 1) == 0 or rest:
+    is_power = num_workers & (num_workers - 1) == 0
+    if job.reproducibility == "standard" or is_power or rest:
         return None
     fitting = [1 << bit for bit in range(num_micro.bit_length()) if num_micro % (1 << bit) == 0]
     below = [number for number in fitting if number < num_workers][-1:]

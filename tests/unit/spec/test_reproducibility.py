@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from launchers.rehearsed_faults import _other_num_workers
 from orchestrator.spec.fingerprint import difference, spec_fingerprint, trajectory_keys
 from tests.unit.spec.jobs import VALID, complaints, first_stage, load
 
@@ -58,3 +59,11 @@ def test_the_trajectory_is_another_one_and_that_of_earlier_jobs_keeps_its_digest
     assert difference(*keys) == ["reproducibility: absent -> exact"]
     assert "reproducibility" not in keys[0]
     assert spec_fingerprint(standard, first_stage(standard)) != spec_fingerprint(exact, first_stage(exact))
+
+
+@pytest.mark.parametrize(("overrides", "expected"), [((), 3), ((EXACT,), 2)])
+def test_a_rehearsal_resizes_to_a_number_that_can_be_kept(
+    overrides: tuple[str, ...], expected: int, tmp_path: Path
+) -> None:
+    given = ("resources.num_workers=4", f"{SET}global_batch_size=48", *overrides)
+    assert _other_num_workers(load(tmp_path, VALID, *given)) == {"num_workers": expected}
