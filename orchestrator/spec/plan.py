@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from orchestrator.errors import PlanError
 from orchestrator.spec.job import Job, Resources, Stage, TrainStage
 from orchestrator.spec.optimization import Limits
+from orchestrator.spec.reproducibility import exact_complaint
 
 # Absorbs the rounding of num_rows * max_epochs, so that 0.3 epochs of 10 rows are 3 rows.
 ROUNDING = 1e-9
@@ -79,13 +80,14 @@ def fitting_workers(job: Job) -> list[int]:
     return [
         workers
         for workers in range(job.resources.min_workers, job.resources.num_workers + 1)
-        if all(_fits(stage, job.resources.with_workers(workers)) for stage in stages)
+        if all(_fits(job, stage, job.resources.with_workers(workers)) for stage in stages)
     ]
 
 
-def _fits(stage: TrainStage, resources: Resources) -> bool:
+def _fits(job: Job, stage: TrainStage, resources: Resources) -> bool:
     copies = getattr(stage.strategy, "replicate_degree", 1)
-    return batch_complaint(stage, resources) is None and resources.num_workers % copies == 0
+    complaint = batch_complaint(stage, resources) or exact_complaint(job, stage, resources)
+    return complaint is None and resources.num_workers % copies == 0
 
 
 def global_micro_index(batch: BatchPlan, accum_index: int, rank: int) -> int:

@@ -8,6 +8,7 @@ import pytest
 
 from launchers.rehearsed_faults import _other_num_workers
 from orchestrator.spec.fingerprint import difference, spec_fingerprint, trajectory_keys
+from orchestrator.spec.plan import fitting_workers
 from tests.unit.spec.jobs import VALID, complaints, first_stage, load
 
 EXACT = "reproducibility=exact"
@@ -67,3 +68,11 @@ def test_a_rehearsal_resizes_to_a_number_that_can_be_kept(
 ) -> None:
     given = ("resources.num_workers=4", f"{SET}global_batch_size=48", *overrides)
     assert _other_num_workers(load(tmp_path, VALID, *given)) == {"num_workers": expected}
+
+
+@pytest.mark.parametrize(("overrides", "expected"), [((), [1, 2, 3, 4]), ((EXACT,), [1, 2, 4])])
+def test_workers_that_come_and_go_are_rounded_to_numbers_that_can_be_kept(
+    overrides: tuple[str, ...], expected: list[int], tmp_path: Path
+) -> None:
+    given = ("resources.num_workers={min: 1, max: 4}", f"{SET}global_batch_size=48", *overrides)
+    assert fitting_workers(load(tmp_path, VALID, *given)) == expected
