@@ -12,6 +12,7 @@ from orchestrator.spec.datasets import Dataset, Tokenizer
 from orchestrator.spec.optimization import Anomalies, Limits, Optimizer, Schedule
 from orchestrator.spec.remote import require_file_system
 from orchestrator.spec.section import ChosenBy, Must, Section, field
+from orchestrator.spec.trackers import Wandb
 from orchestrator.spec.training import (
     PLUGIN_PATTERN,
     Data,
@@ -234,19 +235,6 @@ class ExportStage(Section):
 
 
 Stage = Annotated[TrainStage | EvaluateStage | ExportStage, ChosenBy("kind", default="train")]
-
-
-class Wandb(Section):
-    """Weights & Biases; the key comes from ``WANDB_API_KEY`` in the environment."""
-
-    project: Annotated[str, Must(min_length=1, max_length=128)]
-    """W&B project."""
-    mode: Literal["online", "offline"] = "online"
-    """``offline`` writes local files for ``wandb sync``."""
-    entity: str | None = None
-    """W&B team or user."""
-    tags: tuple[str, ...] = ()
-    """Tags of every run."""
 
 
 class Tracking(Section):

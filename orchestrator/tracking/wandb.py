@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from orchestrator.errors import TrackingError
-from orchestrator.spec.job import Wandb
+from orchestrator.spec.trackers import Wandb
 
 logger = logging.getLogger(__name__)
 EXIT_CODES = {"finished": 0, "stopped": 0, "failed": 1}

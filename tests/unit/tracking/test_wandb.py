@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from orchestrator.errors import TrackingError
-from orchestrator.spec.job import Wandb
+from orchestrator.spec.trackers import Wandb
 from orchestrator.tracking.wandb import WandbTracker
 
 pytest.importorskip("wandb")
