@@ -134,6 +134,7 @@ def _add_job_commands(commands: Commands) -> None:
         "--faults", metavar="NAMES", help="which, by comma (default: all; an unknown one lists them)"
     )
     rehearse.add_argument("--stage", help="the training stage (default: the first)")
+    run.add_argument("--redo", metavar="STAGE", help="start one stage over; its folder is kept, renamed")
     run.add_argument("--fresh", action="store_true", help="start over; an earlier run is kept, renamed")
     _add(commands, "schema", "cli_jobs:schema", "print the JSON Schema of the job file")
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import glob
 import os
+import signal
 import sys
 from argparse import Namespace
 from collections.abc import Iterable
@@ -164,7 +165,9 @@ def run(options: Namespace) -> int:
     job = _load_job(options)
     from launchers.run import run_job
 
-    return run_job(job, runs_dir=options.runs_dir, fresh=options.fresh, as_json=options.json)
+    return run_job(
+        job, runs_dir=options.runs_dir, fresh=options.fresh, redo=options.redo, as_json=options.json
+    )
 
 
 def prepare(options: Namespace) -> int:
@@ -199,6 +202,11 @@ def rehearse(options: Namespace) -> int:
     def say(line: str) -> None:
         print(line, file=sys.stderr, flush=True)
 
+    def stop(number: int, frame: object) -> None:
+        raise KeyboardInterrupt
+
+    # As Ctrl-C: the run at hand ends with this command.
+    signal.signal(signal.SIGTERM, stop)
     findings = run_rehearsal(job, options.stage, faults, options.runs_dir, say)
     ok = all(finding.ok for finding in findings)
     if options.json:

@@ -41,17 +41,20 @@ class RefusedError(OrchestratorError):
         self.exit_code = exit_code
 
 
-def run_stages(job: Job, layout: RunLayout, display: Display, *, fresh: bool, stop: StopWish) -> State:
+def run_stages(
+    job: Job, layout: RunLayout, display: Display, *, fresh: bool, redo: str | None, stop: StopWish
+) -> State:
     """Run every stage that is not finished yet.
 
     Args:
         fresh: Start over; the old run directory is renamed.
+        redo: Start one stage over; its old folder is renamed.
         stop: Ends the walk early, at the next step or batch of rows.
 
     Raises:
         OrchestratorError: The run cannot start, or a stage failed; ``events.jsonl`` says which.
     """
-    with opened_run(job, layout, display, fresh=fresh) as (pinned_job, run_id):
+    with opened_run(job, layout, display, fresh=fresh, redo=redo) as (pinned_job, run_id):
         stop.open()
         append_event(layout.events, "run_started", pid=os.getpid(), host=socket.gethostname())
         try:
@@ -86,6 +89,7 @@ def _prepare(job: Job, layout: RunLayout, display: Display, preparation: Prepara
     preparation.check_sources()
     waiting: list[Stage] = []
     for stage in stage_order(job):
+        append_event(layout.events, "stage_preparing", stage=stage.name)
         inputs_done = not {waited.name for waited in waiting} & set(input_stages(stage))
         fingerprint = preparation.prepare(stage)
         if inputs_done and _is_finished(stage, layout, fingerprint, display):
@@ -110,12 +114,17 @@ def _run_waiting(job: Job, stages: list[str], layout: RunLayout, display: Displa
     """Run the stages' workers and turn how they ended into an outcome or an error."""
     for name in stages:
         layout.stage(name).result.unlink(missing_ok=True)
+    append_event(layout.events, "stage_starting", stage=stages[0])
     num_events = sum(1 for _ in read_json_lines(layout.events))
     display.start(stages)
     outcome = "failed"
     try:
         outcome = run_stages_on_ray(job, stages, layout)
     except LaunchError as error:
+        if layout.stop_request.exists():
+            # Whoever sends a signal to all processes at once ends Ray before the workers have saved.
+            outcome = "stopped"
+            raise StoppedError("the workers ended before they had saved") from error
         name = _unfinished(stages, layout)
         message = _first_failure(layout, num_events, name) or f"stage '{name}' failed: {error}"
         raise LaunchError(message) from error

@@ -60,7 +60,7 @@ def plan_job(job: Job, *, runs_dir: Path, with_model: bool) -> dict[str, Any]:
         "name": job.name,
         "run_dir": str(run.root),
         "resources": job.resources.model_dump(mode="json", by_alias=True),
-        "fitting_workers": fitting_workers(job),
+        "fitting_workers": fitting_workers(job) if job.resources.is_elastic else None,
         "stages": stages,
         "refusal": refusal,
     }

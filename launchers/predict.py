@@ -19,7 +19,7 @@ from orchestrator.contracts import Head, RowLayout
 from orchestrator.data.encoders import encoder_for
 from orchestrator.data.tokenizer import load_tokenizer
 from orchestrator.errors import PlanError
-from orchestrator.models import AUTO_CLASSES
+from orchestrator.models import AUTO_CLASSES, errors_only
 from orchestrator.registry import resolve
 from orchestrator.spec.job import Job, TrainStage
 from orchestrator.spec.load import load_resolved
@@ -42,7 +42,7 @@ def predict(
     """One answer per text: labels, numbers, tags, a filled mask, generated text, or a reply.
 
     Args:
-        stage: A training stage, or one that reads its weights; ``None``: the last with weights.
+        stage: A training stage, or one that reads its weights; ``None``: the last training stage.
         pairs: Second texts, one for each text, where the stage classifies pairs.
 
     Raises:
@@ -124,16 +124,14 @@ def _questions(
 
 
 def _choose_stage(job: Job, layout: RunLayout, name: str | None) -> TrainStage:
-    """The training stage asked for or read by the one asked for, or the last that has weights."""
+    """The training stage asked for or read by the one asked for, or the last one; it has weights."""
     trained = [
         stage
         for stage in job.stages
         if isinstance(stage, TrainStage) and layout.stage(stage.name).weights.exists()
     ]
     if name is None:
-        if not trained:
-            raise PlanError(f"{layout.root}: no training stage has weights yet")
-        return trained[-1]
+        name = [stage.name for stage in job.stages if isinstance(stage, TrainStage)][-1]
     asked = job.stage(name)
     source = asked.name if isinstance(asked, TrainStage) else asked.from_
     for stage in trained:
@@ -141,7 +139,10 @@ def _choose_stage(job: Job, layout: RunLayout, name: str | None) -> TrainStage:
             return stage
     reader = "" if source == name else f", which {asked.kind} stage '{name}' reads,"
     found = ", ".join(stage.name for stage in trained) or "none yet"
-    raise PlanError(f"{layout.root}: stage '{source}'{reader} has no weights; stages with weights: {found}")
+    raise PlanError(
+        f"{layout.root}: stage '{source}'{reader} has no weights; stages with weights: {found}."
+        " Run the job again, or name one of them with --stage"
+    )
 
 
 def _load(stage: TrainStage, head: Head, layout: RowLayout, folder: Path) -> Trained:
@@ -150,5 +151,7 @@ def _load(stage: TrainStage, head: Head, layout: RowLayout, folder: Path) -> Tra
     # One text is one document: framed, and cut at seq_len. A prompt is neither, so that no token is lost;
     # only the end token of packed documents follows it.
     alone = replace(layout, kind="packed" if head == "causal_lm" else "documents")
-    model = AUTO_CLASSES[head].from_pretrained(folder, dtype=torch.float32).eval()
+    # A head that no text asks for, such as that of the next sentence, stays out, and need not be told of.
+    with errors_only():
+        model = AUTO_CLASSES[head].from_pretrained(folder, dtype=torch.float32).eval()
     return Trained(stage, layout, encoder_for(alone, tokenizer, ()), tokenizer, model)

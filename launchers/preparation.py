@@ -187,7 +187,8 @@ class Preparation:
         if changed and isinstance(stage, TrainStage):
             raise PlanError(
                 f"stage '{stage.name}': the content of {changed} changed since the stage began."
-                " Restore the files to go on, give the job another name, or start over with --fresh."
+                " Restore the files to go on, give the job another name, or start over with"
+                f" --redo {stage.name}."
             )
         if before.input_fingerprints != inputs and isinstance(stage, TrainStage):
             target = set_aside(stage_layout.root)

@@ -116,9 +116,10 @@ def _scaling(resources: Resources) -> Any:
     per_worker: dict[str, float] = {"CPU": resources.cpus_per_worker}
     if resources.gpus_per_worker:
         per_worker["GPU"] = resources.gpus_per_worker
-    is_elastic = resources.min_workers < resources.num_workers
     return ScalingConfig(
-        num_workers=(resources.min_workers, resources.num_workers) if is_elastic else resources.num_workers,
+        num_workers=(resources.min_workers, resources.num_workers)
+        if resources.is_elastic
+        else resources.num_workers,
         use_gpu=resources.gpus_per_worker > 0,
         resources_per_worker=per_worker,
         elastic_resize_monitor_interval_s=RESIZE_INTERVAL_SECONDS,

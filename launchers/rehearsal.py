@@ -66,6 +66,7 @@ def rehearse(
     say(f"rehearsing stage '{stage.name}': {STEPS} steps, a checkpoint every {SAVE_EVERY}")
     reference = RehearsedRun(copy, "reference", runs_dir)
     reference.remove()
+    say("reference: running without a fault")
     if reference.run() != 0:
         raise PlanError(
             f"the job does not run even without a fault: {reference.last_words()}\nIts files are in"
@@ -73,7 +74,7 @@ def rehearse(
         )
     findings = []
     for fault in faults:
-        say(f"{fault}: running")
+        say(f"{fault}: {FAULTS[fault].summary}; running")
         finding = _rehearse_one(fault, copy, stage, reference, runs_dir)
         findings.append(finding)
         say(f"{fault}: {'as it should be' if finding.ok else finding.note or finding.state_equal}")

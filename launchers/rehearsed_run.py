@@ -107,6 +107,9 @@ class RehearsedRun:
                 look(process)
                 time.sleep(POLL_SECONDS)
             return process.returncode
+        except KeyboardInterrupt:
+            print(f"Stopped; what was run is in {self.layout.root}, for you to remove.", file=sys.stderr)
+            raise
         finally:
             if process.poll() is None:
                 kill_tree(process.pid)

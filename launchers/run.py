@@ -26,15 +26,15 @@ INTERRUPTED = 130
 EXIT_CODES: dict[State, int] = {"finished": 0, "stopped": 75}
 
 
-def run_job(job: Job, *, runs_dir: Path, fresh: bool, as_json: bool) -> int:
+def run_job(job: Job, *, runs_dir: Path, fresh: bool, redo: str | None, as_json: bool) -> int:
     """Run a job to its end and print what came of it; the command's exit code."""
     layout = RunLayout(runs_dir.resolve() / job.name)
     display = ProgressDisplay(sys.stderr if as_json else sys.stdout, layout)
-    state = _run_stoppable(job, layout, display, fresh=fresh)
+    state = _run_stoppable(job, layout, display, fresh=fresh, redo=redo)
     if as_json:
         print_json(run_status(layout.root))
     elif state == "stopped":
-        print(f"Stopped with its work saved in {layout.root}; the same command goes on.")
+        print(f"Stopped; {layout.root} holds its work, and the same command goes on from there.")
     else:
         _print_end(job, layout, runs_dir)
     return EXIT_CODES[state]
@@ -47,7 +47,7 @@ def prepare_job(job: Job, *, runs_dir: Path, as_json: bool) -> RunLayout:
     return layout
 
 
-def _run_stoppable(job: Job, layout: RunLayout, display: Display, *, fresh: bool) -> State:
+def _run_stoppable(job: Job, layout: RunLayout, display: Display, *, fresh: bool, redo: str | None) -> State:
     """Run the driver in a thread, so that this one stays free for signals.
 
     The first SIGINT or SIGTERM asks the workers to save and stop; a second one ends the driver at once.
@@ -58,7 +58,7 @@ def _run_stoppable(job: Job, layout: RunLayout, display: Display, *, fresh: bool
 
     def work() -> None:
         try:
-            results.append(run_stages(job, layout, display, fresh=fresh, stop=stop))
+            results.append(run_stages(job, layout, display, fresh=fresh, redo=redo, stop=stop))
         except BaseException as error:
             errors.append(error)
 

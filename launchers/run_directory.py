@@ -10,8 +10,9 @@ import fcntl
 import json
 import os
 import platform
+import shlex
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -25,10 +26,10 @@ from orchestrator.checkpoint.remote import RemoteSteps, stage_url
 from orchestrator.checkpoint.steps import list_steps
 from orchestrator.errors import LaunchError, PlanError
 from orchestrator.spec.fingerprint import difference, limits_lowered, trajectory_keys
-from orchestrator.spec.job import Job, TrainStage
+from orchestrator.spec.job import Job, Stage, TrainStage
 from orchestrator.spec.load import dump_resolved, load_resolved
 from orchestrator.spec.plan import batch_complaint, plan_batch
-from orchestrator.tracking.events import replace_text
+from orchestrator.tracking.events import append_event, replace_text
 
 PACKAGES = (
     "orchestrator",
@@ -44,21 +45,22 @@ PACKAGES = (
 
 @contextmanager
 def opened_run(
-    job: Job, layout: RunLayout, display: Display, *, fresh: bool = False
+    job: Job, layout: RunLayout, display: Display, *, fresh: bool = False, redo: str | None = None
 ) -> Iterator[tuple[Job, str]]:
     """Hold the run directory, written for this job; gives the job, hub entries pinned, and the run's id.
 
     Args:
         fresh: Rename what is there and start in an empty directory.
+        redo: The same for one stage, whose other stages stay as they are.
 
     Raises:
-        PlanError: It cannot be made, or holds a run of another job.
+        PlanError: It cannot be made, or holds a run of another job, or there is no stage ``redo``.
     """
-    if fresh:
-        refuse_remote_steps(job)
-        if layout.root.exists():
-            with only_driver(layout):
-                set_aside(layout.root)
+    if fresh or redo is not None:
+        refuse_remote_steps(job, [job.stage(redo)] if redo is not None else job.stages)
+    if fresh and layout.root.exists():
+        with only_driver(layout):
+            set_aside(layout.root)
     try:
         layout.root.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -70,27 +72,30 @@ def opened_run(
         job, notes = look_up_pins(job, layout.pins)
         for note in notes:
             display.note(job.name, note)
+        if redo is not None and (old := set_aside(layout.stage(redo).root)) is not None:
+            display.note(redo, f"starts over; its old folder is {old}")
+            append_event(layout.events, "stage_set_aside", stage=redo, folder=str(old))
         refuse_changed(job, layout)
         # A request of an earlier start is not meant for this one.
         layout.stop_request.unlink(missing_ok=True)
         yield job, write_run(job, layout)
 
 
-def refuse_remote_steps(job: Job) -> None:
-    """Refuse to start over where the start would go on from remote storage.
+def refuse_remote_steps(job: Job, stages: Sequence[Stage]) -> None:
+    """Refuse to start ``stages`` over where the start would go on from remote storage.
 
     Raises:
         PlanError: It holds checkpoints of a stage of this run.
     """
-    for stage in job.stages:
+    for stage in stages:
         if not isinstance(stage, TrainStage) or stage.checkpoint.remote is None:
             continue
         url = stage_url(stage.checkpoint.remote, job.name, stage.name)
         steps = RemoteSteps(url).complete_steps()
         if steps:
             raise PlanError(
-                f"--fresh: {url} holds checkpoints up to step {steps[-1]}, and a start would go on from them."
-                f" Move them away, or give the job another name than '{job.name}' or another"
+                f"to start over: {url} holds checkpoints up to step {steps[-1]}, and a start would go on from"
+                f" them. Move them away, or give the job another name than '{job.name}' or another"
                 " checkpoint.remote"
             )
 
@@ -138,8 +143,8 @@ def only_driver(layout: RunLayout) -> Iterator[None]:
             lock.seek(0)
             raise LaunchError(
                 f"{layout.root}: already being run by {lock.read().strip() or 'another process'};"
-                f" follow it with 'orchestrator logs {layout.root.name} -f',"
-                f" or stop it with 'orchestrator cancel {layout.root.name}'"
+                f" follow it with 'orchestrator logs {shlex.quote(str(layout.root))} -f',"
+                f" or stop it with 'orchestrator cancel {shlex.quote(str(layout.root))}'"
             ) from error
         lock.truncate(0)
         lock.write(f"process {os.getpid()} on {socket.gethostname()}")
@@ -228,5 +233,5 @@ def refuse_changed(job: Job, layout: RunLayout) -> None:
         raise PlanError(
             f"{layout.root}: the job file changed since this run began:\n{listed}\n"
             "Set these back to go on, give the job another name,"
-            " or start over with --fresh (the old run directory is kept, renamed)."
+            " or start over: one stage with --redo STAGE, all with --fresh (old folders are kept, renamed)."
         )

@@ -21,6 +21,8 @@ from orchestrator.errors import LaunchError
 from orchestrator.tracking.events import read_json_lines
 
 ENDS = {"run_finished": "finished", "run_stopped": "stopped", "run_failed": "failed"}
+SETTING_UP = ("stage_preparing", "stage_starting")
+"""Its data is being made, or its workers are being started."""
 # Longer than any line of metrics, so that the last whole line is always in it.
 TAIL_BYTES = 2**16
 POLL_SECONDS = 0.2
@@ -222,7 +224,10 @@ def _stage_state(stage: StageLayout, events: list[dict[str, Any]], run_state: st
     if stage.result.is_file():
         return "finished"
     marks = [str(event.get("event")) for event in events if event.get("stage") == stage.root.name]
-    marks = [mark for mark in marks if mark.startswith("stage_") and mark != "stage_set_aside"]
+    is_last = bool(events) and events[-1].get("stage") == stage.root.name
+    if run_state == "running" and is_last and marks[-1] in SETTING_UP:
+        return marks[-1].removeprefix("stage_")
+    marks = [m for m in marks if m.startswith("stage_") and m not in ("stage_set_aside", *SETTING_UP)]
     if not marks:
         return "waiting"
     if marks[-1] == "stage_started":

@@ -27,9 +27,10 @@ def submit_job(job: Job, *, launcher_name: str, runs_dir: Path, dry_run: bool) -
         command = shlex.join(launcher.render(layout.submitted_job, layout.root))
         return {"name": job.name, "launcher": launcher_name, "command": command}
     if is_locked(layout.driver_lock):
+        place = shlex.quote(str(layout.root))
         raise LaunchError(
-            f"{layout.root} is being run already; follow it with 'orchestrator logs {job.name} -f',"
-            f" or stop it with 'orchestrator cancel {job.name}'"
+            f"{layout.root} is being run already; follow it with 'orchestrator logs {place} -f',"
+            f" or stop it with 'orchestrator cancel {place}'"
         )
     layout.root.mkdir(parents=True, exist_ok=True)
     # It is read as a job file again: what looks like an environment variable there is text by now.

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import difflib
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -105,6 +106,17 @@ def _unreachable(source: str, error: Exception) -> ModelError:
     )
 
 
+@contextmanager
+def errors_only() -> Iterator[None]:
+    """Without transformers' warnings."""
+    verbosity = hf_logging.get_verbosity()
+    hf_logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        hf_logging.set_verbosity(verbosity)
+
+
 def count_parameters(
     config: Mapping[str, Any], head: Head, num_labels: int, part: TrainedPart | None = None
 ) -> int:
@@ -117,13 +129,9 @@ def count_parameters(
     Raises:
         ModelError: The model cannot be built, or ``part`` does not fit it.
     """
-    verbosity = hf_logging.get_verbosity()
     # The architecture's own special ids may not fit the vocabulary; a tokenizer will bring others.
-    hf_logging.set_verbosity_error()
-    try:
+    with errors_only():
         made = make_config(config)
-    finally:
-        hf_logging.set_verbosity(verbosity)
     made.num_labels = num_labels
     with torch.device("meta"):
         try:

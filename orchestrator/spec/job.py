@@ -76,6 +76,11 @@ class Resources(Section):
         """Workers, or the fewest there may be."""
         return self.workers.min if isinstance(self.workers, WorkerRange) else self.workers
 
+    @property
+    def is_elastic(self) -> bool:
+        """Whether workers may leave and come."""
+        return self.min_workers < self.num_workers
+
     def with_workers(self, num_workers: int) -> "Resources":
         """The same with a fixed number of workers."""
         return self.model_copy(update={"workers": num_workers})

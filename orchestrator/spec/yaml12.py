@@ -179,6 +179,8 @@ def _syntax_problem(error: yaml.YAMLError, text: str, file: str) -> Problem:
         return Problem(file, None, "", f"not a text file: {reason}")
     parts = [getattr(error, "context", None), getattr(error, "problem", None)]
     message = "not valid YAML: " + ", ".join(part for part in parts if part)
+    if "mapping values are not allowed" in message:
+        message += ". Is the line indented otherwise than the one before, or a text with ': ' not in quotes?"
     if "nesting depth" in message:
         message = TOO_DEEP
     lines = text.splitlines()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 
 import torch
@@ -14,6 +15,8 @@ from orchestrator.spec.job import ExportStage
 from orchestrator.train.inputs import StageInputs
 from orchestrator.train.loop import Outcome
 from orchestrator.train.results import replace_folder, write_result
+
+logger = logging.getLogger(__name__)
 
 
 def run_export_stage(stage: ExportStage, layout: RunLayout) -> Outcome:
@@ -31,6 +34,7 @@ def run_export_stage(stage: ExportStage, layout: RunLayout) -> Outcome:
         AutoTokenizer.from_pretrained(source).save_pretrained(folder)
 
     replace_folder(stage_layout.weights, write)
+    logger.info("wrote %s (%s) to %s", architecture, stage.dtype, stage_layout.weights)
     written = sum(file.stat().st_size for file in stage_layout.weights.glob("*.safetensors"))
     inputs = StageInputs.read(stage_layout)
     write_result(stage_layout, inputs, step=None, metrics={"export/bytes": float(written)})

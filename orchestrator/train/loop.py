@@ -222,8 +222,8 @@ class Loop:
         return (
             f"stage '{self.stage.name}', step {step + 1}: {anomaly.what}{of_ranks}; the step changed nothing,"
             f" what came before it is saved. It read {rows} of the stage's order. Set anomalies.nonfinite or"
-            " anomalies.loss_spike.action to 'skip' or 'rollback' to pass over them, or start over with"
-            " --fresh and a lower learning rate"
+            " anomalies.loss_spike.action to 'skip' or 'rollback' to pass over them, or start the stage over"
+            f" with --redo {self.stage.name} and a lower learning rate"
         )
 
     def _log(self, completed: int, meter: Meter, lr: float, grad_norm: float) -> None:

@@ -170,7 +170,7 @@ def test_the_plan_as_json(console: Console, tmp_path: Path) -> None:
             },
             {"name": "test", "kind": "evaluate", "needs": "pretrain", "done": False},
         ],
-        "fitting_workers": [1],
+        "fitting_workers": None,
         "refusal": None,
     }
     assert not (tmp_path / "runs").exists()

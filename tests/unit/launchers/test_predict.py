@@ -314,12 +314,14 @@ def test_a_stage_without_weights_is_refused_with_the_stage_that_would_make_them(
     with pytest.raises(PlanError, match=r"no stage 'exprt', expected one of .*'export'\]"):
         answer(layout, "a film", stage="exprt")
     layout.stage("pretrain").weights.rename(tmp_path / "elsewhere")
-    weightless = "has no weights; stages with weights: none yet"
+    weightless = (
+        "has no weights; stages with weights: none yet. Run the job again, or name one of them with --stage"
+    )
     messages = {
         "pretrain": f"stage 'pretrain' {weightless}",
         "test": f"stage 'pretrain', which evaluate stage 'test' reads, {weightless}",
         "export": f"stage 'pretrain', which export stage 'export' reads, {weightless}",
-        None: "no training stage has weights yet",
+        None: f"stage 'pretrain' {weightless}",
     }
     assert_refused(layout, messages)
 

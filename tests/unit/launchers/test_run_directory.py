@@ -174,14 +174,31 @@ def test_a_run_directory_that_cannot_be_made_is_refused(tmp_path: Path) -> None:
 
 def test_starting_over_is_refused_while_the_remote_holds_steps(tmp_path: Path) -> None:
     job = make_job(checkpoint={"remote": f"file://{tmp_path}"})
-    refuse_remote_steps(job)
+    refuse_remote_steps(job, job.stages)
     step = tmp_path / "job" / "pretrain" / step_name(40)
     step.mkdir(parents=True)
-    refuse_remote_steps(job)
+    refuse_remote_steps(job, job.stages)
     (step / "COMPLETE").touch()
     with pytest.raises(PlanError) as caught:
-        refuse_remote_steps(job)
+        refuse_remote_steps(job, job.stages)
     assert str(caught.value) == (
-        f"--fresh: file://{tmp_path}/job/pretrain holds checkpoints up to step 40, and a start would go on"
-        " from them. Move them away, or give the job another name than 'job' or another checkpoint.remote"
+        f"to start over: file://{tmp_path}/job/pretrain holds checkpoints up to step 40, and a start would go"
+        " on from them. Move them away, or give the job another name than 'job' or another checkpoint.remote"
     )
+
+
+def test_a_stage_is_done_again_in_an_empty_folder_and_the_others_stay(tmp_path: Path) -> None:
+    job = make_job()
+    layout = RunLayout(tmp_path / "job")
+    display = ProgressDisplay(io.StringIO(), layout)
+    for name in ("pretrain", "classify"):
+        (layout.stage(name).checkpoints / step_name(3)).mkdir(parents=True)
+    with (
+        pytest.raises(PlanError, match="no stage 'classfy'"),
+        opened_run(job, layout, display, redo="classfy"),
+    ):
+        pass
+    with opened_run(job, layout, display, redo="pretrain"):
+        assert not layout.stage("pretrain").checkpoints.exists()
+        assert (layout.root / "pretrain.before-1" / "checkpoints" / step_name(3)).is_dir()
+        assert (layout.stage("classify").checkpoints / step_name(3)).is_dir()
