@@ -2,12 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
+
+from orchestrator.errors import LaunchError
+from orchestrator.registry import resolve
+
+if TYPE_CHECKING:
+    from orchestrator.spec.job import Resources
 
 
 class Launcher(Protocol):
-    """A place where a job can run. Built with ``launcher.options`` of the job file."""
+    """A place where a job can run. Built with ``launcher.options`` of the job file.
+
+    One that must know how many workers there are has a class method ``for_resources(options, resources)``.
+    """
 
     def render(self, job_file: Path, run_dir: Path) -> list[str]:
         """The command that would be submitted; changes nothing."""
@@ -18,3 +29,52 @@ class Launcher(Protocol):
         Raises:
             LaunchError: The place refused the job.
         """
+
+
+@dataclass(frozen=True)
+class PlaceState:
+    """How a job stands at the place it was submitted to."""
+
+    phase: Literal["queued", "running"]
+    detail: str
+    """In the place's own words, such as ``PENDING, Resources``."""
+
+
+@runtime_checkable
+class RemoteLauncher(Protocol):
+    """A launcher whose place has a queue: ``status`` and ``cancel`` ask it about jobs without a driver."""
+
+    def queue(self) -> Mapping[str, PlaceState]:
+        """The user's jobs there that are not over, by job id.
+
+        Raises:
+            LaunchError: The place cannot be asked.
+        """
+
+    def ending(self, job_id: str) -> str | None:
+        """How a job ended, in the place's own words; ``None`` where it no longer knows."""
+
+    def cancel(self, job_id: str, *, only_queued: bool) -> None:
+        """Take a job out of the queue and, unless ``only_queued``, end it where it runs.
+
+        Raises:
+            LaunchError: The place refused.
+        """
+
+
+class RefusedJobError(LaunchError):
+    """The place does not take the job as it is asked for."""
+
+    exit_code = 2
+
+
+def make_launcher(name: str, options: Mapping[str, Any], resources: Resources) -> Launcher:
+    """The launcher called ``name``.
+
+    Raises:
+        PlanError: There is none.
+    """
+    plugin = resolve("launcher", name)
+    build = getattr(plugin, "for_resources", None)
+    launcher: Launcher = build(options, resources) if build else plugin(options)
+    return launcher

@@ -38,10 +38,11 @@ class _Parser(argparse.ArgumentParser):
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; its exit code."""
-    arguments = sys.argv[1:] if arguments is None else arguments
+    arguments, rest = _split(sys.argv[1:] if arguments is None else arguments)
     as_json, with_traceback = "--json" in arguments, "--traceback" in arguments
     try:
         options = make_parser().parse_args(arguments)
+        options.rest = rest
         command: Command = options.command
         return command(options)
     except BrokenPipeError:
@@ -56,6 +57,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         message = f"unexpected {type(error).__name__}: {error}"
         hint = "" if with_traceback else "\nRun it again with --traceback to see where."
         return _fail(error, message + hint, UNEXPECTED, as_json, with_traceback)
+
+
+def _split(arguments: Sequence[str]) -> tuple[Sequence[str], Sequence[str]]:
+    """The arguments of ``submit`` before and after ``--``; other commands keep all of theirs."""
+    if arguments[:1] != ["submit"] or "--" not in arguments:
+        return arguments, []
+    end = arguments.index("--")
+    return arguments[:end], arguments[end + 1 :]
 
 
 def _fail(error: Exception, message: str, exit_code: int, as_json: bool, with_traceback: bool) -> int:
@@ -122,7 +131,7 @@ def _add_job_commands(commands: Commands) -> None:
         )
     for parser in (plan, data, run, prepare, rehearse, submit):
         _add_runs_dir(parser)
-    submit.add_argument("--launcher", help="where to (default: launcher.name of the job file)")
+    _add_launcher_options(submit)
     submit.add_argument("--dry-run", action="store_true", help="print what would be submitted")
     plan.add_argument(
         "--no-model",
@@ -137,6 +146,16 @@ def _add_job_commands(commands: Commands) -> None:
     run.add_argument("--redo", metavar="STAGE", help="start one stage over; its folder is kept, renamed")
     run.add_argument("--fresh", action="store_true", help="start over; an earlier run is kept, renamed")
     _add(commands, "schema", "cli_jobs:schema", "print the JSON Schema of the job file")
+
+
+def _add_launcher_options(submit: _Parser) -> None:
+    """What overrides ``launcher`` of the job file."""
+    submit.add_argument("--launcher", help="where to: local, slurm, or your own (default: the job file's)")
+    submit.add_argument("--nodes", type=int, metavar="N", help="slurm: number of nodes")
+    submit.add_argument("--partition", metavar="P", help="slurm: partition")
+    submit.add_argument("--time", metavar="T", help="slurm: time limit, such as 30 (minutes) or 1-12:00:00")
+    submit.add_argument("--account", metavar="A", help="slurm: account that is charged")
+    submit.epilog = "slurm: after -- any other flags of sbatch, such as: -- --qos=high --exclusive"
 
 
 def _add_run_commands(commands: Commands) -> None:

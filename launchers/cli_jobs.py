@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import glob
+import json
 import os
 import signal
 import sys
@@ -240,18 +241,32 @@ def submit(options: Namespace) -> int:
     """Start a job where its launcher says, without waiting for it."""
     from launchers.submission import submit_job
 
+    options.overrides = [*options.overrides, *_launcher_overrides(options)]
     job = _load_job(options)
-    name = options.launcher or job.launcher.name
-    submitted = submit_job(job, launcher_name=name, runs_dir=options.runs_dir, dry_run=options.dry_run)
+    submitted = submit_job(job, runs_dir=options.runs_dir, dry_run=options.dry_run)
     if options.json:
         print_json(submitted)
     elif options.dry_run:
         print(submitted["command"])
     else:
-        print(f"{job.name} submitted to {name} as {submitted['job_id']}")
+        print(f"{job.name} submitted to {job.launcher.name} as {submitted['job_id']}")
         print(f"  orchestrator status {job.name}")
         print(f"  orchestrator logs {job.name} -f    (once its workers have started)")
     return 0
+
+
+def _launcher_overrides(options: Namespace) -> list[str]:
+    """The flags of ``submit`` as keys of the job, checked like those of the file."""
+    given: dict[str, Any] = {"name": options.launcher}
+    for name in ("nodes", "partition", "time", "account"):
+        given[f"options.{name}"] = getattr(options, name)
+    given["options.flags"] = list(options.rest) or None
+    # JSON is YAML, quoted; and a flag is not interpolated, which a shell has done already.
+    return [
+        f"launcher.{key}={json.dumps(value).replace('${', '$${')}"
+        for key, value in given.items()
+        if value is not None
+    ]
 
 
 def schema(options: Namespace) -> int:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import sys
 from argparse import Namespace
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
-from launchers import runs
+from launchers import runs, submitted
 from launchers.cli_print import metrics_text, number_text, print_json, print_table
 from launchers.stage_news import damage_text
 from orchestrator.errors import PlanError
@@ -18,7 +20,7 @@ SHOWN_SHARE = 0.005
 def status(options: Namespace) -> int:
     """Show how far a run is, or all runs."""
     if options.run is None:
-        found = [runs.run_status(path) for path in runs.list_runs(options.runs_dir)]
+        found = _statuses(runs.list_runs(options.runs_dir))
         if options.json:
             print_json({"runs": found})
         elif found:
@@ -27,7 +29,10 @@ def status(options: Namespace) -> int:
         else:
             print(f"no runs in {options.runs_dir}")
         return 0
-    run = runs.run_status(runs.find_run(options.run, options.runs_dir))
+    run_dir = runs.find_run(options.run, options.runs_dir)
+    [run] = _statuses([run_dir])
+    if run["job"]:
+        submitted.explain_ending(run_dir, run)
     if options.json:
         print_json(run)
         return 0
@@ -42,6 +47,8 @@ def status(options: Namespace) -> int:
         for stage in run["stages"]
     ]
     print_table(f"{run['name']}: {run['state']}", ("stage", "state", "step", "saved", "metrics"), rows)
+    if run["job"] and run["job"]["state"]:
+        print(f"{run['job']['launcher']} job {run['job']['job_id']}: {run['job']['state']}")
     if run["seconds"]:
         print(_time_text(run["seconds"]))
     for stage in run["stages"]:
@@ -50,6 +57,13 @@ def status(options: Namespace) -> int:
     if run["problem"]:
         print(run["problem"])
     return 0
+
+
+def _statuses(run_dirs: Sequence[Path]) -> list[dict[str, Any]]:
+    """What run directories say, and what the queues say of those that were submitted."""
+    found = {run_dir: runs.run_status(run_dir) for run_dir in run_dirs}
+    submitted.join_places(found)
+    return list(found.values())
 
 
 def _time_text(seconds: dict[str, float]) -> str:
@@ -100,11 +114,13 @@ def _write(content: bytes) -> None:
 
 
 def cancel(options: Namespace) -> int:
-    """Ask a run to save its work and stop."""
+    """Ask a run to save its work and stop, or take it out of its queue."""
     run_dir = runs.find_run(options.run, options.runs_dir)
-    runs.request_stop(run_dir)
+    state = submitted.stop_run(run_dir)
     if options.json:
-        print_json({"name": run_dir.name, "state": "stopping"})
+        print_json({"name": run_dir.name, "state": state})
+    elif state == "cancelled":
+        print(f"{run_dir.name} is cancelled before it started")
     else:
         print(f"{run_dir.name} stops after this step, with its work saved")
     return 0

@@ -25,6 +25,9 @@ FOLDER_PREFIX = "orc-"
 # A driver holds its folder's lock within milliseconds of making it.
 ABANDONED_SECONDS = 60
 
+# A Ray node takes about 10 s to start; where Python comes from a slow shared file system, a multiple.
+JOIN_SECONDS = 180
+
 # Seconds between two looks of Ray Train's controller at its workers; its default of 2 delays every end.
 HEALTH_CHECK_SECONDS = "0.5"
 
@@ -61,9 +64,29 @@ def _existing(address: str) -> Iterator[None]:
             " token, or unset RAY_ADDRESS to run inside this machine."
         ) from error
     try:
+        _wait_for_nodes(int(os.environ.get("ORCHESTRATOR_RAY_NODES") or 1))
         yield
     finally:
         ray.shutdown()
+
+
+def _wait_for_nodes(num_nodes: int) -> None:
+    """Wait until a cluster that starts together with this driver is complete.
+
+    Raises:
+        LaunchError: It is not within ``JOIN_SECONDS``.
+    """
+    import ray
+
+    deadline = time.monotonic() + JOIN_SECONDS
+    while (found := sum(node["Alive"] for node in ray.nodes())) < num_nodes:
+        if time.monotonic() > deadline:
+            raise LaunchError(
+                f"{found} of {num_nodes} Ray nodes have joined {os.environ['RAY_ADDRESS']} within"
+                f" {JOIN_SECONDS} s; the logs of the others, ray-<node>.log, lie beside the token in"
+                f" {Path(os.environ.get('RAY_AUTH_TOKEN_PATH', '.')).parent}"
+            )
+        time.sleep(0.2)
 
 
 @contextmanager

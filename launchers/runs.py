@@ -204,17 +204,17 @@ def _next_log(
 
 def _is_run(path: Path) -> bool:
     layout = RunLayout(path)
-    return layout.job.is_file() or layout.events.is_file()
+    return any(path.is_file() for path in (layout.job, layout.events, layout.submission))
 
 
 def _stage_names(layout: RunLayout, events: list[dict[str, Any]]) -> list[str]:
-    """Names in the order of the job; from the events where the job cannot be read."""
+    """Names in the order of the job, started or submitted; from the events where it cannot be read."""
     from orchestrator.errors import SpecError
     from orchestrator.spec.yaml12 import parse
 
     try:
-        text = layout.job.read_text(encoding="utf-8")
-        job = parse(text, str(layout.job), quoted=str, problems=[])
+        path = layout.job if layout.job.is_file() else layout.submitted_job
+        job = parse(path.read_text(encoding="utf-8"), str(path), quoted=str, problems=[])
         return [str(stage["name"]) for stage in job["stages"]]
     except (OSError, SpecError, KeyError, TypeError):
         return list(dict.fromkeys(str(event["stage"]) for event in events if "stage" in event))

@@ -39,7 +39,10 @@ REGISTRY: Mapping[Kind, Mapping[str, str]] = MappingProxyType(
             "jsonl": "orchestrator.tracking.jsonl:JSONLTracker",
             "wandb": "orchestrator.tracking.wandb:WandbTracker",
         },
-        "launcher": {"local": "launchers.local:LocalLauncher"},
+        "launcher": {
+            "local": "launchers.local:LocalLauncher",
+            "slurm": "launchers.slurm:SlurmLauncher",
+        },
     }
 )
 

@@ -1,7 +1,7 @@
 """Every path under a run directory, and nothing else; importable without torch.
 
 runs/<name>/
-  job.yaml  environment.json  events.jsonl  driver.lock  run_id  stop
+  job.yaml  submitted.yaml  submission.json  environment.json  events.jsonl  driver.lock  run_id  stop
   <stage>/
     inputs.json  metrics.jsonl  ledger.jsonl  result.json  worker.lock
     logs/rank-00000.log
@@ -95,6 +95,16 @@ class RunLayout:
     def submitted_job(self) -> Path:
         """The resolved job as it was handed to a launcher."""
         return self.root / "submitted.yaml"
+
+    @property
+    def submission(self) -> Path:
+        """To which launcher the run was submitted last, and under which job id."""
+        return self.root / "submission.json"
+
+    @property
+    def submission_lock(self) -> Path:
+        """Held while the run is being submitted."""
+        return self.root / "submission.lock"
 
     @property
     def environment(self) -> Path:

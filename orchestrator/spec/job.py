@@ -5,16 +5,16 @@ error positions are ``load.py``; checks between sections are ``references.py``; 
 ``plan.py``.
 """
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from orchestrator.errors import PlanError
 from orchestrator.spec.datasets import Dataset, Tokenizer
+from orchestrator.spec.launchers import Launcher, LocalLauncher
 from orchestrator.spec.optimization import Anomalies, Limits, Optimizer, Schedule
 from orchestrator.spec.remote import require_file_system
 from orchestrator.spec.section import ChosenBy, Must, Section, field
 from orchestrator.spec.trackers import Wandb
 from orchestrator.spec.training import (
-    PLUGIN_PATTERN,
     Data,
     Init,
     Model,
@@ -251,18 +251,6 @@ class Tracking(Section):
     """The user's own trackers."""
 
 
-class Launcher(Section):
-    """Where ``orchestrator run`` runs."""
-
-    name: Annotated[
-        str,
-        Must(pattern=rf"^local$|{PLUGIN_PATTERN}", hint="'local' or your own 'package.module:Name'"),
-    ] = "local"
-    """``local``: this machine, or the Ray cluster that RAY_ADDRESS names; or your own plug-in."""
-    options: dict[str, Any] = field(default_factory=dict)
-    """Options of a plug-in launcher."""
-
-
 class Job(Section):
     """One training job."""
 
@@ -284,7 +272,7 @@ class Job(Section):
     """The stages; each runs after those it names."""
     tracking: Tracking = field(default_factory=Tracking)
     """Experiment trackers."""
-    launcher: Launcher = field(default_factory=Launcher)
+    launcher: Launcher = field(default_factory=LocalLauncher)
     """Where the job runs; the ``--launcher`` flag overrides it."""
 
     def stage(self, name: str) -> TrainStage | EvaluateStage | ExportStage:

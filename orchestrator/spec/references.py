@@ -33,6 +33,8 @@ Complaint = tuple[KeyPath, str]
 RESERVED = (
     "job.yaml",
     "submitted.yaml",
+    "submission.json",
+    "submission.lock",
     "plan.json",
     "pins.json",
     "environment.json",

@@ -59,7 +59,7 @@ FREE = [
     "stages.pretrain.checkpoint.every_steps=1",
     "stages.pretrain.logging.every_steps=1",
     "tracking={wandb: {project: x}}",
-    "launcher.options.x=1",
+    "launcher={name: slurm, options: {nodes: 2}}",
     "datasets.rfc.files=elsewhere/*.txt",
 ]
 

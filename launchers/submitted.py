@@ -1,0 +1,213 @@
+"""What became of a submitted job: the record in its run directory, joined with what its place says.
+
+The run directory knows a run from the moment its driver starts. Before that, and where the driver never
+started, the place is asked: SLURM's queue, a Ray cluster's list of jobs.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from launchers.base import PlaceState, RemoteLauncher, make_launcher
+from launchers.runs import ENDS, is_locked, request_stop
+from orchestrator.checkpoint.layout import RunLayout
+from orchestrator.errors import LaunchError, OrchestratorError, PlanError
+from orchestrator.tracking.events import read_json_lines, replace_text
+
+Status = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Submission:
+    """One submission of a run: to which launcher, with which options, under which id."""
+
+    launcher: str
+    job_id: str
+    options: Mapping[str, Any]
+    time: str
+
+    @classmethod
+    def of_now(cls, launcher: str, job_id: str, options: Mapping[str, Any]) -> Submission:
+        """A submission that was made just now."""
+        return cls(launcher, job_id, options, datetime.now(UTC).isoformat(timespec="milliseconds"))
+
+    def write(self, layout: RunLayout) -> None:
+        """Remember it in the run directory."""
+        replace_text(layout.submission, json.dumps(asdict(self), indent=1))
+
+    def place(self) -> RemoteLauncher | None:
+        """The launcher whose queue holds it, if that has one."""
+        # Here and not above: 'status' of runs that nobody submitted needs no job's types.
+        from orchestrator.spec.job import Resources
+
+        launcher = make_launcher(self.launcher, self.options, Resources())
+        return launcher if isinstance(launcher, RemoteLauncher) else None
+
+    def state(self) -> PlaceState | None:
+        """How it stands in its queue; ``None``: it is over, or its place has no queue.
+
+        Raises:
+            LaunchError: The place cannot be asked.
+        """
+        place = self.place()
+        return place.queue().get(self.job_id) if place else None
+
+
+def read_submission(layout: RunLayout) -> Submission | None:
+    """The latest submission of a run; ``None`` where it was started by hand."""
+    try:
+        return Submission(**json.loads(layout.submission.read_text(encoding="utf-8")))
+    except FileNotFoundError:
+        return None
+    except (ValueError, TypeError) as error:
+        raise LaunchError(
+            f"{layout.submission} is damaged ({error}); delete it to forget the submission"
+        ) from error
+
+
+@contextmanager
+def only_submission(layout: RunLayout) -> Iterator[None]:
+    """Hold the run's submission, so that of two at the same time the second sees the first.
+
+    Raises:
+        LaunchError: The run is being run, queued or submitted already.
+        PlanError: The run directory cannot be made.
+    """
+    try:
+        layout.root.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise PlanError(
+            f"the run directory {layout.root} cannot be made: {error.strerror}. Name a folder that can be"
+            " written with --runs-dir"
+        ) from error
+    with layout.submission_lock.open("a") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        _refuse_second(layout)
+        yield
+
+
+def _refuse_second(layout: RunLayout) -> None:
+    name = layout.root.name
+    advice = (
+        f"follow it with 'orchestrator status {name}' and 'orchestrator logs {name} -f',"
+        f" or stop it with 'orchestrator cancel {name}'"
+    )
+    if is_locked(layout.driver_lock):
+        raise LaunchError(f"{layout.root} is being run already; {advice}")
+    submission = read_submission(layout)
+    if submission is None:
+        return
+    try:
+        state = submission.state()
+    except LaunchError as error:
+        raise LaunchError(
+            f"{layout.root} was submitted as {submission.launcher} job {submission.job_id}, and whether that"
+            f" is over cannot be seen: {error}. If you know that it is, delete {layout.submission}"
+        ) from error
+    if state is not None:
+        raise LaunchError(
+            f"{layout.root} is {state.phase} already as {submission.launcher} job {submission.job_id}"
+            f" ({state.detail}); {advice}"
+        )
+
+
+def join_places(statuses: Mapping[Path, Status]) -> None:
+    """Add to each status, by run directory, what its place says; each place is asked once.
+
+    ``job`` becomes ``{launcher, job_id, state}``; ``state`` becomes ``queued`` or ``starting`` where the
+    driver has not started.
+    """
+    queues: dict[str, Mapping[str, PlaceState]] = {}
+    for run_dir, status in statuses.items():
+        status["job"] = None
+        try:
+            submission = read_submission(RunLayout(run_dir))
+            place = submission.place() if submission else None
+            if submission is None or place is None:
+                continue
+            if submission.launcher not in queues:
+                queues[submission.launcher] = place.queue()
+        except OrchestratorError as error:
+            print(f"orchestrator: warning: {status['name']}: {error}", file=sys.stderr)
+            continue
+        found = queues[submission.launcher].get(submission.job_id)
+        status["job"] = {"launcher": submission.launcher, "job_id": submission.job_id, "state": None}
+        if found:
+            status["job"]["state"] = found.detail
+            status["state"] = _joined_state(status["state"], found, _has_begun(run_dir, submission))
+
+
+def explain_ending(run_dir: Path, status: Status) -> None:
+    """Say of a submitted run whose driver never started how its job ended."""
+    submission = read_submission(RunLayout(run_dir))
+    if not status["job"] or status["job"]["state"] or submission is None or _has_begun(run_dir, submission):
+        return
+    place = submission.place()
+    ending = place.ending(submission.job_id) if place else None
+    status["job"]["state"] = ending
+    status["state"] = "cancelled" if ending and "CANCELLED" in ending else "failed"
+    status["problem"] = (
+        f"{submission.launcher} job {submission.job_id} ended before its driver started"
+        f" ({ending or 'its place no longer knows how'}); its output is in {run_dir}"
+    )
+
+
+def _joined_state(state: str, found: PlaceState, has_begun: bool) -> str:
+    if found.phase == "queued":
+        return "queued"
+    if not has_begun:
+        return "starting"
+    # The lock of a driver on another machine cannot be seen on every shared file system.
+    return "running" if state == "interrupted" else state
+
+
+def _has_begun(run_dir: Path, submission: Submission) -> bool:
+    """Whether a driver has written an event since the submission."""
+    events = read_json_lines(RunLayout(run_dir).events)
+    return any(str(event.get("time", "")) >= submission.time for event in events)
+
+
+def stop_run(run_dir: Path) -> str:
+    """Ask a run to save and stop, or take its job out of the queue; what was done.
+
+    Raises:
+        LaunchError: It is not running, or its place refused.
+    """
+    layout = RunLayout(run_dir)
+    submission = None if is_locked(layout.driver_lock) else read_submission(layout)
+    place = submission.place() if submission else None
+    if submission is None or place is None:
+        request_stop(run_dir)
+        return "stopping"
+    state = place.queue().get(submission.job_id)
+    if state and state.phase == "queued":
+        place.cancel(submission.job_id, only_queued=True)
+        state = place.queue().get(submission.job_id)
+        if state is None:
+            return "cancelled"
+    if state is None:
+        request_stop(run_dir)
+    elif _is_driven(layout, submission):
+        layout.stop_request.write_text("cancel", encoding="utf-8")
+    else:
+        place.cancel(submission.job_id, only_queued=False)
+        return "cancelled"
+    return "stopping"
+
+
+def _is_driven(layout: RunLayout, submission: Submission) -> bool:
+    """Whether a driver has started since the submission and not ended: one whose lock cannot be seen here."""
+    marks = [
+        str(event["event"])
+        for event in read_json_lines(layout.events)
+        if str(event.get("time", "")) >= submission.time and str(event.get("event")).startswith("run_")
+    ]
+    return bool(marks) and marks[-1] not in ENDS

@@ -1,0 +1,95 @@
+"""The launchers of a job file and what each may be told.
+
+Values here become arguments of a command that is run without a shell, so any text is safe; what
+a command would misread - a line break, a flag that belongs to the launcher - is refused.
+"""
+
+import re
+from typing import Annotated, Any, Literal
+
+from orchestrator.spec.section import ChosenBy, Must, Section, field
+from orchestrator.spec.training import Plugin
+
+Positive = Annotated[int, Must(ge=1)]
+ONE_LINE = Must(pattern=r"^[^\x00-\x1f\x7f]+$", hint="text in one line")
+Line = Annotated[str, ONE_LINE]
+TIME = re.compile(r"\d+(:\d+){0,2}|\d+-\d+(:\d+){0,2}|UNLIMITED|INFINITE", re.ASCII)
+FLAG = re.compile(r"--([a-z][a-z0-9-]*)(=[^\x00-\x1f\x7f]*)?")
+OWN_FLAGS = {
+    "array": "a run directory holds one job; submit one job file for each",
+    "job-name": "it is the run's name",
+    "parsable": "the launcher reads the job id itself",
+    "test-only": "use --dry-run",
+    "wait": "follow the run with 'orchestrator logs RUN -f'",
+    "wrap": "the script is slurm/ray.sbatch",
+}
+"""Flags of sbatch that would break a submission, and what to do instead."""
+
+
+class LocalLauncher(Section):
+    """This machine, or the Ray cluster that RAY_ADDRESS names."""
+
+    name: Literal["local"] = "local"
+    """This machine, or the Ray cluster that RAY_ADDRESS names."""
+    options: dict[str, Any] = field(default_factory=dict)
+    """It takes none."""
+
+    def __post_init__(self) -> None:
+        if self.options:
+            raise ValueError(
+                f"launcher 'local' takes no options, found {', '.join(map(str, self.options))}; choose"
+                " another with launcher.name or --launcher"
+            )
+
+
+class SlurmOptions(Section):
+    """What sbatch is told; the flags of ``orchestrator submit`` of the same names override it."""
+
+    nodes: Positive = 1
+    """SLURM nodes; each becomes one Ray node with ``num_workers / nodes`` workers, rounded up."""
+    partition: Line | None = None
+    """Partition, or several by comma; absent: the site's default."""
+    time: int | str | None = None
+    """Time limit as sbatch takes it: minutes, or ``days-hours:minutes:seconds``; absent: the partition's."""
+    account: Line | None = None
+    """Account that is charged; absent: the user's default."""
+    cpus_per_node: Positive | None = None
+    """CPU cores of each node; absent: those of its workers. More of them prepare data faster."""
+    gpus_per_node: Annotated[int, Must(ge=0)] | None = None
+    """GPUs of each node; absent: those of its workers."""
+    grace_seconds: Annotated[int, Must(ge=10)] = 120
+    """Seconds before the time limit at which the run saves and asks for a new turn. SLURM may send the signal
+    up to 60 s earlier."""
+    max_requeues: Annotated[int, Must(ge=0)] = 10
+    """How often one job is queued again at its time limit, a preemption or a lost node."""
+    python: Line | None = None
+    """Interpreter on the nodes, with orchestrator installed; absent: the one that submits."""
+    scripts: Line | None = None
+    """Folder with ``ray.sbatch``, ``ray_node.sh`` and ``env.sh``; absent: ``slurm/`` of the project."""
+    flags: tuple[str, ...] = ()
+    """Any other flags of sbatch, as given: ``[--qos=high, --exclusive]``; they win over the launcher's."""
+
+    def __post_init__(self) -> None:
+        if self.time is not None and not TIME.fullmatch(str(self.time)):
+            raise ValueError(
+                "time: expected minutes, minutes:seconds, hours:minutes:seconds, days-hours,"
+                f" days-hours:minutes or days-hours:minutes:seconds, found {self.time!r}"
+            )
+        for flag in self.flags:
+            found = FLAG.fullmatch(flag)
+            if found is None:
+                raise ValueError(f"flags: expected '--name' or '--name=value' in one line, found {flag!r}")
+            if found[1] in OWN_FLAGS:
+                raise ValueError(f"flags: '--{found[1]}' cannot be given: {OWN_FLAGS[found[1]]}")
+
+
+class SlurmLauncher(Section):
+    """A batch job under SLURM."""
+
+    name: Literal["slurm"]
+    """A batch job under SLURM."""
+    options: SlurmOptions = field(default_factory=SlurmOptions)
+    """What sbatch is told."""
+
+
+Launcher = Annotated[LocalLauncher | SlurmLauncher | Plugin, ChosenBy("name", default="local")]

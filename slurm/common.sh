@@ -1,0 +1,61 @@
+# shellcheck shell=bash
+# What ray.sbatch and torchrun.sbatch share: the nodes of the job and their addresses, steps, and how
+# a job gets another turn.
+
+say() { echo "[$(date +%T)] job ${SLURM_JOB_ID:-?}, start ${SLURM_RESTART_COUNT:-0}: $*"; }
+
+fail() {
+  say "$*" >&2
+  exit "${code:-1}"
+}
+
+node_address() {
+  local found
+  found=$(scontrol show node "$1" | grep -oP 'NodeAddr=\K\S+')
+  if [[ ! $found =~ ^[0-9.]+$ ]]; then
+    # A node's own name often stands for loopback in its /etc/hosts, which other nodes cannot reach.
+    found=$(getent ahostsv4 "$found" | awk '$1 !~ /^127\./ { print $1; exit }')
+  fi
+  echo "$found"
+}
+
+# The nodes, a port and steps of one node each.
+lay_out() {
+  # shellcheck disable=SC2154 # an option of the scripts
+  [[ $max_requeues =~ ^[0-9]+$ ]] || code=2 fail "--max-requeues is '$max_requeues', expected a whole number"
+  mapfile -t nodes < <(scontrol show hostnames "$SLURM_JOB_NODELIST")
+  first=${nodes[0]}
+  first_address=$(node_address "$first")
+  [[ -n $first_address ]] || fail "node $first has no IPv4 address: define node_address in slurm/env.sh"
+  # This one and the next, by job id, so that two jobs on one node do not meet; below the ports that systems hand
+  # out by themselves.
+  # shellcheck disable=SC2034 # the scripts use it
+  port=$((20000 + 2 * (SLURM_JOB_ID % 5000)))
+  cpus=${SLURM_CPUS_PER_TASK:-$SLURM_CPUS_ON_NODE}
+  # What this script exports reaches the steps, even under 'sbatch --export=NONE'.
+  export SLURM_EXPORT_ENV=ALL
+  step=(srun --overlap --nodes=1 --ntasks=1 --cpus-per-task="$cpus" --kill-on-bad-exit=1 --input=none)
+  step+=("${SRUN_OPTIONS[@]}")
+}
+
+# Waits for a process although signals end every 'wait' early; its exit code in 'code'.
+wait_for() {
+  while kill -0 "$1" 2>/dev/null; do
+    wait "$1"
+  done
+  wait "$1"
+  code=$?
+}
+
+# After SIGUSR1 or SIGUSR2 from SLURM and a saved run: the same job once more.
+requeue() {
+  local count=${SLURM_RESTART_COUNT:-0}
+  # shellcheck disable=SC2154 # an option of the scripts
+  if ((count >= max_requeues)); then
+    say "the work is saved; not queued again after $count times (--max-requeues=$max_requeues)"
+    return
+  fi
+  say "the work is saved; queued again"
+  # SLURM ends this script then.
+  scontrol requeue "$SLURM_JOB_ID" && sleep 300
+}

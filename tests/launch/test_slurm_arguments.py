@@ -1,0 +1,258 @@
+"""What ``submit --launcher slurm`` hands to sbatch, argument by argument; with a fake sbatch on PATH."""
+
+from __future__ import annotations
+
+import shlex
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from launchers.slurm import SCRIPTS, SlurmLauncher
+from orchestrator.spec.job import Resources
+from tests.unit.launchers.commands import Console
+from tests.unit.spec.jobs import VALID, write_job
+
+HOSTILE = (
+    "$(touch hacked)",
+    "`touch hacked`",
+    "; touch hacked",
+    "a' b\" c",
+    "../../etc",
+    "*",
+    "%j",
+    "--wrap=touch hacked",
+    "${HOME}",
+    "a\nb",
+    "a\x00b",
+)
+FAKE = """#!/bin/bash
+printf '%s\\0' "${0##*/}" "$@" >>"$FAKE_LOG"
+cat "$FAKE_ANSWERS/${0##*/}" 2>/dev/null
+cat "$FAKE_ANSWERS/${0##*/}.errors" >&2 2>/dev/null
+exit "$(cat "$FAKE_ANSWERS/${0##*/}.code" 2>/dev/null || echo 0)"
+"""
+
+
+class FakeSlurm:
+    """Programs by the names of SLURM's that note how they are called and answer as they are told."""
+
+    def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        self._folder = folder
+        folder.mkdir()
+        for name in ("sbatch", "squeue", "scontrol", "scancel", "sacct"):
+            (folder / name).write_text(FAKE)
+            (folder / name).chmod(0o755)
+        (folder / "sbatch.answers").mkdir()
+        monkeypatch.setenv("PATH", f"{folder}:/usr/bin:/bin")
+        monkeypatch.setenv("FAKE_LOG", str(folder / "log"))
+        monkeypatch.setenv("FAKE_ANSWERS", str(folder / "sbatch.answers"))
+        self.answer("sbatch", "17\n")
+
+    def answer(self, name: str, output: str = "", errors: str = "", code: int = 0) -> None:
+        """What a program prints and ends with from here on."""
+        answers = self._folder / "sbatch.answers"
+        (answers / name).write_text(output)
+        (answers / f"{name}.errors").write_text(errors)
+        (answers / f"{name}.code").write_text(str(code))
+
+    def calls(self) -> list[str]:
+        """Programs and arguments, in one list."""
+        log = self._folder / "log"
+        return log.read_text().split("\0")[:-1] if log.exists() else []
+
+
+@pytest.fixture
+def slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeSlurm:
+    """A fake SLURM on PATH, and nothing else there that has its names."""
+    return FakeSlurm(tmp_path / "bin", monkeypatch)
+
+
+@pytest.fixture
+def job(tmp_path: Path) -> Path:
+    return write_job(tmp_path, VALID + "resources: {num_workers: 4, cpus_per_worker: 3}\n")
+
+
+def test_a_dry_run_shows_exactly_what_a_fake_sbatch_receives(
+    slurm: FakeSlurm, job: Path, tmp_path: Path, console: Console
+) -> None:
+    runs = tmp_path / "my runs"
+    command = ("submit", job, "--launcher", "slurm", "--nodes", "2", "--partition", "gpu", "--time", "1-0")
+    command = (*command, "--account", "lab", "--runs-dir", runs)
+    shown = console(*command, "--dry-run", "--", "--qos=high", "--exclusive")
+    assert slurm.calls() == []
+    assert not runs.exists()
+    ended = console(*command, "--json", "--", "--qos=high", "--exclusive")
+    assert ended.json() == {"name": "tiny", "launcher": "slurm", "job_id": "17"}
+    python = slurm.calls()[slurm.calls().index(f"--scripts={SCRIPTS}") + 1]
+    assert python.startswith("--python=/")
+    expected = [
+        "sbatch",
+        "--parsable",
+        "--job-name=tiny",
+        f"--output={runs}/tiny/%x-%j.out",
+        "--open-mode=append",
+        "--requeue",
+        "--signal=B:USR1@120",
+        "--nodes=2",
+        "--ntasks-per-node=1",
+        "--cpus-per-task=6",
+        "--partition=gpu",
+        "--time=1-0",
+        "--account=lab",
+        "--qos=high",
+        "--exclusive",
+        f"{SCRIPTS}/ray.sbatch",
+        f"--scripts={SCRIPTS}",
+        python,
+        f"--folder={runs}/tiny",
+        "--max-requeues=10",
+        f"{runs}/tiny/submitted.yaml",
+        f"--runs-dir={runs}",
+    ]
+    assert slurm.calls() == expected
+    assert shlex.split(shown.output) == expected
+
+
+@pytest.mark.parametrize(
+    ("resources", "options", "expected"),
+    [
+        ({}, {}, ["--nodes=1", "--ntasks-per-node=1", "--cpus-per-task=1"]),
+        (
+            {"num_workers": 8, "cpus_per_worker": 4, "gpus_per_worker": 1},
+            {"nodes": 2},
+            ["--nodes=2", "--ntasks-per-node=1", "--cpus-per-task=16", "--gpus-per-node=4"],
+        ),
+        ({"num_workers": 3}, {"nodes": 2}, ["--nodes=2", "--ntasks-per-node=1", "--cpus-per-task=2"]),
+        (
+            {"num_workers": 2, "gpus_per_worker": 1},
+            {"nodes": 2, "cpus_per_node": 32, "gpus_per_node": 8},
+            ["--nodes=2", "--ntasks-per-node=1", "--cpus-per-task=32", "--gpus-per-node=8"],
+        ),
+    ],
+)
+def test_workers_become_nodes_cores_and_gpus(
+    resources: dict[str, int], options: dict[str, int], expected: list[str], tmp_path: Path
+) -> None:
+    launcher = SlurmLauncher.for_resources(options, Resources(**resources))
+    arguments = launcher.render(tmp_path / "submitted.yaml", tmp_path)
+    sizes = ("--nodes", "--ntasks", "--cpus", "--gpus")
+    assert [argument for argument in arguments if argument.startswith(sizes)] == expected
+
+
+@pytest.mark.parametrize("value", HOSTILE)
+@pytest.mark.parametrize("field", ["partition", "time", "account", "python", "flags"])
+def test_a_hostile_value_is_one_argument_of_a_fake_sbatch_or_refused(
+    field: str, value: str, slurm: FakeSlurm, job: Path, tmp_path: Path, console: Console,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    monkeypatch.chdir(tmp_path)
+    text = f"--comment={value}" if field == "flags" else value
+    given: tuple[str, ...] = ("--set", f"launcher.options.{field}={_yaml(text)}")
+    if field in ("partition", "time", "account"):
+        given = (f"--{field}={text}",)
+    if field == "flags":
+        given = ("--", text)
+    ended = console("submit", job, "--launcher", "slurm", *given)
+    assert not list(tmp_path.rglob("hacked"))
+    if ended.code == 2:
+        assert field in ended.errors
+        assert slurm.calls() == []
+        return
+    assert ended.code == 0
+    whole = {"flags": text, "python": f"--python={tmp_path / text}"}.get(field, f"--{field}={text}")
+    assert whole in slurm.calls()
+    # What a dry run shows is safe to paste into a shell.
+    shown = console("submit", job, "--launcher", "slurm", "--dry-run", *given)
+    subprocess.run(["bash", "-c", shown.output], check=True, cwd=tmp_path)
+    assert slurm.calls()[: len(slurm.calls()) // 2] * 2 == slurm.calls()
+    assert not list(tmp_path.rglob("hacked"))
+
+
+def _yaml(text: str) -> str:
+    import json
+
+    return json.dumps(text).replace("${", "$${")
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_a_hostile_run_name_is_refused(name: str, slurm: FakeSlurm, job: Path, console: Console) -> None:
+    ended = console("submit", job, "--launcher", "slurm", "--set", f"name={_yaml(name)}")
+    assert ended.code == 2
+    assert "name: expected a name of up to 64 lower-case letters" in ended.errors
+    assert slurm.calls() == []
+
+
+def test_a_runs_folder_that_sbatch_would_misread_is_refused(
+    slurm: FakeSlurm, job: Path, tmp_path: Path, console: Console
+) -> None:
+    command = ("submit", job, "--launcher", "slurm", "--runs-dir")
+    ended = console(*command, tmp_path / "a\\b")
+    assert ended.code == 2
+    assert "holds a backslash" in ended.errors
+    assert console(*command, tmp_path / "100%j").code == 0
+    assert f"--output={tmp_path}/100%%j/tiny/%x-%j.out" in slurm.calls()
+
+
+def test_without_sbatch_the_message_says_where_to_submit(
+    slurm: FakeSlurm, job: Path, tmp_path: Path, console: Console, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path / "empty"))
+    runs = tmp_path / "runs"
+    ended = console("submit", job, "--launcher", "slurm", "--runs-dir", runs)
+    assert ended.code == 2
+    assert ended.errors.startswith("there is no sbatch on PATH: type this on a login node of a SLURM cluster")
+    assert list(runs.iterdir()) == [], "nothing is half-submitted"
+
+
+@pytest.mark.parametrize(
+    ("errors", "advice"),
+    [
+        ("error: Batch job submission failed: Job violates accounting/QOS policy (job submit limit, "
+         "user's size and/or time limits)", "wait for other jobs to end, or ask for less"),
+        ("error: Batch job submission failed: Invalid account or account/partition combination specified",
+         "give one with --account"),
+    ],
+)  # fmt: skip
+def test_a_quota_error_of_a_fake_sbatch_is_shown_with_what_to_do(
+    errors: str, advice: str, slurm: FakeSlurm, job: Path, tmp_path: Path, console: Console
+) -> None:
+    slurm.answer("sbatch", errors=f"sbatch: {errors}\n", code=1)
+    runs = tmp_path / "runs"
+    ended = console("submit", job, "--launcher", "slurm", "--runs-dir", runs)
+    assert ended.code == 2
+    assert f"sbatch refused the job: sbatch: {errors}\n" in ended.errors
+    assert advice in ended.errors
+    assert list(runs.iterdir()) == []
+
+
+def test_an_ended_job_is_looked_up_in_a_fake_sacct_where_scontrol_has_forgotten_it(
+    slurm: FakeSlurm, job: Path, tmp_path: Path, console: Console
+) -> None:
+    runs = tmp_path / "runs"
+    console("submit", job, "--launcher", "slurm", "--runs-dir", runs)
+    slurm.answer("scontrol", errors="slurm_load_jobs error: Invalid job id specified", code=1)
+    slurm.answer("sacct", "NODE_FAIL|1:0\n")
+    status = console("status", "tiny", "--runs-dir", runs, "--json").json()
+    assert status["state"] == "failed"
+    assert status["job"] == {"launcher": "slurm", "job_id": "17", "state": "NODE_FAIL, exit code 1"}
+    assert "slurm job 17 ended before its driver started (NODE_FAIL, exit code 1)" in status["problem"]
+
+
+def test_flags_that_belong_to_the_launcher_are_refused(job: Path, console: Console) -> None:
+    for flag, reason in (("--wrap=x", "the script is slurm/ray.sbatch"), ("--wait", "orchestrator logs")):
+        ended = console("submit", job, "--launcher", "slurm", "--dry-run", "--", flag)
+        assert ended.code == 2
+        assert reason in ended.errors
+
+
+def test_more_nodes_than_workers_are_refused(job: Path, console: Console) -> None:
+    ended = console("submit", job, "--launcher", "slurm", "--nodes", "5", "--dry-run")
+    assert ended.code == 2
+    assert "nodes is 5, and resources.num_workers is 4" in ended.errors
+
+
+def test_flags_of_slurm_are_refused_by_the_local_launcher(job: Path, console: Console) -> None:
+    ended = console("submit", job, "--nodes", "2", "--dry-run")
+    assert ended.code == 2
+    assert "launcher 'local' takes no options, found nodes" in ended.errors
