@@ -28,6 +28,13 @@ SCRIPTS = Path(__file__).parents[1] / "slurm"
 TIMEOUT_SECONDS = 60
 # States in squeue of a job that waits; a requeued one is among them.
 WAITING = ("PENDING", "REQUEUED", "REQUEUE_HOLD", "REQUEUE_FED", "SPECIAL_EXIT", "SUSPENDED")
+# Reasons of waiting that only another request, or the administrator, ends. Many sites let such jobs in.
+NEVER_STARTS = {
+    "PartitionConfig": "'sinfo -Nl' shows the nodes: ask for fewer of them, or for less of each",
+    "PartitionNodeLimit": "'sinfo -s' shows how many nodes a partition gives: lower --nodes",
+    "PartitionTimeLimit": "'sinfo -s' shows each partition's limit: lower --time",
+    "BadConstraints": "no node has these features: correct --constraint in launcher.options.flags",
+}
 ADVICE = (
     (
         "invalid partition",
@@ -143,7 +150,23 @@ class SlurmLauncher:
                 f"sbatch printed {done.stdout.strip()!r}, expected a job id; look with 'squeue --me' whether"
                 " the job was queued"
             )
+        self._refuse_hopeless(job_id)
         return job_id
+
+    def _refuse_hopeless(self, job_id: str) -> None:
+        """Take out of the queue what could never start there.
+
+        Raises:
+            RefusedJobError: Naming SLURM's reason.
+        """
+        found = self.queue().get(job_id)
+        reason = found.detail.partition(", ")[2] if found else ""
+        if reason in NEVER_STARTS:
+            self.cancel(job_id, only_queued=False)
+            raise RefusedJobError(
+                f"the cluster can never start this job ({reason}), so it was taken out of the queue again."
+                f"\n{NEVER_STARTS[reason]}"
+            )
 
     def queue(self) -> dict[str, PlaceState]:
         """The user's jobs that are not over, from squeue.

@@ -10,7 +10,6 @@ from __future__ import annotations
 import os
 import re
 import shutil
-import signal
 import subprocess
 import time
 from collections.abc import Callable, Iterator
@@ -45,6 +44,16 @@ def skip_or_fail() -> None:
         pytest.fail(f"{REQUIRED} is set, and {reason}")
     if reason:
         pytest.skip(reason)
+
+
+@contextmanager
+def cluster_in_environment(folder: Path) -> Iterator[Cluster]:
+    """A cluster that commands of this process find; the test is skipped where it cannot be."""
+    skip_or_fail()
+    with running_cluster(folder) as cluster, pytest.MonkeyPatch.context() as patch:
+        for name, value in cluster.environment.items():
+            patch.setenv(name, value)
+        yield cluster
 
 
 def _path() -> str:
@@ -85,27 +94,21 @@ class Cluster:
         over = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL")
         return self.wait(job_id, lambda job: job["JobState"] in over, seconds)
 
-    def processes(self) -> list[psutil.Process]:
-        """Processes of jobs: all that descends from a step's or a batch script's daemon."""
+    def processes(self, job_id: str | None = None) -> list[psutil.Process]:
+        """Living processes of jobs, or of one: all whose environment is that of a job of this cluster."""
         return [
             process
             for process in psutil.process_iter()
-            if _in_environment(process, f"SLURM_CONF={self.folder / 'slurm.conf'}")
-            or str(self.folder) in " ".join(_arguments(process))
+            if (found := _environment(process)).get("SLURM_CONF") == self.environment["SLURM_CONF"]
+            and "SLURM_JOB_ID" in found
+            and job_id in (None, found["SLURM_JOB_ID"])
         ]
 
 
-def _in_environment(process: psutil.Process, text: str) -> bool:
+def _environment(process: psutil.Process) -> dict[str, str]:
     with suppress(psutil.Error, OSError):
-        key, _, value = text.partition("=")
-        return "SLURM_JOB_ID" in (found := process.environ()) and found.get(key) == value
-    return False
-
-
-def _arguments(process: psutil.Process) -> list[str]:
-    with suppress(psutil.Error):
-        return process.cmdline()
-    return []
+        return dict(process.environ())
+    return {}
 
 
 @contextmanager
@@ -148,11 +151,11 @@ def _stop(cluster: Cluster) -> None:
         deadline = time.monotonic() + KILL_WAIT_SECONDS + 15
         while cluster.command("squeue", "--noheader") and time.monotonic() < deadline:
             time.sleep(0.2)
-    pid_files = [*cluster.folder.glob("slurm*.pid"), cluster.folder / "munge" / "pid"]
-    daemons = [psutil.Process(int(path.read_text())) for path in pid_files if path.exists()]
-    for process in daemons:
-        with suppress(psutil.Error):
-            process.send_signal(signal.SIGTERM)
+    daemons = []
+    for path in [*cluster.folder.glob("slurm*.pid"), cluster.folder / "munge" / "pid"]:
+        with suppress(psutil.Error, OSError, ValueError):
+            daemons.append(psutil.Process(int(path.read_text())))
+            daemons[-1].terminate()
     _, alive = psutil.wait_procs(daemons, timeout=10)
     for process in [*alive, *cluster.processes()]:
         with suppress(psutil.Error):

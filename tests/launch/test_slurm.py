@@ -1,0 +1,201 @@
+"""Jobs on a real SLURM, each with a real Ray on two nodes: to the end, preempted, cancelled, refused.
+
+The uninterrupted run of the first test is what the others' weights are compared with.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
+
+from launchers.slurm import SCRIPTS
+from orchestrator.checkpoint.layout import RunLayout
+from tests.e2e.commands import ROOT, environment, events, last_step, succeed
+from tests.e2e.test_kill_and_resume import write_job
+from tests.launch.slurm_cluster import Cluster, cluster_in_environment
+
+pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(600)]
+
+MAX_STEPS = 150
+NEAR_END = MAX_STEPS - 20
+
+
+class Runs:
+    """A folder of runs on a cluster, and the jobs that are submitted to it."""
+
+    def __init__(self, cluster: Cluster, folder: Path) -> None:
+        self.cluster = cluster
+        self.folder = folder
+        self._home = folder / "home"
+
+    def job(self, name: str, **limits: int) -> Path:
+        """A job file of one short stage."""
+        path = write_job(self.folder, name, ["ddp"])
+        job = yaml.safe_load(path.read_text())
+        job["defaults"]["limits"] = {"max_steps": MAX_STEPS} | limits
+        job["defaults"]["checkpoint"] = {"every_steps": 10, "keep_last": 2}
+        path.write_text(yaml.safe_dump(job, sort_keys=False))
+        return path
+
+    def submit(self, job: Path, *flags: str) -> str:
+        """The job id of a job submitted on two nodes."""
+        command = ("submit", job, "--launcher", "slurm", "--nodes", "2", "--json", *flags)
+        return str(json.loads(self.call(*command))["job_id"])
+
+    def call(self, *command: str | Path) -> str:
+        """Output of a command that must succeed."""
+        return succeed(*command, "--runs-dir", self.folder / "runs", home=self._home)
+
+    def layout(self, name: str) -> RunLayout:
+        return RunLayout(self.folder / "runs" / name)
+
+    def output(self, name: str, job_id: str) -> str:
+        """What the batch job printed."""
+        return (self.layout(name).root / f"{name}-{job_id}.out").read_text()
+
+    def training(self, name: str, job_id: str, step: int = 3) -> None:
+        """Wait until a run has done some steps, and has many to go."""
+        metrics = self.layout(name).stage("ddp").metrics
+        self.cluster.wait(job_id, lambda job: job["JobState"] != "RUNNING" or last_step(metrics) >= step)
+        assert last_step(metrics) < NEAR_END, self.output(name, job_id)
+
+    def left_behind(self, job_id: str) -> list[str]:
+        """Processes and temporary files of a job."""
+        names = [" ".join(process.cmdline()) for process in self.cluster.processes(job_id)]
+        return names + [str(path) for path in Path("/tmp").glob(f"orc-{job_id}-*")]
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Runs]:
+    folder = tmp_path_factory.mktemp("slurm")
+    with cluster_in_environment(folder / "cluster") as cluster:
+        yield Runs(cluster, folder)
+
+
+@pytest.fixture(scope="module")
+def whole(runs: Runs) -> RunLayout:
+    """A run that nothing interrupted."""
+    job_id = runs.submit(runs.job("whole"))
+    job = runs.cluster.ended(job_id)
+    output = runs.output("whole", job_id)
+    assert (job["JobState"], job["ExitCode"]) == ("COMPLETED", "0:0"), output
+    assert "Ray on 2 node(s), n1 n2" in output
+    layout = runs.layout("whole")
+    logs = layout.root / f"slurm-{job_id}.0"
+    assert sorted(path.name for path in logs.iterdir()) == ["ray-n1.log", "ray-n2.log"], "and no token"
+    assert runs.left_behind(job_id) == []
+    assert json.loads(runs.call("status", "whole", "--json"))["state"] == "finished"
+    return layout
+
+
+def weights_equal(found: RunLayout, expected: RunLayout) -> bool:
+    tensors = [load_file(layout.stage("ddp").weights / "model.safetensors") for layout in (found, expected)]
+    return tensors[0].keys() == tensors[1].keys() and all(
+        torch.equal(tensors[0][name], tensors[1][name]) for name in tensors[1]
+    )
+
+
+def starts(layout: RunLayout) -> list[int]:
+    """Steps from which training began, one for each start."""
+    return [event["step"] for event in events(layout.root) if event["event"] == "training_started"]
+
+
+def test_a_run_that_was_asked_to_make_room_goes_on_to_the_same_weights(runs: Runs, whole: RunLayout) -> None:
+    job_id = runs.submit(runs.job("moved"), "--time", "10")
+    runs.training("moved", job_id)
+    # What SLURM sends ahead of a time limit or a preemption: --signal=B:USR1@120.
+    runs.cluster.command("scancel", "--signal=USR1", "--batch", job_id)
+    job = runs.cluster.wait(job_id, lambda job: job["JobState"] == "PENDING")
+    assert job["Restarts"] == "1"
+    layout = runs.layout("moved")
+    assert [event["event"] for event in events(layout.root)][-1] == "run_stopped"
+    assert "the driver ended with exit code 75" in runs.output("moved", job_id)
+    assert runs.left_behind(job_id) == []
+    assert json.loads(runs.call("status", "moved", "--json"))["state"] == "queued"
+
+    runs.cluster.command("scontrol", "update", f"JobId={job_id}", "StartTime=now")
+    job = runs.cluster.ended(job_id)
+    assert (job["JobState"], job["Restarts"]) == ("COMPLETED", "1"), runs.output("moved", job_id)
+    first, second = starts(layout)
+    assert first == 0
+    assert 0 < second < MAX_STEPS, "the second start must have gone on from a checkpoint"
+    assert weights_equal(layout, whole)
+    assert json.loads(runs.call("verify", "moved", "--json"))["ok"]
+
+
+def test_cancel_saves_and_scancel_leaves_no_process(runs: Runs, whole: RunLayout) -> None:
+    job = runs.job("cancelled")
+    job_id = runs.submit(job)
+    runs.training("cancelled", job_id)
+    runs.call("cancel", "cancelled")
+    ended = runs.cluster.ended(job_id)
+    assert (ended["ExitCode"], ended["Restarts"]) == ("75:0", "0"), "a person's wish: not queued again"
+    assert runs.left_behind(job_id) == []
+    assert json.loads(runs.call("status", "cancelled", "--json"))["state"] == "stopped"
+
+    job_id = runs.submit(job)
+    runs.training("cancelled", job_id, step=last_step(runs.layout("cancelled").stage("ddp").metrics) + 3)
+    runs.cluster.command("scancel", job_id)
+    assert runs.cluster.ended(job_id)["JobState"] == "CANCELLED"
+    # SLURM calls a job ended while its last processes still go: up to KillWait and a little more.
+    runs.cluster.wait(job_id, lambda _: not runs.left_behind(job_id), seconds=20)
+
+
+def test_a_job_ends_with_the_exit_code_of_its_driver(runs: Runs) -> None:
+    job = runs.job("unfit")
+    job_id = runs.submit(job, "--set", "datasets.corpus.files=missing.txt")
+    ended = runs.cluster.ended(job_id)
+    assert (ended["JobState"], ended["ExitCode"]) == ("FAILED", "2:0")
+    assert "missing.txt" in runs.output("unfit", job_id)
+    assert runs.left_behind(job_id) == []
+
+
+@pytest.mark.exhaustive
+def test_a_time_limit_is_survived_by_a_run_longer_than_it(runs: Runs) -> None:
+    steps = 4000
+    job_id = runs.submit(
+        runs.job("long", max_steps=steps), "--time", "2", "--set", "launcher.options.grace_seconds=45"
+    )
+    for restarts in range(1, 9):
+        job = runs.cluster.wait(job_id, lambda job: job["JobState"] != "RUNNING", seconds=180)
+        if job["JobState"] != "PENDING":
+            break
+        assert job["Restarts"] == str(restarts)
+        runs.cluster.command("scontrol", "update", f"JobId={job_id}", "StartTime=now")
+        runs.cluster.wait(job_id, lambda job: job["JobState"] == "RUNNING")
+    assert runs.cluster.ended(job_id)["JobState"] == "COMPLETED", runs.output("long", job_id)
+    assert len(starts(runs.layout("long"))) > 1
+    assert json.loads(runs.call("verify", "long", "--json"))["ok"]
+
+
+@pytest.mark.exhaustive
+def test_torchrun_without_ray_stops_for_a_signal_and_ends_with_the_same_weights(
+    runs: Runs, whole: RunLayout
+) -> None:
+    runs.call("prepare", runs.job("bare"))
+    layout = runs.layout("bare")
+    home = environment(runs.folder / "home")
+    done = subprocess.run(
+        ["sbatch", "--parsable", "--nodes=2", "--cpus-per-task=1", f"--output={layout.root}/bare-%j.out",
+         SCRIPTS / "torchrun.sbatch", f"--python={sys.executable}", layout.root],
+        cwd=ROOT, env=home, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    job_id = done.stdout.strip()
+    runs.training("bare", job_id)
+    runs.cluster.command("scancel", "--signal=USR1", "--batch", job_id)
+    runs.cluster.wait(job_id, lambda job: job["JobState"] == "PENDING")
+    runs.cluster.command("scontrol", "update", f"JobId={job_id}", "StartTime=now")
+    job = runs.cluster.ended(job_id)
+    assert (job["JobState"], job["ExitCode"]) == ("COMPLETED", "0:0"), runs.output("bare", job_id)
+    assert starts(layout)[1] > 0
+    assert weights_equal(layout, whole)
+    assert runs.left_behind(job_id) == []

@@ -1,0 +1,115 @@
+"""Jobs that a real SLURM holds in its queue, refuses, or ends before a driver starts."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from launchers.slurm import SCRIPTS
+from tests.launch.slurm_cluster import Cluster, cluster_in_environment
+from tests.unit.launchers.commands import Console
+from tests.unit.spec.jobs import VALID, write_job
+
+LATER = ("--", "--begin=now+1hour")
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    with cluster_in_environment(tmp_path_factory.mktemp("slurm") / "cluster") as found:
+        yield found
+
+
+@pytest.fixture
+def command(cluster: Cluster, tmp_path: Path) -> tuple[str | Path, ...]:
+    """``submit`` of a job on two nodes."""
+    job = write_job(tmp_path, VALID + "resources: {num_workers: 2}\n")
+    return ("submit", job, "--launcher", "slurm", "--nodes", "2", "--runs-dir", tmp_path / "runs")
+
+
+def test_a_queued_job_is_shown_and_a_second_submission_refused_by_name(
+    command: tuple[str | Path, ...], cluster: Cluster, tmp_path: Path, console: Console
+) -> None:
+    runs = tmp_path / "runs"
+    job_id = console(*command, "--json", *LATER).json()["job_id"]
+    status = console("status", "tiny", "--runs-dir", runs, "--json").json()
+    assert status["state"] == "queued"
+    assert status["job"] == {"launcher": "slurm", "job_id": job_id, "state": "PENDING, BeginTime"}
+    assert [stage["name"] for stage in status["stages"]] == ["pretrain"]
+    listed = console("status", "--runs-dir", runs)
+    assert "tiny  queued" in listed.output
+    assert f"slurm job {job_id}: PENDING, BeginTime" in console("status", "tiny", "--runs-dir", runs).output
+
+    for launcher in ("slurm", "local"):
+        second = console("submit", command[1], "--launcher", launcher, "--runs-dir", runs)
+        assert second.code == 1
+        assert f"{runs}/tiny is queued already as slurm job {job_id} (PENDING, BeginTime)" in second.errors
+        assert "orchestrator cancel tiny" in second.errors
+    assert len(cluster.command("squeue", "--noheader").splitlines()) == 1
+
+    assert console("cancel", "tiny", "--runs-dir", runs, "--json").json()["state"] == "cancelled"
+    assert cluster.ended(job_id)["JobState"] == "CANCELLED"
+    status = console("status", "tiny", "--runs-dir", runs, "--json").json()
+    assert status["state"] == "cancelled"
+    again = console("cancel", "tiny", "--runs-dir", runs)
+    assert again.code == 2
+    assert "is not running" in again.errors
+
+    third = console(*command, "--json", *LATER).json()["job_id"]
+    assert third != job_id, "after its end it may be submitted again"
+    cluster.command("scancel", third)
+
+
+@pytest.mark.parametrize(
+    ("flags", "found", "advice"),
+    [
+        (("--partition", "nope"), "invalid partition specified: nope", "'sinfo -s' lists the partitions"),
+        (
+            ("--set", "resources.cpus_per_worker=64"),
+            "never start this job (PartitionConfig)",
+            "ask for fewer",
+        ),
+        (
+            ("--nodes", "4", "--set", "resources.num_workers=4"),
+            "never start this job (PartitionConfig)",
+            "ask for fewer",
+        ),
+        (("--time", "soon"), "time: expected minutes", "found 'soon'"),
+        (("--", "--no-such-flag"), "unrecognized option '--no-such-flag'", "it came after '--'"),
+    ],
+    ids=["partition", "too-large-nodes", "too-many-nodes", "time", "flag"],
+)
+def test_what_sbatch_refuses_is_one_message_and_leaves_nothing(
+    flags: tuple[str, ...], found: str, advice: str, command: tuple[str | Path, ...], cluster: Cluster,
+    tmp_path: Path, console: Console,
+) -> None:  # fmt: skip
+    ended = console(*command, *flags)
+    assert ended.code == 2
+    assert found in ended.errors
+    assert advice in ended.errors
+    assert not (tmp_path / "runs" / "tiny").exists()
+    assert cluster.command("squeue", "--noheader") == ""
+
+
+def test_a_ray_head_that_does_not_start_fails_the_job(
+    command: tuple[str | Path, ...], cluster: Cluster, tmp_path: Path, console: Console
+) -> None:
+    scripts, runs = tmp_path / "slurm", tmp_path / "runs"
+    shutil.copytree(SCRIPTS, scripts)
+    # As where the site's module or container is not there.
+    (scripts / "env.sh").write_text("CONTAINER=(/no/such/apptainer exec)\n")
+    job_id = console(*command, "--json", "--set", f"launcher.options.scripts={scripts}").json()["job_id"]
+    job = cluster.ended(job_id)
+    assert (job["JobState"], job["ExitCode"]) == ("FAILED", "1:0")
+    output = (runs / "tiny" / f"tiny-{job_id}.out").read_text()
+    assert "the Ray head ended:" in output
+    assert "/no/such/apptainer: No such file or directory" in output
+    assert cluster.processes(job_id) == []
+    status = console("status", "tiny", "--runs-dir", runs, "--json").json()
+    assert status["state"] == "failed"
+    assert (
+        f"ended before its driver started (FAILED, exit code 1); its output is in {runs}/tiny"
+        in (status["problem"])
+    )
