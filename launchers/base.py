@@ -51,6 +51,9 @@ class RemoteLauncher(Protocol):
             LaunchError: The place cannot be asked.
         """
 
+    def output(self, job_id: str, run_dir: Path) -> str | None:
+        """What the driver has printed there; ``None`` where that cannot be seen yet."""
+
     def ending(self, job_id: str) -> str | None:
         """How a job ended, in the place's own words; ``None`` where it no longer knows."""
 

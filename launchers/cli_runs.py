@@ -11,6 +11,7 @@ from typing import Any
 from launchers import runs, submitted
 from launchers.cli_print import metrics_text, number_text, print_json, print_table
 from launchers.stage_news import damage_text
+from orchestrator.checkpoint.layout import RunLayout
 from orchestrator.errors import PlanError
 
 # Of a run's time.
@@ -96,6 +97,8 @@ def logs(options: Namespace) -> int:
             f" 'orchestrator logs {options.run} --json' or 'orchestrator logs {options.run} --follow'"
         )
     run_dir = runs.find_run(options.run, options.runs_dir)
+    if options.stage is None and not _has_started(run_dir):
+        return _driver_output(options, run_dir)
     if options.follow:
         runs.follow_log(run_dir, options.stage, options.rank, _write)
         return 0
@@ -105,6 +108,29 @@ def logs(options: Namespace) -> int:
         print_json({"name": run_dir.name, "stage": stage, "rank": options.rank, "lines": lines})
     else:
         _write(path.read_bytes())
+    return 0
+
+
+def _has_started(run_dir: Path) -> bool:
+    """Whether a stage has a log; before that, a submitted run has the output of its driver."""
+    return submitted.read_submission(RunLayout(run_dir)) is None or submitted.has_stage_log(run_dir)
+
+
+def _driver_output(options: Namespace, run_dir: Path) -> int:
+    """Print what a submitted run's driver says before its first stage has a log."""
+    if options.follow:
+        submitted.follow_output(run_dir, _write)
+        if submitted.has_stage_log(run_dir):
+            runs.follow_log(run_dir, None, options.rank, _write)
+        return 0
+    output = submitted.driver_output(run_dir)
+    if output is None:
+        runs.find_log(run_dir, None, options.rank)
+    elif options.json:
+        lines = output.splitlines()
+        print_json({"name": run_dir.name, "stage": None, "rank": None, "lines": lines})
+    else:
+        _write(output.encode())
     return 0
 
 

@@ -184,6 +184,14 @@ class SlurmLauncher:
             states[job_id] = PlaceState("queued" if state in WAITING else "running", detail)
         return states
 
+    def output(self, job_id: str, run_dir: Path) -> str | None:
+        """What the batch job has printed."""
+        try:
+            path = run_dir / f"{run_dir.name}-{job_id}.out"
+            return path.read_text(encoding="utf-8", errors="replace")
+        except FileNotFoundError:
+            return None
+
     def ending(self, job_id: str) -> str | None:
         """State and exit code, from scontrol, or from sacct where there is accounting."""
         done = _run(["scontrol", "--oneliner", "show", "job", job_id])

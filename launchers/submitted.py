@@ -9,7 +9,8 @@ from __future__ import annotations
 import fcntl
 import json
 import sys
-from collections.abc import Iterator, Mapping
+import time
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
@@ -17,12 +18,14 @@ from pathlib import Path
 from typing import Any
 
 from launchers.base import PlaceState, RemoteLauncher, make_launcher
-from launchers.runs import ENDS, is_locked, request_stop
+from launchers.runs import ENDS, UnknownRunError, find_log, is_locked, request_stop
 from orchestrator.checkpoint.layout import RunLayout
 from orchestrator.errors import LaunchError, OrchestratorError, PlanError
 from orchestrator.tracking.events import read_json_lines, replace_text
 
 Status = dict[str, Any]
+# Each look asks the place, which other users ask as well.
+POLL_SECONDS = 2
 
 
 @dataclass(frozen=True)
@@ -125,7 +128,7 @@ def join_places(statuses: Mapping[Path, Status]) -> None:
     ``job`` becomes ``{launcher, job_id, state}``; ``state`` becomes ``queued`` or ``starting`` where the
     driver has not started.
     """
-    queues: dict[str, Mapping[str, PlaceState]] = {}
+    queues: dict[tuple[str, str], Mapping[str, PlaceState]] = {}
     for run_dir, status in statuses.items():
         status["job"] = None
         try:
@@ -133,12 +136,13 @@ def join_places(statuses: Mapping[Path, Status]) -> None:
             place = submission.place() if submission else None
             if submission is None or place is None:
                 continue
-            if submission.launcher not in queues:
-                queues[submission.launcher] = place.queue()
+            asked = (submission.launcher, json.dumps(submission.options))
+            if asked not in queues:
+                queues[asked] = place.queue()
         except OrchestratorError as error:
             print(f"orchestrator: warning: {status['name']}: {error}", file=sys.stderr)
             continue
-        found = queues[submission.launcher].get(submission.job_id)
+        found = queues[asked].get(submission.job_id)
         status["job"] = {"launcher": submission.launcher, "job_id": submission.job_id, "state": None}
         if found:
             status["job"]["state"] = found.detail
@@ -211,3 +215,38 @@ def _is_driven(layout: RunLayout, submission: Submission) -> bool:
         if str(event.get("time", "")) >= submission.time and str(event.get("event")).startswith("run_")
     ]
     return bool(marks) and marks[-1] not in ENDS
+
+
+def driver_output(run_dir: Path) -> str | None:
+    """What a submitted run's driver has printed; ``None`` where nobody keeps that or nothing is there yet."""
+    submission = read_submission(RunLayout(run_dir))
+    place = submission.place() if submission else None
+    return place.output(submission.job_id, run_dir) if submission and place else None
+
+
+def follow_output(run_dir: Path, write: Callable[[bytes], object]) -> None:
+    """Pass on what the driver prints, until a stage of the run has a log of its own or the job is over.
+
+    Args:
+        write: Receives the bytes.
+    """
+    submission = read_submission(RunLayout(run_dir))
+    shown = 0
+    while submission:
+        # Asked before reading, so that what was printed before the end is still read.
+        is_over = submission.state() is None
+        text = driver_output(run_dir) or ""
+        write(text[shown:].encode())
+        shown = len(text)
+        if is_over or has_stage_log(run_dir):
+            return
+        time.sleep(POLL_SECONDS)
+
+
+def has_stage_log(run_dir: Path) -> bool:
+    """Whether a worker of the run has begun to log."""
+    try:
+        find_log(run_dir, None, 0)
+    except UnknownRunError:
+        return False
+    return True

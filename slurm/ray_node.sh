@@ -24,8 +24,15 @@ else
 fi
 
 end() {
+  local tries
   trap '' TERM INT
   kill "$ray" 2>/dev/null
+  # Ray drains a node for up to 30 s, for which nobody waits here; its other processes end with this one.
+  for ((tries = 0; tries < 5; tries++)); do
+    kill -0 "$ray" 2>/dev/null || break
+    sleep 0.2
+  done
+  kill -KILL "$ray" 2>/dev/null
   wait "$ray"
   rm -rf "$temporary"
 }

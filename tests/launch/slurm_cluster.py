@@ -24,6 +24,7 @@ from tests.e2e.commands import free_port
 DAEMONS = ("munged", "slurmctld", "slurmd", "sbatch", "squeue", "scontrol", "scancel", "srun")
 NUM_NODES = 2
 KILL_WAIT_SECONDS = 5
+OVER = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL")
 # Set where SLURM must be there: a test that skips would hide that it is not.
 REQUIRED = "ORCHESTRATOR_TEST_SLURM"
 
@@ -89,10 +90,15 @@ class Cluster:
             time.sleep(0.2)
         return job
 
-    def ended(self, job_id: str, seconds: float = 240) -> dict[str, str]:
+    def ended(self, job_id: str, seconds: float = 400) -> dict[str, str]:
         """The job's fields once it is over."""
-        over = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL")
-        return self.wait(job_id, lambda job: job["JobState"] in over, seconds)
+        return self.wait(job_id, lambda job: job["JobState"] in OVER, seconds)
+
+    def start_again(self, job_id: str) -> None:
+        """Let a job that was queued again start without the two minutes that SLURM holds it back."""
+        # A start in the second of its requeue fails with 'Job credential revoked'.
+        time.sleep(2)
+        self.command("scontrol", "update", f"JobId={job_id}", "StartTime=now")
 
     def processes(self, job_id: str | None = None) -> list[psutil.Process]:
         """Living processes of jobs, or of one: all whose environment is that of a job of this cluster."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -20,12 +21,22 @@ from launchers.slurm import SCRIPTS
 from orchestrator.checkpoint.layout import RunLayout
 from tests.e2e.commands import ROOT, environment, events, last_step, succeed
 from tests.e2e.test_kill_and_resume import write_job
-from tests.launch.slurm_cluster import Cluster, cluster_in_environment
+from tests.launch.slurm_cluster import KILL_WAIT_SECONDS, OVER, Cluster, cluster_in_environment
 
-pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(1200)]
 
 MAX_STEPS = 150
 NEAR_END = MAX_STEPS - 20
+
+
+def short_job(folder: Path, name: str, **limits: int) -> Path:
+    """A job file of one stage that trains for some seconds on two workers."""
+    path = write_job(folder, name, ["ddp"])
+    job = yaml.safe_load(path.read_text())
+    job["defaults"]["limits"] = {"max_steps": MAX_STEPS} | limits
+    job["defaults"]["checkpoint"] = {"every_steps": 10, "keep_last": 2}
+    path.write_text(yaml.safe_dump(job, sort_keys=False))
+    return path
 
 
 class Runs:
@@ -38,12 +49,7 @@ class Runs:
 
     def job(self, name: str, **limits: int) -> Path:
         """A job file of one short stage."""
-        path = write_job(self.folder, name, ["ddp"])
-        job = yaml.safe_load(path.read_text())
-        job["defaults"]["limits"] = {"max_steps": MAX_STEPS} | limits
-        job["defaults"]["checkpoint"] = {"every_steps": 10, "keep_last": 2}
-        path.write_text(yaml.safe_dump(job, sort_keys=False))
-        return path
+        return short_job(self.folder, name, **limits)
 
     def submit(self, job: Path, *flags: str) -> str:
         """The job id of a job submitted on two nodes."""
@@ -64,13 +70,18 @@ class Runs:
     def training(self, name: str, job_id: str, step: int = 3) -> None:
         """Wait until a run has done some steps, and has many to go."""
         metrics = self.layout(name).stage("ddp").metrics
-        self.cluster.wait(job_id, lambda job: job["JobState"] != "RUNNING" or last_step(metrics) >= step)
-        assert last_step(metrics) < NEAR_END, self.output(name, job_id)
+        self.cluster.wait(job_id, lambda job: job["JobState"] in OVER or last_step(metrics) >= step)
+        assert step <= last_step(metrics) < NEAR_END, self.output(name, job_id)
 
-    def left_behind(self, job_id: str) -> list[str]:
-        """Processes and temporary files of a job."""
-        names = [" ".join(process.cmdline()) for process in self.cluster.processes(job_id)]
-        return names + [str(path) for path in Path("/tmp").glob(f"orc-{job_id}-*")]
+    def expect_nothing_left(self, job_id: str) -> None:
+        """Processes and temporary files of a job are gone, at the latest after SLURM's KillWait.
+
+        SLURM calls a job ended while the last processes of its steps still go.
+        """
+        deadline = time.monotonic() + KILL_WAIT_SECONDS + 15
+        while found := [*self.cluster.processes(job_id), *Path("/tmp").glob(f"orc-{job_id}-*")]:
+            assert time.monotonic() < deadline, found
+            time.sleep(0.2)
 
 
 @pytest.fixture(scope="module")
@@ -91,7 +102,7 @@ def whole(runs: Runs) -> RunLayout:
     layout = runs.layout("whole")
     logs = layout.root / f"slurm-{job_id}.0"
     assert sorted(path.name for path in logs.iterdir()) == ["ray-n1.log", "ray-n2.log"], "and no token"
-    assert runs.left_behind(job_id) == []
+    runs.expect_nothing_left(job_id)
     assert json.loads(runs.call("status", "whole", "--json"))["state"] == "finished"
     return layout
 
@@ -101,6 +112,10 @@ def weights_equal(found: RunLayout, expected: RunLayout) -> bool:
     return tensors[0].keys() == tensors[1].keys() and all(
         torch.equal(tensors[0][name], tensors[1][name]) for name in tensors[1]
     )
+
+
+def num_starts(layout: RunLayout) -> int:
+    return sum(event["event"] == "run_started" for event in events(layout.root))
 
 
 def starts(layout: RunLayout) -> list[int]:
@@ -118,10 +133,10 @@ def test_a_run_that_was_asked_to_make_room_goes_on_to_the_same_weights(runs: Run
     layout = runs.layout("moved")
     assert [event["event"] for event in events(layout.root)][-1] == "run_stopped"
     assert "the driver ended with exit code 75" in runs.output("moved", job_id)
-    assert runs.left_behind(job_id) == []
+    runs.expect_nothing_left(job_id)
     assert json.loads(runs.call("status", "moved", "--json"))["state"] == "queued"
 
-    runs.cluster.command("scontrol", "update", f"JobId={job_id}", "StartTime=now")
+    runs.cluster.start_again(job_id)
     job = runs.cluster.ended(job_id)
     assert (job["JobState"], job["Restarts"]) == ("COMPLETED", "1"), runs.output("moved", job_id)
     first, second = starts(layout)
@@ -138,15 +153,15 @@ def test_cancel_saves_and_scancel_leaves_no_process(runs: Runs, whole: RunLayout
     runs.call("cancel", "cancelled")
     ended = runs.cluster.ended(job_id)
     assert (ended["ExitCode"], ended["Restarts"]) == ("75:0", "0"), "a person's wish: not queued again"
-    assert runs.left_behind(job_id) == []
+    runs.expect_nothing_left(job_id)
     assert json.loads(runs.call("status", "cancelled", "--json"))["state"] == "stopped"
 
     job_id = runs.submit(job)
-    runs.training("cancelled", job_id, step=last_step(runs.layout("cancelled").stage("ddp").metrics) + 3)
+    # Ray's processes are all there, and the driver is among them.
+    runs.cluster.wait(job_id, lambda _: num_starts(runs.layout("cancelled")) == 2)
     runs.cluster.command("scancel", job_id)
     assert runs.cluster.ended(job_id)["JobState"] == "CANCELLED"
-    # SLURM calls a job ended while its last processes still go: up to KillWait and a little more.
-    runs.cluster.wait(job_id, lambda _: not runs.left_behind(job_id), seconds=20)
+    runs.expect_nothing_left(job_id)
 
 
 def test_a_job_ends_with_the_exit_code_of_its_driver(runs: Runs) -> None:
@@ -155,7 +170,7 @@ def test_a_job_ends_with_the_exit_code_of_its_driver(runs: Runs) -> None:
     ended = runs.cluster.ended(job_id)
     assert (ended["JobState"], ended["ExitCode"]) == ("FAILED", "2:0")
     assert "missing.txt" in runs.output("unfit", job_id)
-    assert runs.left_behind(job_id) == []
+    runs.expect_nothing_left(job_id)
 
 
 @pytest.mark.exhaustive
@@ -169,7 +184,7 @@ def test_a_time_limit_is_survived_by_a_run_longer_than_it(runs: Runs) -> None:
         if job["JobState"] != "PENDING":
             break
         assert job["Restarts"] == str(restarts)
-        runs.cluster.command("scontrol", "update", f"JobId={job_id}", "StartTime=now")
+        runs.cluster.start_again(job_id)
         runs.cluster.wait(job_id, lambda job: job["JobState"] == "RUNNING")
     assert runs.cluster.ended(job_id)["JobState"] == "COMPLETED", runs.output("long", job_id)
     assert len(starts(runs.layout("long"))) > 1
@@ -193,9 +208,9 @@ def test_torchrun_without_ray_stops_for_a_signal_and_ends_with_the_same_weights(
     runs.training("bare", job_id)
     runs.cluster.command("scancel", "--signal=USR1", "--batch", job_id)
     runs.cluster.wait(job_id, lambda job: job["JobState"] == "PENDING")
-    runs.cluster.command("scontrol", "update", f"JobId={job_id}", "StartTime=now")
+    runs.cluster.start_again(job_id)
     job = runs.cluster.ended(job_id)
     assert (job["JobState"], job["ExitCode"]) == ("COMPLETED", "0:0"), runs.output("bare", job_id)
     assert starts(layout)[1] > 0
     assert weights_equal(layout, whole)
-    assert runs.left_behind(job_id) == []
+    runs.expect_nothing_left(job_id)

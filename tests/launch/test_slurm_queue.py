@@ -105,6 +105,8 @@ def test_a_ray_head_that_does_not_start_fails_the_job(
     assert (job["JobState"], job["ExitCode"]) == ("FAILED", "1:0")
     output = (runs / "tiny" / f"tiny-{job_id}.out").read_text()
     assert "the Ray head ended:" in output
+    assert console("logs", "tiny", "--runs-dir", runs).output == output
+    assert console("logs", "tiny", "-f", "--runs-dir", runs).output == output
     assert "/no/such/apptainer: No such file or directory" in output
     assert cluster.processes(job_id) == []
     status = console("status", "tiny", "--runs-dir", runs, "--json").json()
