@@ -258,7 +258,7 @@ def submit(options: Namespace) -> int:
 def _launcher_overrides(options: Namespace) -> list[str]:
     """The flags of ``submit`` as keys of the job, checked like those of the file."""
     given: dict[str, Any] = {"name": options.launcher}
-    for name in ("nodes", "partition", "time", "account"):
+    for name in ("address", "nodes", "partition", "time", "account"):
         given[f"options.{name}"] = getattr(options, name)
     given["options.flags"] = list(options.rest) or None
     # JSON is YAML, quoted; and a flag is not interpolated, which a shell has done already.

@@ -41,6 +41,7 @@ REGISTRY: Mapping[Kind, Mapping[str, str]] = MappingProxyType(
         },
         "launcher": {
             "local": "launchers.local:LocalLauncher",
+            "ray": "launchers.ray:RayLauncher",
             "slurm": "launchers.slurm:SlurmLauncher",
         },
     }

@@ -92,4 +92,27 @@ class SlurmLauncher(Section):
     """What sbatch is told."""
 
 
-Launcher = Annotated[LocalLauncher | SlurmLauncher | Plugin, ChosenBy("name", default="local")]
+class RayOptions(Section):
+    """Which cluster, and what is sent to it."""
+
+    address: Line | None = None
+    """Address of its jobs service, ``http://HEAD:8265``; absent: RAY_API_SERVER_ADDRESS, or this machine's.
+    ``--address`` overrides it."""
+    python: Line = "python"
+    """Interpreter on the cluster, with orchestrator installed."""
+    entrypoint_cpus: Annotated[float, Must(ge=0.0)] = 0.0
+    """CPU cores set aside for the driver; with 0 it runs on the head node."""
+    max_package_megabytes: Annotated[float, Must(gt=0.0)] = 50.0
+    """Largest size of what is sent - the job and the user's own modules - in megabytes (10^6 bytes)."""
+
+
+class RayLauncher(Section):
+    """A job of a Ray cluster."""
+
+    name: Literal["ray"]
+    """A job of a Ray cluster."""
+    options: RayOptions = field(default_factory=RayOptions)
+    """Which cluster, and what is sent to it."""
+
+
+Launcher = Annotated[LocalLauncher | RayLauncher | SlurmLauncher | Plugin, ChosenBy("name", default="local")]

@@ -33,17 +33,26 @@ def environment(home: Path) -> dict[str, str]:
 
 
 def orchestrator(
-    *arguments: str | Path, home: Path, cwd: Path = ROOT, seconds: float = RUN_SECONDS
+    *arguments: str | Path,
+    home: Path,
+    cwd: Path = ROOT,
+    seconds: float = RUN_SECONDS,
+    variables: Mapping[str, str] | None = None,
 ) -> subprocess.CompletedProcess[str]:
     """Run one command to its end."""
-    with started(*arguments, home=home, cwd=cwd) as process:
+    with started(*arguments, home=home, cwd=cwd, variables=variables) as process:
         output, errors = process.communicate(timeout=seconds)
     return subprocess.CompletedProcess(process.args, process.returncode, output, errors)
 
 
-def succeed(*arguments: str | Path, home: Path, cwd: Path = ROOT) -> str:
+def succeed(
+    *arguments: str | Path,
+    home: Path,
+    cwd: Path = ROOT,
+    variables: Mapping[str, str] | None = None,
+) -> str:
     """Standard output of a command that must end with 0."""
-    done = orchestrator(*arguments, home=home, cwd=cwd)
+    done = orchestrator(*arguments, home=home, cwd=cwd, variables=variables)
     assert done.returncode == 0, f"{arguments}: exit {done.returncode}\n{done.stdout}\n{done.stderr}"
     return done.stdout
 

@@ -81,7 +81,7 @@ class Cluster:
         return dict(re.findall(r"(\w+)=(\S+)", text))
 
     def wait(
-        self, job_id: str, wanted: Callable[[dict[str, str]], bool], seconds: float = 240
+        self, job_id: str, wanted: Callable[[dict[str, str]], bool], seconds: float = 400
     ) -> dict[str, str]:
         """The job's fields once they are as wanted."""
         deadline = time.monotonic() + seconds

@@ -114,10 +114,6 @@ def weights_equal(found: RunLayout, expected: RunLayout) -> bool:
     )
 
 
-def num_starts(layout: RunLayout) -> int:
-    return sum(event["event"] == "run_started" for event in events(layout.root))
-
-
 def starts(layout: RunLayout) -> list[int]:
     """Steps from which training began, one for each start."""
     return [event["step"] for event in events(layout.root) if event["event"] == "training_started"]
@@ -146,22 +142,25 @@ def test_a_run_that_was_asked_to_make_room_goes_on_to_the_same_weights(runs: Run
     assert json.loads(runs.call("verify", "moved", "--json"))["ok"]
 
 
-def test_cancel_saves_and_scancel_leaves_no_process(runs: Runs, whole: RunLayout) -> None:
-    job = runs.job("cancelled")
-    job_id = runs.submit(job)
-    runs.training("cancelled", job_id)
-    runs.call("cancel", "cancelled")
-    ended = runs.cluster.ended(job_id)
-    assert (ended["ExitCode"], ended["Restarts"]) == ("75:0", "0"), "a person's wish: not queued again"
-    runs.expect_nothing_left(job_id)
-    assert json.loads(runs.call("status", "cancelled", "--json"))["state"] == "stopped"
-
-    job_id = runs.submit(job)
+def test_scancel_leaves_no_process(runs: Runs) -> None:
+    job_id = runs.submit(runs.job("killed"))
     # Ray's processes are all there, and the driver is among them.
-    runs.cluster.wait(job_id, lambda _: num_starts(runs.layout("cancelled")) == 2)
+    runs.cluster.wait(job_id, lambda job: job["JobState"] in OVER or runs.layout("killed").events.exists())
+    assert runs.cluster.processes(job_id)
     runs.cluster.command("scancel", job_id)
     assert runs.cluster.ended(job_id)["JobState"] == "CANCELLED"
     runs.expect_nothing_left(job_id)
+
+
+@pytest.mark.exhaustive
+def test_cancel_saves_and_the_job_is_not_queued_again(runs: Runs) -> None:
+    job_id = runs.submit(runs.job("cancelled"))
+    runs.training("cancelled", job_id)
+    runs.call("cancel", "cancelled")
+    ended = runs.cluster.ended(job_id)
+    assert (ended["ExitCode"], ended["Restarts"]) == ("75:0", "0"), runs.output("cancelled", job_id)
+    runs.expect_nothing_left(job_id)
+    assert json.loads(runs.call("status", "cancelled", "--json"))["state"] == "stopped"
 
 
 def test_a_job_ends_with_the_exit_code_of_its_driver(runs: Runs) -> None:
@@ -175,18 +174,16 @@ def test_a_job_ends_with_the_exit_code_of_its_driver(runs: Runs) -> None:
 
 @pytest.mark.exhaustive
 def test_a_time_limit_is_survived_by_a_run_longer_than_it(runs: Runs) -> None:
-    steps = 4000
-    job_id = runs.submit(
-        runs.job("long", max_steps=steps), "--time", "2", "--set", "launcher.options.grace_seconds=45"
-    )
-    for restarts in range(1, 9):
-        job = runs.cluster.wait(job_id, lambda job: job["JobState"] != "RUNNING", seconds=180)
-        if job["JobState"] != "PENDING":
+    # On two idle cores it takes longer than the signal that comes 60 to 90 s before the limit of 3 minutes.
+    job = runs.job("long", max_steps=5000)
+    job_id = runs.submit(job, "--time", "3", "--set", "launcher.options.grace_seconds=60")
+    while True:
+        found = runs.cluster.wait(job_id, lambda job: job["JobState"] in (*OVER, "PENDING"))
+        if found["JobState"] != "PENDING":
             break
-        assert job["Restarts"] == str(restarts)
         runs.cluster.start_again(job_id)
         runs.cluster.wait(job_id, lambda job: job["JobState"] == "RUNNING")
-    assert runs.cluster.ended(job_id)["JobState"] == "COMPLETED", runs.output("long", job_id)
+    assert found["JobState"] == "COMPLETED", runs.output("long", job_id)
     assert len(starts(runs.layout("long"))) > 1
     assert json.loads(runs.call("verify", "long", "--json"))["ok"]
 

@@ -1,0 +1,133 @@
+"""The Ray launcher: ``orchestrator run`` as a job of a Ray cluster, through its jobs service.
+
+The run directory and the data lie on a file system that the cluster shares, under the paths that they have
+where the command is typed; the job and the user's own modules are sent. The submission id is the run's name.
+"""
+
+from __future__ import annotations
+
+import shlex
+import sys
+import tempfile
+import urllib.parse
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from launchers.base import PlaceState
+from launchers.ray_http import JobsService
+from launchers.ray_package import JOB_NAME, collect
+from orchestrator.errors import LaunchError
+from orchestrator.spec.launchers import RayOptions
+
+PHASES: Mapping[str, Literal["queued", "running"]] = {"PENDING": "queued", "RUNNING": "running"}
+# Workers keep the folder that was sent, where the user's own modules are.
+ENVIRONMENT = {"RAY_CHDIR_TO_TRIAL_DIR": "0"}
+
+
+class RayLauncher:
+    """Runs the driver on a Ray cluster."""
+
+    def __init__(self, options: Mapping[str, Any]) -> None:
+        """Take over ``launcher.options``."""
+        self._options = RayOptions.model_validate(options)
+        self._service = JobsService(self._options.address)
+
+    def render(self, job_file: Path, run_dir: Path) -> list[str]:
+        """The ``ray job submit`` that does the same from a folder that holds ``job.yaml``."""
+        return [
+            "ray",
+            "job",
+            "submit",
+            f"--address={self._service.address}",
+            f"--submission-id={run_dir.name}",
+            f"--entrypoint-num-cpus={self._options.entrypoint_cpus:g}",
+            "--working-dir=.",
+            "--no-wait",
+            "--",
+            *self._entrypoint(run_dir),
+        ]
+
+    def _entrypoint(self, run_dir: Path) -> list[str]:
+        return [self._options.python, "-m", "launchers.cli", "run", JOB_NAME, f"--runs-dir={run_dir.parent}"]
+
+    def submit(self, job_file: Path, run_dir: Path) -> str:
+        """Send it; the submission id.
+
+        Raises:
+            LaunchError: The cluster is not there, refused, or runs a job of this name.
+        """
+        headers = self._service.headers()
+        self._make_room(run_dir.name)
+        from ray.job_submission import JobSubmissionClient
+
+        with tempfile.TemporaryDirectory() as folder:
+            size = collect(job_file, Path(folder), max_bytes=self._options.max_package_megabytes * 1e6)
+            print(f"sending {size / 1e3:.1f} kB to {self._service.address}", file=sys.stderr)
+            try:
+                client = JobSubmissionClient(self._service.address, headers=headers)
+                submitted = client.submit_job(
+                    entrypoint=shlex.join(self._entrypoint(run_dir)),
+                    submission_id=run_dir.name,
+                    runtime_env={"working_dir": folder, "env_vars": ENVIRONMENT},
+                    entrypoint_num_cpus=self._options.entrypoint_cpus,
+                )
+            except (RuntimeError, ConnectionError) as error:
+                raise LaunchError(
+                    f"the Ray cluster at {self._service.address} refused the job: {error}"
+                ) from error
+        return str(submitted)
+
+    def _make_room(self, name: str) -> None:
+        """Ray keeps ended jobs by their ids: forget one of this name, so that the run may go on.
+
+        Raises:
+            LaunchError: One of this name is alive.
+        """
+        found = self._service.job(name)
+        if found is None:
+            return
+        if found["status"] in PHASES:
+            raise LaunchError(
+                f"a run called '{name}' is {PHASES[found['status']]} already on the Ray cluster at"
+                f" {self._service.address}; stop it with 'orchestrator cancel {name}', or give the job"
+                " another name"
+            )
+        self._service.request("DELETE", self._path(name))
+
+    def queue(self) -> dict[str, PlaceState]:
+        """Jobs of the cluster that are not over.
+
+        Raises:
+            LaunchError: It cannot be asked.
+        """
+        return {
+            job["submission_id"]: PlaceState(PHASES[job["status"]], job["status"])
+            for job in self._service.request("GET", "/api/jobs/")
+            if job.get("submission_id") and job["status"] in PHASES
+        }
+
+    def ending(self, job_id: str) -> str | None:
+        """Status and exit code of the driver."""
+        found = self._service.job(job_id)
+        if found is None:
+            return None
+        code = found.get("driver_exit_code")
+        return str(found["status"]) if code is None else f"{found['status']}, exit code {code}"
+
+    def output(self, job_id: str, run_dir: Path) -> str | None:
+        """What the driver has printed."""
+        found = self._service.request("GET", f"{self._path(job_id)}/logs")
+        return str(found["logs"]) if found else None
+
+    def cancel(self, job_id: str, *, only_queued: bool) -> None:
+        """Stop a job; its driver has 3 s (RAY_JOB_STOP_WAIT_TIME_S on the head) to save.
+
+        Raises:
+            LaunchError: The cluster refused.
+        """
+        self._service.request("POST", f"{self._path(job_id)}/stop")
+
+    @staticmethod
+    def _path(job_id: str) -> str:
+        return f"/api/jobs/{urllib.parse.quote(job_id, safe='')}"

@@ -1,0 +1,142 @@
+"""A real Ray cluster of two nodes on loopback that asks for a token: submit, follow, cancel, go on."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from launchers.rehearsed_run import kill_tree
+from orchestrator.checkpoint.layout import RunLayout
+from tests.e2e.commands import environment, events, free_port, last_step, orchestrator, succeed
+from tests.launch.test_slurm import NEAR_END, short_job
+
+pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(600)]
+
+
+class RayCluster:
+    """A head with its jobs service and a second node, of one CPU each."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.token = folder / "token"
+        self.token.write_text("0123456789abcdef" * 4)
+        self.token.chmod(0o600)
+        self.port, self.address = free_port(), f"http://127.0.0.1:{free_port()}"
+        self.environment = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(self.token)}
+        self.processes: list[subprocess.Popen[bytes]] = []
+
+    def start(self, *options: str, name: str) -> None:
+        """Start one node."""
+        temporary = f"/tmp/orc-test-{os.getpid()}-{name}"
+        command = [sys.executable, "-m", "ray.scripts.scripts", "start", "--block", "--num-cpus=1",
+                   "--object-store-memory=100000000", f"--temp-dir={temporary}", *options]  # fmt: skip
+        path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+        given = {**environment(self.folder / "home"), **self.environment, "PATH": path}
+        with (self.folder / f"{name}.log").open("wb") as log:
+            self.processes.append(
+                subprocess.Popen(command, env=given, stdout=log, stderr=log, start_new_session=True)
+            )
+
+    def wait(self) -> None:
+        """Wait for the jobs service."""
+        deadline = time.monotonic() + 120
+        while True:
+            try:
+                urllib.request.urlopen(f"{self.address}/api/authentication_mode", timeout=5)
+                return
+            except OSError:
+                assert time.monotonic() < deadline, (self.folder / "head.log").read_text()
+                time.sleep(0.5)
+
+
+@pytest.fixture(scope="module")
+def ray_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RayCluster]:
+    cluster = RayCluster(tmp_path_factory.mktemp("ray"))
+    dashboard = cluster.address.rpartition(":")[2]
+    try:
+        cluster.start(
+            "--head", "--node-ip-address=127.0.0.11", f"--port={cluster.port}", "--include-dashboard=true",
+            "--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard}",
+            f"--ray-client-server-port={free_port()}", name="head",
+        )  # fmt: skip
+        cluster.wait()
+        cluster.start("--node-ip-address=127.0.0.12", f"--address=127.0.0.11:{cluster.port}", name="second")
+        yield cluster
+    finally:
+        for process in cluster.processes:
+            kill_tree(process.pid)
+            process.wait()
+        for name in ("head", "second"):
+            shutil.rmtree(f"/tmp/orc-test-{os.getpid()}-{name}", ignore_errors=True)
+
+
+def test_without_the_token_the_message_says_what_to_set(ray_cluster: RayCluster, tmp_path: Path) -> None:
+    command = ("submit", short_job(tmp_path, "closed"), "--launcher", "ray", "--address", ray_cluster.address)
+    command = (*command, "--runs-dir", tmp_path / "runs")
+    without = orchestrator(*command, home=tmp_path / "home")
+    assert without.returncode == 2
+    assert f"the Ray cluster at {ray_cluster.address} asks for a token" in without.stderr
+    assert "RAY_AUTH_TOKEN_PATH" in without.stderr
+
+    wrong = orchestrator(*command, home=tmp_path / "home", variables={"RAY_AUTH_TOKEN": "f" * 64})
+    assert wrong.returncode == 2
+    assert "does not take the token that was sent" in wrong.stderr
+    assert list((tmp_path / "runs").iterdir()) == []
+
+
+def test_a_job_is_followed_cancelled_and_goes_on(ray_cluster: RayCluster, tmp_path: Path) -> None:
+    runs, home, token = tmp_path / "runs", tmp_path / "home", ray_cluster.environment
+    python = f"launcher.options.python={sys.executable}"
+    submit = ("submit", short_job(tmp_path, "far"), "--launcher", "ray", "--address", ray_cluster.address,
+              "--set", python, "--runs-dir", runs)  # fmt: skip
+
+    def call(*command: str | Path) -> str:
+        return succeed(*command, "--runs-dir", runs, home=home, variables=token)
+
+    submitted = json.loads(succeed(*submit, "--json", home=home, variables=token))
+    assert submitted == {"name": "far", "launcher": "ray", "job_id": "far"}
+    second = orchestrator(*submit, home=home, variables=token)
+    assert second.returncode == 1
+    assert "far is " in second.stderr
+    assert " already as ray job far" in second.stderr
+
+    layout = RunLayout(runs / "far")
+    metrics = layout.stage("ddp").metrics
+    deadline = time.monotonic() + 240
+    while last_step(metrics) < 3:
+        assert time.monotonic() < deadline, call("logs", "far")
+        time.sleep(0.2)
+    assert last_step(metrics) < NEAR_END
+    status = json.loads(call("status", "far", "--json"))
+    assert status["state"] == "running"
+    assert status["job"] == {"launcher": "ray", "job_id": "far", "state": "RUNNING"}
+    call("cancel", "far")
+    call("logs", "far", "-f")
+    wait_until_over(call)
+    assert json.loads(call("status", "far", "--json"))["state"] == "stopped"
+
+    succeed(*submit, home=home, variables=token)
+    wait_until_over(call)
+    assert json.loads(call("status", "far", "--json"))["state"] == "finished"
+    first, second_start = [
+        event["step"] for event in events(layout.root) if event["event"] == "training_started"
+    ]
+    assert first == 0
+    assert second_start > 0, "it must have gone on from a checkpoint"
+
+
+def wait_until_over(call: Callable[..., str]) -> None:
+    """Until the cluster says that the job is over."""
+    deadline = time.monotonic() + 240
+    while json.loads(call("status", "far", "--json"))["job"]["state"] is not None:
+        assert time.monotonic() < deadline
+        time.sleep(1)
