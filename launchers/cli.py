@@ -61,7 +61,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _split(arguments: Sequence[str]) -> tuple[Sequence[str], Sequence[str]]:
     """The arguments of ``submit`` before and after ``--``; other commands keep all of theirs."""
-    if arguments[:1] != ["submit"] or "--" not in arguments:
+    if list(arguments[:1]) != ["submit"] or "--" not in arguments:
         return arguments, []
     end = arguments.index("--")
     return arguments[:end], arguments[end + 1 :]

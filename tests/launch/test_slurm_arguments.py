@@ -240,6 +240,22 @@ def test_an_ended_job_is_looked_up_in_a_fake_sacct_where_scontrol_has_forgotten_
     assert "slurm job 17 ended before its driver started (NODE_FAIL, exit code 1)" in status["problem"]
 
 
+def test_where_the_queue_cannot_be_asked_status_shows_the_run_directory_and_says_so(
+    slurm: FakeSlurm, job: Path, tmp_path: Path, console: Console, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runs = tmp_path / "runs"
+    console("submit", job, "--launcher", "slurm", "--runs-dir", runs)
+    slurm.answer("squeue", errors="slurm_load_jobs error: Unable to contact slurm controller", code=1)
+    status = console("status", "tiny", "--runs-dir", runs, "--json")
+    assert (status.code, status.json()["state"], status.json()["job"]) == (0, "waiting", None)
+    assert "warning: tiny: squeue failed: slurm_load_jobs error: Unable to contact" in status.errors
+    second = console("submit", job, "--launcher", "slurm", "--runs-dir", runs)
+    assert second.code == 1
+    assert f"If you know that it is, delete {runs}/tiny/submission.json" in second.errors
+    monkeypatch.setenv("PATH", str(tmp_path / "empty"))
+    assert "there is no squeue on PATH" in console("status", "tiny", "--runs-dir", runs).errors
+
+
 def test_flags_that_belong_to_the_launcher_are_refused(job: Path, console: Console) -> None:
     for flag, reason in (("--wrap=x", "the script is slurm/ray.sbatch"), ("--wait", "orchestrator logs")):
         ended = console("submit", job, "--launcher", "slurm", "--dry-run", "--", flag)
