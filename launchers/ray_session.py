@@ -182,9 +182,18 @@ def _check_nodes(resources: Resources, nodes: list[dict[str, Any]]) -> None:
             f"resources: {resources.min_workers} workers x {wanted['CPU']} CPU"
             f" and {wanted['GPU']} GPU each do not fit: there are {len(nodes)} node(s) with"
             f" {found['CPU']:g} CPU and {found['GPU']:g} GPU, room for {room}."
-            f" Set resources.num_workers to {max(room, 1)} or less, or join a larger cluster through"
-            " RAY_ADDRESS."
+            f" {_way_out(room, nodes, wanted)}, or join a larger cluster through RAY_ADDRESS."
         )
+
+
+def _way_out(room: int, nodes: list[dict[str, Any]], wanted: dict[str, int]) -> str:
+    """What the job can ask for instead."""
+    if room:
+        return f"Set resources.num_workers to {room} or less"
+    keys = {"CPU": "cpus_per_worker", "GPU": "gpus_per_worker"}
+    most = {kind: max([int(node.get(kind, 0)) for node in nodes], default=0) for kind in wanted}
+    lower = [f"resources.{keys[kind]} to {most[kind]}" for kind in wanted if most[kind] < wanted[kind]]
+    return "Set " + " and ".join(lower) if lower else "Set fewer CPUs and GPUs for each worker"
 
 
 def _workers_that_fit(node: dict[str, Any], wanted: dict[str, int]) -> int:

@@ -22,6 +22,7 @@ STAND_IN = "stand-in"
 """Stands for names that are missing, and is never complained about."""
 # The least that each section needs.
 DATASET = {"source": "text", "files": STAND_IN}
+TOKENIZER_TRAINING = {"algorithm": "bpe", "vocab_size": 64, "datasets": [STAND_IN]}
 EXPORT: dict[str, Any] = {"from": STAND_IN}
 EVALUATION: dict[str, Any] = {"from": STAND_IN, "datasets": [STAND_IN]}
 TRAINING: dict[str, Any] = {
@@ -133,6 +134,9 @@ def _fill_in(tree: dict[str, Any], part: KeyPath, *, may_stand_in: bool) -> None
         tree["datasets"][part[1]] = DATASET
     elif part[0] == "stages" and len(part) == 2:
         tree["stages"][part[1]] = _filled(_lookup(tree, part), int(part[1]))
+    elif part == ("tokenizer",) and isinstance(_lookup(tree, (*part, "train")), dict):
+        # Its datasets are looked up even where another of its keys was refused.
+        tree["tokenizer"]["train"] = {**TOKENIZER_TRAINING, **tree["tokenizer"]["train"]}
 
 
 def _filled(stage: dict[str, Any], index: int) -> dict[str, Any]:

@@ -103,3 +103,10 @@ def test_a_misspelt_section_is_not_called_missing(tmp_path: Path) -> None:
     assert "Did you mean 'tokenizer'?" in found
     (found,) = complaints(tmp_path, VALID.replace("datasets:\n", "datsets:\n"))
     assert "Did you mean 'datasets'?" in found
+
+
+def test_datasets_of_a_tokenizer_are_looked_up_beside_a_wrong_algorithm(tmp_path: Path) -> None:
+    text = VALID.replace("algorithm: bpe", "algorithm: bpee").replace("datasets: [rfc]", "datasets: [rcf]")
+    found = "\n".join(complaints(tmp_path, text))
+    assert "tokenizer.train.algorithm: expected one of 'bpe', 'wordpiece', found 'bpee'" in found
+    assert "tokenizer.train.datasets[0]: no dataset is called 'rcf'. Did you mean 'rfc'?" in found
