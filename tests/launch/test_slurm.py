@@ -173,16 +173,17 @@ def test_a_job_ends_with_the_exit_code_of_its_driver(runs: Runs) -> None:
 
 
 @pytest.mark.exhaustive
+@pytest.mark.timeout(3600)
 def test_a_time_limit_is_survived_by_a_run_longer_than_it(runs: Runs) -> None:
     # On two idle cores it takes longer than the signal that comes 60 to 90 s before the limit of 3 minutes.
     job = runs.job("long", max_steps=5000)
     job_id = runs.submit(job, "--time", "3", "--set", "launcher.options.grace_seconds=60")
-    while True:
+    found = runs.cluster.wait(job_id, lambda job: job["JobState"] == "RUNNING")
+    while found["JobState"] not in OVER:
+        if found["JobState"] == "PENDING":
+            runs.cluster.start_again(job_id)
+            runs.cluster.wait(job_id, lambda job: job["JobState"] not in ("PENDING", "CONFIGURING"))
         found = runs.cluster.wait(job_id, lambda job: job["JobState"] in (*OVER, "PENDING"))
-        if found["JobState"] != "PENDING":
-            break
-        runs.cluster.start_again(job_id)
-        runs.cluster.wait(job_id, lambda job: job["JobState"] == "RUNNING")
     assert found["JobState"] == "COMPLETED", runs.output("long", job_id)
     assert len(starts(runs.layout("long"))) > 1
     assert json.loads(runs.call("verify", "long", "--json"))["ok"]
