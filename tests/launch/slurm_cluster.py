@@ -8,6 +8,7 @@ module and ended by their process ids. Two nodes share this machine, each with a
 from __future__ import annotations
 
 import os
+import random
 import re
 import shutil
 import subprocess
@@ -175,8 +176,11 @@ def _configuration(folder: Path) -> str:
         " CPUs=2 RealMemory=4000 State=UNKNOWN\n"
         for number in range(1, NUM_NODES + 1)
     )
+    # Ports and temporary files of a job are by its id: those of two clusters on one machine must differ.
+    first_job = random.SystemRandom().randrange(1, 5000)
     return f"""\
 ClusterName=tests
+FirstJobId={first_job}
 SlurmctldHost=localhost(127.0.0.1)
 SlurmctldPort={ports[0]}
 SlurmUser=root
