@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -11,6 +12,9 @@ import numpy as np
 
 from orchestrator.errors import DataError
 
+LIKE_A_VALUE = re.compile(r"[-+]?[0-9]+|true|false", re.IGNORECASE)
+"""Names that a reader of CSV files makes integers or booleans of."""
+
 
 def label_ids(
     where: str, values: Sequence[Any], names: Sequence[str] | None, num_labels: int | None
@@ -19,7 +23,8 @@ def label_ids(
 
     Args:
         where: Dataset, column and split, for messages.
-        values: Integers and booleans are ids already; strings are looked up in ``names``.
+        values: Strings are looked up in ``names``; integers and booleans are ids already, unless all names
+            look like numbers or booleans themselves: readers turn such texts into values.
         names: Label names in the order of their ids; needed for strings.
         num_labels: Size of the classifier; absent: as many as there are names or values.
 
@@ -34,6 +39,7 @@ def label_ids(
             f"{where}: {len(names)} labels {_shown(names)}, but num_labels is {num_labels}."
             f" Set num_labels: {len(names)}, or filter the rows."
         )
+    values = _as_texts(values, names)
     if isinstance(values[0], str):
         return _by_name(where, values, tuple(names or ()))
     return _by_number(where, values, names, num_labels)
@@ -47,6 +53,7 @@ def outside(values: Sequence[Any], names: Sequence[str] | None, num_labels: int 
         names: Label names in the order of their ids.
         num_labels: Size of the classifier.
     """
+    values = _as_texts(values, names)
     limit = len(names) if names is not None else num_labels
     known = None if names is None else set(names)
 
@@ -56,6 +63,13 @@ def outside(values: Sequence[Any], names: Sequence[str] | None, num_labels: int 
         return isinstance(value, int) and limit is not None and not 0 <= int(value) < limit
 
     return np.fromiter(map(is_outside, values), bool, len(values))
+
+
+def _as_texts(values: Sequence[Any], names: Sequence[str] | None) -> Sequence[Any]:
+    """``values``, the integers and booleans among them as texts where the names look like such."""
+    if not names or not all(LIKE_A_VALUE.fullmatch(name) for name in names):
+        return values
+    return [str(value) if isinstance(value, int) else value for value in values]
 
 
 def _by_name(where: str, values: Sequence[Any], names: tuple[str, ...]) -> tuple[np.ndarray, tuple[str, ...]]:

@@ -33,7 +33,8 @@ class DatasetSection(Section):
     """Column that holds the label, for classification: one value, a list of them (multi-label, and the
     tags of words), or a number or a list of numbers (regression)."""
     label_names: tuple[str, ...] | None = None
-    """Label names in the order of their ids; absent: the sorted values found in the column."""
+    """Label names in the order of their ids; absent: the sorted values found in the column. Integers in the
+    column are ids, unless all names are numbers."""
     filter: dict[str, Scalar | tuple[Scalar, ...]] = field(default_factory=dict)
     """Keep only rows whose column has this value (or one of these values)."""
     on_bad_row: Literal["error", "skip"] = "error"

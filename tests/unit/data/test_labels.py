@@ -19,6 +19,9 @@ from orchestrator.errors import DataError
         (["b", "a"], ("b", "a"), 2, [0, 1], ("b", "a")),
         (["a", "a"], ("a", "b"), 3, [0, 0], ("a", "b")),
         ([0], None, 2, [0], ("0", "1")),
+        ([0, 1, 0], ("1", "0"), 2, [1, 0, 1], ("1", "0")),
+        ([1, 5, 3], ("1", "2", "3", "4", "5"), 5, [0, 4, 2], ("1", "2", "3", "4", "5")),
+        ([True, False], ("True", "False"), 2, [0, 1], ("True", "False")),
     ],
 )
 def test_values_become_ids(
@@ -34,6 +37,7 @@ def test_values_become_ids(
     ("values", "names", "num_labels", "message"),
     [
         ([0, 1, 2], None, 2, "row 2 (counted from 0) has label 2, expected 0 to 1 with num_labels 2"),
+        ([1], ("01", "02"), 2, "row 0 (counted from 0) has label '1', expected one of ['01', '02']"),
         ([0, -1], None, None, "row 1 (counted from 0) has label -1, expected 0 to 0"),
         ([0, 2], ("bad", "good"), 2, "has label 2, expected 0 to 1 with label_names ['bad', 'good']"),
         (["a", "c"], ("a", "b"), 2, "row 1 (counted from 0) has label 'c', expected one of ['a', 'b']"),
