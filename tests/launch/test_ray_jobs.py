@@ -93,6 +93,7 @@ def test_without_the_token_the_message_says_what_to_set(ray_cluster: RayCluster,
     assert list((tmp_path / "runs").iterdir()) == []
 
 
+@pytest.mark.exhaustive
 def test_a_job_is_followed_cancelled_and_goes_on(ray_cluster: RayCluster, tmp_path: Path) -> None:
     runs, home, token = tmp_path / "runs", tmp_path / "home", ray_cluster.environment
     python = f"launcher.options.python={sys.executable}"
