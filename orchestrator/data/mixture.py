@@ -5,7 +5,9 @@ repeats. Any 10,000 consecutive rows hold every source exactly as often as its s
 that runs out starts its next epoch; ``exhaustion`` says when the first one does.
 
 Weights in tokens become weights in rows by each source's mean tokens per row. Which row comes next
-does not depend on how long it is, so shares of tokens are exact in the mean over an epoch.
+does not depend on how long it is, so shares of tokens are exact in the mean over an epoch. Where rows
+differ so much in length that whole shares of 10,000 rows miss a weight by more than one part in a
+thousand of all tokens, the period is ten times as long, or a hundred times.
 """
 
 from __future__ import annotations
@@ -25,6 +27,10 @@ if TYPE_CHECKING:
 
 # 10,000: a share is within 1/10,000 of its weight, and the table stays a few KB.
 PERIOD = 10_000
+# A million rows: a table of 16 MB.
+LONGEST_PERIOD = 100 * PERIOD
+# Part of all rows or tokens by which a source may miss its weight for want of a longer period.
+TOLERANCE = 1e-3
 
 
 class Mixture:
@@ -51,12 +57,14 @@ class Mixture:
         self.names = tuple(weights)
         self.num_rows = np.array([num_rows[name] for name in self.names], dtype=np.int64)
         self.shares = _shares(weights, tokens_per_row or dict.fromkeys(weights, 1.0))
+        self.period = int(self.shares.sum())
         # Row j of a source's s rows would ideally stand at (j + 1/2) / s of the period.
         ideal = np.concatenate([(np.arange(share) + 0.5) / share for share in self.shares])
         sources = np.repeat(np.arange(len(self.names)), self.shares)
         self._source = sources[np.argsort(ideal, kind="stable")]
-        is_source = self._source[:, None] == np.arange(len(self.names))
-        self._earlier = (np.cumsum(is_source, axis=0) - is_source)[np.arange(PERIOD), self._source]
+        self._earlier = np.empty(self.period, dtype=np.int64)
+        for index, share in enumerate(self.shares):
+            self._earlier[self._source == index] = np.arange(share)
 
     @classmethod
     def of_prepared(
@@ -84,7 +92,7 @@ class Mixture:
             Three int64 arrays of the same shape. The position is a place in the epoch's order,
             before ``order.permute``.
         """
-        period, offset = np.divmod(np.asarray(global_rows, dtype=np.int64), PERIOD)
+        period, offset = np.divmod(np.asarray(global_rows, dtype=np.int64), self.period)
         source = self._source[offset]
         drawn = period * self.shares[source] + self._earlier[offset]
         epoch, position = np.divmod(drawn, self.num_rows[source])
@@ -111,7 +119,7 @@ class Mixture:
 
     def drawn(self, cursor: int) -> dict[str, int]:
         """Rows that each source has given to the first ``cursor`` rows of the mixture."""
-        period, offset = divmod(cursor, PERIOD)
+        period, offset = divmod(cursor, self.period)
         counts = period * self.shares + np.bincount(self._source[:offset], minlength=len(self.names))
         return dict(zip(self.names, counts.tolist(), strict=True))
 
@@ -123,7 +131,7 @@ class Mixture:
         """How many rows come before any source would begin its second epoch, and which one does."""
         periods, left = np.divmod(self.num_rows, self.shares)
         ends = {
-            name: int(periods[index]) * PERIOD + int(np.flatnonzero(self._source == index)[left[index]])
+            name: int(periods[index]) * self.period + int(np.flatnonzero(self._source == index)[left[index]])
             for index, name in enumerate(self.names)
         }
         source = min(ends, key=ends.__getitem__)
@@ -144,16 +152,34 @@ def group(values: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
 
 
 def _shares(weights: Mapping[str, float], tokens_per_row: Mapping[str, float]) -> np.ndarray:
-    """Rows of each source in a period, by largest remainder; int64, their sum is ``PERIOD``."""
-    values = np.array([weights[name] / tokens_per_row[name] for name in weights], dtype=np.float64)
-    exact = values / values.sum() * PERIOD
-    shares: np.ndarray = np.floor(exact).astype(np.int64)
-    by_remainder = np.argsort(-(exact - shares), kind="stable")
-    shares[by_remainder[: PERIOD - int(shares.sum())]] += 1
+    """Rows of each source in a period; int64, their sum is the period.
+
+    Raises:
+        DataError: A weight is too small to get one row in ``PERIOD``.
+    """
+    tokens = np.array([tokens_per_row[name] for name in weights], dtype=np.float64)
+    wanted = np.array(list(weights.values()), dtype=np.float64)
+    period = PERIOD
+    while True:
+        shares = _whole_shares(wanted / tokens, period)
+        read = shares * tokens
+        missed = np.abs(read / read.sum() - wanted / wanted.sum()).max()
+        if missed <= TOLERANCE or period == LONGEST_PERIOD:
+            break
+        period *= 10
     for name, share in zip(weights, shares, strict=True):
-        if share == 0:
+        if share < period // PERIOD:
             raise DataError(
                 f"data.mixture: weight {weights[name]} of '{name}' out of {sum(weights.values()):g} is"
                 f" less than one row in {PERIOD}. Raise it, or leave the dataset out."
             )
+    return shares
+
+
+def _whole_shares(values: np.ndarray, period: int) -> np.ndarray:
+    """Whole shares of ``period`` in the proportion of ``values``, by largest remainder."""
+    exact = values / values.sum() * period
+    shares: np.ndarray = np.floor(exact).astype(np.int64)
+    by_remainder = np.argsort(-(exact - shares), kind="stable")
+    shares[by_remainder[: period - int(shares.sum())]] += 1
     return shares

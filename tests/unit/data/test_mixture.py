@@ -44,6 +44,26 @@ def test_weights_in_tokens_are_exact_in_the_mean(weights: list[float], tokens: l
     assert np.abs(read / read.sum() - np.array(weights) / sum(weights)).max() <= tolerance
 
 
+@pytest.mark.parametrize("ratio", [3.0, 57.3, 511.7, 1999.0])
+@pytest.mark.parametrize("weight", [0.7, 0.5])
+def test_shares_of_tokens_hold_to_one_in_a_thousand_however_long_rows_are(
+    ratio: float, weight: float
+) -> None:
+    weights = {"long": weight, "short": 1 - weight}
+    tokens_per_row = {"long": ratio, "short": 1.0}
+    mixture = Mixture(weights, {"long": 10**6, "short": 10**9}, tokens_per_row=tokens_per_row)
+    drawn = mixture.drawn(3 * mixture.period)
+    read = {name: count * tokens_per_row[name] for name, count in drawn.items()}
+    assert abs(read["long"] / sum(read.values()) - weight) <= 1e-3
+    # The rows of any part of a period are as near to it as whole rows allow.
+    some = mixture.drawn(10_000)
+    expected = mixture.shares[0] / mixture.period * 10_000
+    assert abs(some["long"] - expected) <= 1
+    sources, positions, _ = mixture.locate(np.arange(20_000))
+    assert np.bincount(sources).tolist() == list(mixture.drawn(20_000).values())
+    assert all(np.array_equal(positions[sources == n], np.arange((sources == n).sum())) for n in (0, 1))
+
+
 def test_weights_in_tokens_give_fewer_rows_to_a_source_of_long_rows() -> None:
     tokens_per_row = {"long": 900.0, "short": 100.0}
     mixture = Mixture({"long": 0.5, "short": 0.5}, {"long": 9, "short": 9}, tokens_per_row=tokens_per_row)
