@@ -23,6 +23,9 @@ from orchestrator.data.files import digest_file
 from orchestrator.data.prepared import COMPLETE
 from orchestrator.errors import DataError
 
+# What the system calls a disk or a quota that is full.
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
+
 log = logging.getLogger(__name__)
 
 
@@ -42,7 +45,7 @@ def make_folder(target: Path, build: Callable[[Path], None]) -> Path:
         try:
             _build_and_commit(target, build)
         except OSError as error:
-            if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            if error.errno in NO_ROOM:
                 raise DataError(
                     f"{target}: {error.strerror}: {shutil.disk_usage(target.parent).free} bytes are free."
                     " Free some, or put the runs folder on a larger disk; nothing half-written is left."

@@ -5,17 +5,18 @@ Works on any ``datasets.Dataset`` handed to it, without importing the library.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
 import numpy as np
 
-from orchestrator.data.fields import columns_of
+from orchestrator.data.csv_records import separator_hint
+from orchestrator.data.csv_values import holds_value
+from orchestrator.data.fields import columns_of, is_all_text
 from orchestrator.data.files import nearest
-from orchestrator.data.sound_lines import separator_hint
 from orchestrator.errors import DataError
-from orchestrator.spec.datasets import DatasetSection, Scalar
+from orchestrator.spec.datasets import Dataset, DatasetSection, Scalar
 
 # 1000 rows: a few MB of Python strings at a time, and far above the cost of a call.
 SCAN_ROWS = 1000
@@ -32,7 +33,7 @@ def check_columns(name: str, dataset: DatasetSection, source: Any) -> None:
     select_columns(name, dataset, source)
 
 
-def filter_rows(name: str, dataset: DatasetSection, source: Any, part: range) -> np.ndarray:
+def filter_rows(name: str, dataset: Dataset, source: Any, part: range) -> np.ndarray:
     """Numbers of the rows of ``part`` that the filter keeps, int64 and rising.
 
     Args:
@@ -48,7 +49,8 @@ def filter_rows(name: str, dataset: DatasetSection, source: Any, part: range) ->
         return numbers
     # A saved dataset may carry a format of its own, such as torch.
     rows = source.select(part).with_format(None)
-    kept = [_matches(batch, dataset.filter) for batch in read_batches(rows, list(dataset.filter))]
+    is_same = holds_value if is_all_text(dataset) else _equal
+    kept = [_matches(batch, dataset.filter, is_same) for batch in read_batches(rows, list(dataset.filter))]
     kept_numbers: np.ndarray = numbers[np.concatenate(kept)]
     return kept_numbers
 
@@ -69,18 +71,21 @@ def refuse_empty_filter(name: str, dataset: DatasetSection, num_rows: int, head:
 
 
 def _matches(
-    batch: Mapping[str, list[Any]], conditions: Mapping[str, Scalar | tuple[Scalar, ...]]
+    batch: Mapping[str, list[Any]],
+    conditions: Mapping[str, Scalar | tuple[Scalar, ...]],
+    is_same: Callable[[Any, Scalar], bool],
 ) -> np.ndarray:
     """Which rows of ``batch`` have one of the wanted values in every column."""
     kept = np.ones(len(next(iter(batch.values()))), dtype=bool)
     for column, wanted in conditions.items():
         values = wanted if isinstance(wanted, tuple) else (wanted,)
-        # 1 == True in Python, but a row whose value is true is not one whose value is 1.
-        kept &= [
-            any(isinstance(found, bool) == isinstance(value, bool) and found == value for value in values)
-            for found in batch[column]
-        ]
+        kept &= [any(is_same(found, value) for value in values) for found in batch[column]]
     return kept
+
+
+def _equal(found: Any, value: Scalar) -> bool:
+    """1 == True in Python, but a row whose value is true is not one whose value is 1."""
+    return isinstance(found, bool) == isinstance(value, bool) and bool(found == value)
 
 
 def read_batches(rows: Any, columns: list[str]) -> Iterator[dict[str, list[Any]]]:

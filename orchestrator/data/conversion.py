@@ -1,30 +1,52 @@
-"""A group of a source's files as Arrow, or the line that cannot be read.
+"""A group of a source's files as an Arrow file, or the record that cannot be read.
 
-CSV files are first looked through for broken quotes, of which the library makes rows of its own; files of
-text and JSON Lines are when the library refuses them. With ``on_bad_row: skip`` copies without the bad lines
-are read instead, which lie in the cache under the digest of the files, with what was left out.
+What the job file does not name is not copied, and nothing is guessed: columns of text and CSV files are
+texts; those of JSON files have the type that holds the values of all files, or are kept as JSON where none
+does; those of Parquet files have their own. A folder is named by the files' digests and all else that shapes
+it, and checked when a source is found: a copy that is damaged is made again.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass
-from itertools import islice
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from orchestrator.data.cache import make_folder
+from orchestrator.data.arrow import (
+    COPY_ROWS,
+    join_schemas,
+    load_schema,
+    open_copy,
+    parquet_schema,
+    parquet_tables,
+    require_columns,
+    rows_writer,
+    save_schema,
+    schema_of,
+    table_of,
+    text_schema,
+)
+from orchestrator.data.cache import NO_ROOM, make_folder
+from orchestrator.data.csv_records import read_header
+from orchestrator.data.fields import kind_of
 from orchestrator.data.files import digest_values
-from orchestrator.data.readers import read_files, root_cause
-from orchestrator.data.sound_lines import BadLine, LineFormat, bad_lines, copy_sound, is_line_based
+from orchestrator.data.readers import root_cause
+from orchestrator.data.record import Record, UnreadableFileError
+from orchestrator.data.records import FileFormat, read_records
 from orchestrator.errors import DataError
-from orchestrator.spec.datasets import CSVDataset, Dataset, JSONDataset, PackageDataset, TextDataset
+from orchestrator.spec.datasets import CSVDataset, Dataset, JSONDataset, TextDataset
 
-# Raised when other lines are called bad.
-SOUND_VERSION = 1
-# Bad lines of a group of files that are written down.
+# Raised when files are read in another way.
+CONVERSION_VERSION = 1
+# Bad records of a group of files that are written down.
 NUM_NAMED = 100
+# Files of a folder.
+ROWS, REPORT = "rows.arrow", "report.json"
+# 16 Mi: enough for a batch to cost little, and a few hundred MB as Python objects.
+COPY_CHARS = 1 << 24
 
 
 @dataclass(frozen=True)
@@ -35,24 +57,37 @@ class Group:
     digests: tuple[str, ...]
     """Of the bytes of each file."""
 
-    @property
-    def digest(self) -> str:
-        """Of the bytes of all files."""
-        return digest_values({"content": list(self.digests)})
 
-    def alone(self) -> Iterator[Group]:
-        """Each file as a group of its own."""
-        for path, digest in zip(self.files, self.digests, strict=True):
-            yield Group((path,), (digest,))
+@dataclass(frozen=True)
+class Columns:
+    """What files hold, by column."""
+
+    names: tuple[str, ...]
+    """All that are there."""
+    schema: Any
+    """``pyarrow.Schema`` of those that the job file names."""
 
 
 @dataclass(frozen=True)
-class LeftOut:
-    """Lines of a group's files that were left out because they cannot be read."""
+class BadRecord:
+    """A record that was left out because it cannot be read."""
 
-    count: int
-    first: tuple[tuple[int, BadLine], ...] = ()
-    """Number of the file in its group, and the line."""
+    file: int
+    """Number of its file in the group."""
+    place: str
+    """In the file."""
+    problem: str
+
+
+@dataclass
+class Report:
+    """What became of a group's files."""
+
+    num_rows: list[int] = field(default_factory=list)
+    """Rows of each file that can be read."""
+    num_left_out: int = 0
+    left_out: list[BadRecord] = field(default_factory=list)
+    """The first of them."""
 
 
 @dataclass(frozen=True)
@@ -64,129 +99,191 @@ class Conversion:
     dataset: Dataset
     cache_dir: Path
     group: Group
+    wanted: tuple[str, ...]
+    """Columns that the job file names."""
 
-    def open(self) -> Any:
-        """The rows of the group from its Arrow copy, made if it is not there; ``None``: it has no row.
+    def look(self) -> Columns:
+        """Which columns the files have, and of what types; JSON files are read for that, once.
 
         Raises:
             DataError: A file cannot be read.
         """
-        kind, _ = reader_of(self.dataset)
-        is_looked_through = kind == "csv" or self._sound_folder().exists()
-        files = self._sound_files() if is_looked_through else list(self.group.files)
-        try:
-            return self._read(files)
-        except Exception as error:
-            if kind in ("text", "json") and not is_looked_through and self._sound_files() != files:
-                return self.open()
-            place, cause = str(files[0]), error
-            if len(files) > 1:
-                # The library seldom says which file it was.
-                place, cause = next(self._unreadable(files), (files_text(self.group), error))
-            raise DataError(self._message(place, f"{root_cause(cause)}.")) from cause
+        if kind_of(self.dataset) == "json":
+            folder = make_folder(self._folder("columns", {}), self._write_columns)
+            names = json.loads((folder / "names.json").read_text("utf-8"))
+            return Columns(tuple(names), load_schema(folder / "schema.arrow"))
+        files = [path for path in self.group.files if path.stat().st_size]
+        return join_columns(self.name, [(str(path), self._columns_of(path)) for path in files])
 
-    def left_out(self) -> LeftOut:
-        """Lines that ``open`` has left out."""
-        report = self._sound_folder() / "lines.json"
-        if not report.exists():
-            return LeftOut(0)
-        found = json.loads(report.read_text("utf-8"))
-        first = tuple((file, BadLine(**line)) for file, line in found["first"])
-        return LeftOut(sum(found["counts"]), first)
+    def make(self, schema: Any) -> None:
+        """Make the group's Arrow copy, unless it is there and whole.
 
-    def _read(self, files: list[Path]) -> Any:
-        kind, options = reader_of(self.dataset)
-        files = [path for path in files if path.stat().st_size]
-        if not files:
-            return None
-        try:
-            return read_files(kind, files, str(self.cache_dir / "arrow" / self.group.digest), options)
-        except Exception as error:
-            if "corresponds to no data" in str(error):
-                return None
-            raise
-
-    def _unreadable(self, files: list[Path]) -> Iterator[tuple[str, Exception]]:
-        """Files that cannot be read on their own, each with the reason."""
-        for path in files:
-            try:
-                self._read([path])
-            except Exception as error:
-                yield str(path), error
-
-    def _form(self) -> LineFormat:
-        kind, options = reader_of(self.dataset)
-        return LineFormat(kind, options.get("delimiter", ","), options.get("sample_by", "line"))
-
-    def _sound_folder(self) -> Path:
-        kind, options = reader_of(self.dataset)
-        key = {"version": SOUND_VERSION, "kind": kind, "options": options, "content": self.group.digest}
-        return self.cache_dir / "sound" / digest_values(key | {"on_bad_row": self.dataset.on_bad_row})
-
-    def _sound_files(self) -> list[Path]:
-        """The group's files, or copies of those with bad lines that are without them.
+        Args:
+            schema: ``pyarrow.Schema`` of the columns that are copied.
 
         Raises:
-            DataError: A line cannot be read and is not to be skipped, or is a header.
+            DataError: A file cannot be read.
         """
-        folder = make_folder(self._sound_folder(), self._write_sound)
-        counts = json.loads((folder / "lines.json").read_text("utf-8"))["counts"]
-        return [
-            folder / _copy_name(index) if count else path
-            for index, (path, count) in enumerate(zip(self.group.files, counts, strict=True))
-        ]
+        make_folder(self._rows_folder(schema), lambda folder: self._write_rows(folder, schema))
 
-    def _write_sound(self, folder: Path) -> None:
-        form = self._form()
-        counts, first = [], list[tuple[int, dict[str, Any]]]()
-        for index, path in enumerate(self.group.files):
-            bad = bad_lines(path, form) if is_line_based(path, form) else iter(())
-            named = list(islice(bad, NUM_NAMED))
-            if named and (self.dataset.on_bad_row == "error" or named[0].is_header):
-                raise DataError(self._bad_line_message(path, named[0]))
-            if named:
-                copy_sound(path, folder / _copy_name(index), form)
-            counts.append(len(named) + sum(1 for _ in bad))
-            first += [(index, asdict(line)) for line in named]
-        report = {"counts": counts, "first": first[:NUM_NAMED]}
-        (folder / "lines.json").write_text(json.dumps(report, indent=1), "utf-8")
+    def open(self, schema: Any) -> Any:
+        """The rows of the group as a ``datasets.Dataset``, from its Arrow copy."""
+        folder = self._rows_folder(schema)
+        if not folder.exists():
+            self.make(schema)
+        return open_copy(folder / ROWS)
 
-    def _bad_line_message(self, path: Path, line: BadLine) -> str:
-        what_to_do = "" if line.is_header else " Correct the line, or set on_bad_row: skip."
-        return self._message(str(path), f"line {line.number}: {line.problem}.{what_to_do}")
+    def report(self, schema: Any) -> Report:
+        """What became of the files of an Arrow copy that was made."""
+        found = json.loads((self._rows_folder(schema) / REPORT).read_text("utf-8"))
+        left_out = [BadRecord(**record) for record in found.pop("left_out")]
+        return Report(**found, left_out=left_out)
 
-    def _message(self, place: str, problem: str) -> str:
-        kind, _ = reader_of(self.dataset)
+    def _form(self) -> FileFormat:
+        dataset = self.dataset
+        return FileFormat(
+            kind_of(dataset),
+            delimiter=dataset.delimiter if isinstance(dataset, CSVDataset) else ",",
+            sample_by=dataset.sample_by if isinstance(dataset, TextDataset) else "line",
+            field=dataset.field if isinstance(dataset, JSONDataset) else None,
+        )
+
+    def _folder(self, room: str, more: dict[str, Any]) -> Path:
+        key = {
+            "version": CONVERSION_VERSION,
+            "form": asdict(self._form()),
+            "on_bad_row": self.dataset.on_bad_row,
+            "wanted": self.wanted,
+            "content": self.group.digests,
+        }
+        return self.cache_dir / room / digest_values(key | more)
+
+    def _rows_folder(self, schema: Any) -> Path:
+        return self._folder("arrow", {"schema": schema.serialize().to_pybytes().hex()})
+
+    def _columns_of(self, path: Path) -> Columns:
+        """Columns of a text, CSV or Parquet file."""
+        kind = kind_of(self.dataset)
+        with self._reading(path):
+            if kind == "parquet":
+                return Columns(*parquet_schema(path, self.wanted))
+            names = read_header(path, self._form().delimiter) if kind == "csv" else ["text"]
+            return Columns(tuple(names), text_schema([name for name in names if name in self.wanted]))
+
+    def _write_columns(self, folder: Path) -> None:
+        """Find columns and types of JSON files."""
+        names: dict[str, None] = {}
+        schemas: list[Any] = []
+        for path in self.group.files:
+            with self._reading(path):
+                for batch in self._batches(path, Report()):
+                    for values in batch:
+                        names.update(dict.fromkeys(values))
+                    found = schema_of(batch, self.wanted)
+                    if found not in schemas:
+                        schemas.append(found)
+        (folder / "names.json").write_text(json.dumps(list(names)), "utf-8")
+        save_schema(join_schemas(schemas, or_json=True), folder / "schema.arrow")
+
+    def _write_rows(self, folder: Path, schema: Any) -> None:
+        report = Report()
+        with rows_writer(folder / ROWS, schema) as writer:
+            for file, path in enumerate(self.group.files):
+                report.num_rows.append(0)
+                with self._reading(path):
+                    for table in self._tables(path, schema, report) if path.stat().st_size else ():
+                        writer.write_table(table)
+                        report.num_rows[file] += len(table)
+            writer.finalize()
+        (folder / REPORT).write_text(json.dumps(asdict(report), indent=1), "utf-8")
+
+    def _tables(self, path: Path, schema: Any, report: Report) -> Iterator[Any]:
+        """The rows of a file as ``pyarrow.Table``s."""
+        if kind_of(self.dataset) == "parquet":
+            yield from parquet_tables(path, schema)
+            return
+        for batch in self._batches(path, report):
+            if kind_of(self.dataset) == "csv":
+                require_columns(list(batch[0]), schema)
+            yield table_of(batch, schema)
+
+    def _batches(self, path: Path, report: Report) -> Iterator[list[Mapping[str, Any]]]:
+        """The rows of a file, some at a time; bad records are counted in ``report``.
+
+        Raises:
+            DataError: A record cannot be read and is not to be skipped.
+        """
+        file, size = len(report.num_rows) - 1, 0
+        batch: list[Mapping[str, Any]] = []
+        for record in read_records(path, self._form()):
+            if record.problem is not None:
+                self._leave_out(path, record, file, report)
+            if record.values is None:
+                continue
+            batch.append(record.values)
+            size += record.size
+            if len(batch) == COPY_ROWS or size >= COPY_CHARS:
+                yield batch
+                batch, size = [], 0
+        if batch:
+            yield batch
+
+    def _leave_out(self, path: Path, record: Record, file: int, report: Report) -> None:
+        if self.dataset.on_bad_row == "error":
+            what_to_do = "Correct it, or set on_bad_row: skip."
+            raise DataError(self._message(path, f"{record.place}: {record.problem}. {what_to_do}"))
+        report.num_left_out += 1
+        if len(report.left_out) < NUM_NAMED:
+            report.left_out.append(BadRecord(file, record.place, str(record.problem)))
+
+    @contextmanager
+    def _reading(self, path: Path) -> Iterator[None]:
+        """Name the file in errors of the block."""
+        try:
+            yield
+        except UnreadableFileError as error:
+            raise DataError(self._message(path, f"{error}.")) from error
+        except DataError:
+            raise
+        except Exception as error:
+            if isinstance(error, OSError) and error.errno in NO_ROOM:
+                raise
+            raise DataError(self._message(path, f"{root_cause(error)}.")) from error
+
+    def _message(self, path: Path, problem: str) -> str:
+        kind = kind_of(self.dataset)
         return (
-            f"datasets.{self.name}: {place} cannot be read as {kind}: {problem}"
+            f"datasets.{self.name}: {path} cannot be read as {kind}: {problem}"
             f" Expected {kind} files of one shape, in UTF-8."
         )
 
 
-def reader_of(dataset: Dataset) -> tuple[str, dict[str, Any]]:
-    """The library's name of the format, and the options that the section sets."""
-    kind = dataset.format if isinstance(dataset, PackageDataset) else dataset.source
-    options: dict[str, Any] = {}
-    if kind == "csv":
-        # pandas would read the texts "NA", "null" and "None" as missing.
-        options["keep_default_na"] = False
-        # A first row with one field too many would else shift every column by one.
-        options["index_col"] = False
-    if isinstance(dataset, CSVDataset):
-        options["delimiter"] = dataset.delimiter
-    if isinstance(dataset, TextDataset):
-        options["sample_by"] = dataset.sample_by
-    if isinstance(dataset, JSONDataset) and dataset.field is not None:
-        options["field"] = dataset.field
-    return kind, options
+def join_columns(name: str, found: Iterable[tuple[str, Columns]], *, or_json: bool = False) -> Columns:
+    """Columns of several files or groups together.
+
+    Args:
+        name: The dataset's name in the job file, for messages.
+        found: Each with its place.
+        or_json: Whether a column whose types have nothing in common is kept as JSON.
+
+    Raises:
+        DataError: Files have columns of types that have nothing in common.
+    """
+    joined, first = Columns((), join_schemas([])), ""
+    for place, columns in found:
+        try:
+            schema = join_schemas([joined.schema, columns.schema], or_json=or_json)
+        except TypeError as error:
+            raise DataError(
+                f"datasets.{name}: {place}: {error}, {first} the former. Give the column one type in all"
+                " files, or make them two datasets."
+            ) from error
+        joined = Columns(tuple(dict.fromkeys([*joined.names, *columns.names])), schema)
+        first = first or place
+    return joined
 
 
 def files_text(group: Group) -> str:
     """A group's files, for messages."""
     first, count = group.files[0], len(group.files)
     return str(first) if count == 1 else f"{first} and {count - 1} files after it"
-
-
-def _copy_name(index: int) -> str:
-    """The name of the copy of a group's file."""
-    return f"{index:06d}"

@@ -10,8 +10,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from orchestrator.contracts import RowLayout
+from orchestrator.data.csv_values import label_in
 from orchestrator.data.labels import outside
-from orchestrator.spec.datasets import Dataset, DatasetSection
+from orchestrator.spec.datasets import Dataset, DatasetSection, PackageDataset
 
 OPTIONAL_KEYS = (
     "text_pair_column",
@@ -30,6 +31,22 @@ SHOWN = 200
 
 Batch = Mapping[str, list[Any]]
 """Rows, field by field."""
+
+
+def kind_of(dataset: Dataset) -> str:
+    """The format of a section's files, or the source itself where it is no files."""
+    return dataset.format if isinstance(dataset, PackageDataset) else dataset.source
+
+
+def is_all_text(dataset: Dataset) -> bool:
+    """Whether values are texts, whatever they stand for (``csv_values.py``)."""
+    return kind_of(dataset) == "csv"
+
+
+def wanted_columns(dataset: Dataset) -> tuple[str, ...]:
+    """All columns that a section names, for whatever kind of stage."""
+    named = [getattr(dataset, key) for key in ("text_column", *OPTIONAL_KEYS) if key.endswith("_column")]
+    return tuple(dict.fromkeys([*(column for column in named if column is not None), *dataset.filter]))
 
 
 def section_for(dataset: Dataset, layout: RowLayout) -> Dataset:
@@ -104,14 +121,14 @@ def identities(batch: Batch) -> list[str]:
     return [json.dumps(document, sort_keys=True) for document in documents_of(batch)]
 
 
-def problems(dataset: DatasetSection, batch: Batch) -> Iterator[str | None]:
+def problems(dataset: Dataset, batch: Batch) -> Iterator[str | None]:
     """What is wrong with each row; ``None`` for a sound one."""
     fields = list(batch)
     for values in zip(*batch.values(), strict=True):
         yield _problem(dataset, dict(zip(fields, values, strict=True)))
 
 
-def _problem(dataset: DatasetSection, row: Mapping[str, Any]) -> str | None:
+def _problem(dataset: Dataset, row: Mapping[str, Any]) -> str | None:
     for field in TEXT_FIELDS:
         if field in row and not isinstance(row[field], str):
             column = getattr(dataset, f"{field}_column")
@@ -125,14 +142,15 @@ def _problem(dataset: DatasetSection, row: Mapping[str, Any]) -> str | None:
     return None
 
 
-def _label_problem(dataset: DatasetSection, label: Any) -> str | None:
+def _label_problem(dataset: Dataset, label: Any) -> str | None:
     """A label that is missing, no UTF-8, or none of the section's; lists are left to ``labels.py``."""
     column, names = dataset.label_column, dataset.label_names
     if label is None or label == "":
         return f"column '{column}' holds no label"
     if isinstance(label, bytes):
         return f"column '{column}' holds {_shown(label)}, which is not UTF-8"
-    if names is not None and outside([label], names, None).any():
+    value = label_in(label, names) if is_all_text(dataset) else label
+    if names is not None and outside([value], names, None).any():
         return f"column '{column}' holds {label!r}, expected one of {list(names)[:10]}"
     return None
 

@@ -10,7 +10,9 @@ from typing import Any
 import numpy as np
 
 from orchestrator.contracts import RowLayout
-from orchestrator.data.labels import LabelIds, label_ids, label_numbers, label_sets, outside
+from orchestrator.data.csv_values import are_ids, label_in, number_in
+from orchestrator.data.fields import is_all_text
+from orchestrator.data.labels import LabelIds, label_ids, label_sets, number_problem, outside
 from orchestrator.data.rows import Rows, distinct_labels
 from orchestrator.data.selection import Split
 from orchestrator.data.sources import Source
@@ -53,52 +55,61 @@ def find_labels(
     """
     source = rows.source
     where = f"datasets.{source.name}: column '{source.dataset.label_column}', split '{split}'"
-    if layout.document == "text" and layout.labels == "class":
-        names = given or _names(source, opened)
-        rows, inside = _inside(rows, where, opened["label"][:], names, num_labels)
-        return rows, Labels(*label_ids(where, inside, names, num_labels))
-
-    def place_of(row: int) -> str:
-        return f"{where}: {source.place_of(int(rows.numbers[row]))}"
-
     if layout.labels == "numbers":
         num_values = num_labels or 1
-        names = given or source.dataset.label_names or _value_names(source, num_values)
-        return rows, Labels(label_numbers(opened["label"][:], num_values, place_of), tuple(names))
+        values = opened["label"][:]
+        if is_all_text(source.dataset):
+            values = [number_in(text) for text in values]
+        rows, values = _sound(rows, where, values, [number_problem(value, num_values) for value in values])
+        of_values = given or source.dataset.label_names or _value_names(source, num_values)
+        return rows, Labels(np.array(values, np.float32).reshape(-1, num_values), tuple(of_values))
     names = given or _names(source, opened)
+    if layout.document == "text" and layout.labels == "class":
+        values = opened["label"][:]
+        if is_all_text(source.dataset):
+            values = [label_in(text, names) for text in values]
+        are_outside = outside(values, names, num_labels)
+        rows, values = _sound(
+            *(rows, where, values),
+            [
+                f"label {value!r}, expected {_set_text(value, names, num_labels)}" if is_outside else None
+                for value, is_outside in zip(values, are_outside, strict=True)
+            ],
+        )
+        return rows, Labels(*label_ids(where, values, names, num_labels))
     if num_labels is None:
         num_labels = len(names) if names is not None else _most(opened["label"][:])
     ids = LabelIds.of(where, names, num_labels)
-    values = None if layout.document == "words" else label_sets(opened["label"][:], ids, place_of)
-    return rows, Labels(values, ids.names)
+    if layout.document == "words":
+        return rows, Labels(None, ids.names)
+    values = opened["label"][:]
+    rows, values = _sound(rows, where, values, [ids.problem(labels) for labels in values])
+    return rows, Labels(label_sets(values, ids), ids.names)
 
 
-def _inside(
-    rows: Rows, where: str, values: Sequence[Any], names: Sequence[str] | None, num_labels: int | None
-) -> tuple[Rows, list[Any]]:
-    """Rows whose label is one of the set, with their labels.
+def _sound(
+    rows: Rows, where: str, values: Sequence[Any], problems: Sequence[str | None]
+) -> tuple[Rows, Sequence[Any]]:
+    """Rows whose label has no problem, with their labels.
 
     Raises:
-        DataError: A label is outside the set and not to be skipped, or all are.
+        DataError: A label has a problem and is not to be skipped, or all have.
     """
+    bad = [row for row, problem in enumerate(problems) if problem is not None]
+    if not bad:
+        return rows, values
     source = rows.source
-    is_outside = outside(values, names, num_labels)
-    if not is_outside.any():
-        return rows, list(values)
-    first = int(np.argmax(is_outside))
-    place = source.place_of(int(rows.numbers[first]))
-    problem = f"label {values[first]!r}, expected {_set_text(values[first], names, num_labels)}"
-    if source.dataset.on_bad_row == "error" or is_outside.all():
+    place, problem = source.place_of(int(rows.numbers[bad[0]])), problems[bad[0]]
+    if source.dataset.on_bad_row == "error" or len(bad) == len(values):
         raise DataError(
-            f"{where}: {place}: {problem}. Correct label_names or num_labels, filter the row, or set"
-            " on_bad_row: skip."
+            f"{where}: {place}: {problem}. Correct the label, label_names or num_labels, filter the row, or"
+            " set on_bad_row: skip."
         )
-    log.warning(
-        "%s: %d of %d rows are skipped, first %s: %s",
-        *(where, np.count_nonzero(is_outside), len(values), place, problem),
-    )
-    kept = [value for value, is_bad in zip(values, is_outside, strict=True) if not is_bad]
-    return replace(rows, numbers=rows.numbers[~is_outside]), kept
+    log.warning("%s: %d of %d rows are skipped, first %s: %s", where, len(bad), len(values), place, problem)
+    kept = np.ones(len(values), bool)
+    kept[bad] = False
+    sound = [value for value, is_kept in zip(values, kept, strict=True) if is_kept]
+    return replace(rows, numbers=rows.numbers[kept]), sound
 
 
 def _set_text(label: Any, names: Sequence[str] | None, num_labels: int | None) -> str:
@@ -111,19 +122,25 @@ def _set_text(label: Any, names: Sequence[str] | None, num_labels: int | None) -
 
 
 def _names(source: Source, rows: Any) -> Sequence[str] | None:
-    """The section's names, the source's own or its strings; ``None`` for plain numbers."""
+    """The section's names, the source's own or its texts; ``None`` for plain numbers."""
     feature = rows.features["label"]
-    is_list = hasattr(feature, "feature")
-    own: Sequence[str] | None = getattr(feature.feature if is_list else feature, "names", None)
+    own: Sequence[str] | None = getattr(getattr(feature, "feature", feature), "names", None)
     if source.dataset.label_names is not None or own is not None:
         return source.dataset.label_names or own
-    return distinct_labels(source) if holds_text(feature) else None
+    if not holds_text(feature):
+        return None
+    labels = distinct_labels(source)
+    are_texts = bool(labels) and isinstance(labels[0], str)
+    return labels if are_texts and not (is_all_text(source.dataset) and are_ids(labels)) else None
 
 
 def holds_text(feature: Any) -> bool:
-    """Whether a column of this ``datasets`` feature holds strings, or lists of them."""
-    dtype = getattr(getattr(feature, "feature", feature), "dtype", "")
-    return str(dtype) in ("string", "large_string")
+    """Whether a column of this ``datasets`` feature may hold strings, or lists of them."""
+    inner = getattr(feature, "feature", feature)
+    return getattr(inner, "_type", "") == "Json" or str(getattr(inner, "dtype", "")) in (
+        "string",
+        "large_string",
+    )
 
 
 def _value_names(source: Source, num_values: int) -> tuple[str, ...]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -136,57 +136,46 @@ class LabelIds:
         is_id = isinstance(value, int) and 0 <= value < len(self.names)
         return int(value) if is_id else None
 
+    def id_of(self, value: Any) -> int:
+        """The id of a value that has one."""
+        found = self.find(value)
+        assert found is not None
+        return found
+
+    def problem(self, labels: Any) -> str | None:
+        """What is wrong with the labels of a row."""
+        if not isinstance(labels, list):
+            return f"label {labels!r}, expected a list of labels (multi_label)"
+        unknown = next((label for label in labels if self.find(label) is None), None)
+        return None if unknown is None and None not in labels else self.complaint(unknown)
+
     def complaint(self, value: Any) -> str:
         """What to say of a value without an id."""
         return f"label {value!r}, expected one of {_shown(self.names)} or their ids"
 
 
-def label_sets(values: Sequence[Any], ids: LabelIds, place_of: Callable[[int], str]) -> np.ndarray:
+def label_sets(values: Sequence[list[Any]], ids: LabelIds) -> np.ndarray:
     """Which labels each row has, bool ``(rows, labels)``.
 
     Args:
-        values: A list of names or ids for each row, which may be empty.
-        place_of: Names a row by its place in ``values``, for messages.
-
-    Raises:
-        DataError: A row holds no list, or a label that has no id.
+        values: A list of names or ids for each row, which may be empty and has no ``problem``.
+        ids: Those of all labels.
     """
     held = np.zeros((len(values), len(ids.names)), dtype=bool)
     for row, labels in enumerate(values):
-        if not isinstance(labels, list):
-            raise DataError(f"{place_of(row)}: label {labels!r}, expected a list of labels (multi_label).")
         for label in labels:
-            found = ids.find(label)
-            if found is None:
-                raise DataError(
-                    f"{place_of(row)}: {ids.complaint(label)}. Correct label_names, or filter the row."
-                )
-            held[row, found] = True
+            held[row, ids.id_of(label)] = True
     return held
 
 
-def label_numbers(values: Sequence[Any], num_values: int, place_of: Callable[[int], str]) -> np.ndarray:
-    """The numbers of each row, float32 ``(rows, num_values)``.
-
-    Args:
-        values: A number for each row, or a list of ``num_values``.
-        place_of: Names a row by its place in ``values``, for messages.
-
-    Raises:
-        DataError: A row holds something else, another number of numbers, or one that is not finite.
-    """
-    numbers = np.empty((len(values), num_values), dtype=np.float32)
-    for row, value in enumerate(values):
-        given = value if isinstance(value, list) else [value]
-        are_numbers = all(isinstance(number, int | float) for number in given)
-        if len(given) != num_values or not are_numbers or not np.isfinite(given).all():
-            wanted = "a finite number" if num_values == 1 else f"a list of {num_values} finite numbers"
-            raise DataError(
-                f"{place_of(row)}: label {value!r}, expected {wanted} (regression). Set num_values, correct"
-                " or filter the row."
-            )
-        numbers[row] = given
-    return numbers
+def number_problem(value: Any, num_values: int) -> str | None:
+    """What is wrong with the number of a row, or with its list of ``num_values`` numbers (regression)."""
+    given = value if isinstance(value, list) else [value]
+    are_numbers = all(isinstance(number, int | float) for number in given)
+    if len(given) == num_values and are_numbers and np.isfinite(np.array(given, dtype=np.float64)).all():
+        return None
+    wanted = "a finite number" if num_values == 1 else f"a list of {num_values} finite numbers"
+    return f"label {value!r}, expected {wanted} (regression)"
 
 
 def _shown(names: Sequence[str]) -> str:

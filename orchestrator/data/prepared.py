@@ -28,7 +28,7 @@ from orchestrator.contracts import DocumentKind, RowLayout
 from orchestrator.errors import DataError
 
 # Raised whenever folders written before can no longer be read, or would be written differently.
-FORMAT_VERSION = 4
+FORMAT_VERSION = 5
 COMPLETE = "COMPLETE"
 TARGET_DTYPES: Mapping[DocumentKind, str] = {"words": "<i2", "conversation": "|u1"}
 

@@ -1,37 +1,15 @@
-"""The library ``datasets``, called with the settings that keep rows as they are; the only import of it."""
+"""Datasets of the hub and of ``save_to_disk``, opened by the library ``datasets``."""
 
 from __future__ import annotations
 
-import glob
-import warnings
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from orchestrator.data.arrow import COPY_ROWS
 from orchestrator.errors import DataError, SourceMissingError
 from orchestrator.spec.datasets import HubDataset, SavedDataset
-
-# 1000 rows: a few MB at a time, and far above the cost of a call.
-COPY_ROWS = 1000
-
-
-def read_files(kind: str, files: list[Path], cache: str, options: dict[str, Any]) -> Any:
-    """Rows of text, JSON, CSV or Parquet files, from their Arrow copy under ``cache`` or made there."""
-    import datasets
-
-    escaped = [glob.escape(str(path)) for path in files]
-    with warnings.catch_warnings():
-        # pandas warns, and goes on, when a row has more fields than the header.
-        warnings.filterwarnings("error", message="Length of header or names")
-        return datasets.load_dataset(kind, data_files=escaped, split="train", cache_dir=cache, **options)
-
-
-def join(parts: Sequence[Any]) -> Any:
-    """The rows of all parts, one after the other."""
-    import datasets
-
-    return parts[0] if len(parts) == 1 else datasets.concatenate_datasets(list(parts))
 
 
 def open_hub(name: str, dataset: HubDataset, cache_dir: Path) -> Any:
@@ -119,23 +97,6 @@ def _first_features(stream: Any) -> Any:
 
     first = next(iter(stream.with_format("arrow").iter(COPY_ROWS)))
     return datasets.Features.from_arrow_schema(first.schema)
-
-
-def copy_rows(rows: Any, path: Path) -> None:
-    """Write all rows of a ``Dataset`` or an ``IterableDataset`` into an Arrow file."""
-    from datasets.arrow_writer import ArrowWriter
-
-    with ArrowWriter(path=str(path), features=rows.features) as writer:
-        for table in rows.with_format("arrow").iter(COPY_ROWS):
-            writer.write_table(table)
-        writer.finalize()
-
-
-def open_copy(path: Path) -> Any:
-    """The rows that ``copy_rows`` wrote, as a memory-mapped ``datasets.Dataset``."""
-    import datasets
-
-    return datasets.Dataset.from_file(str(path))
 
 
 def saved_folder(name: str, dataset: SavedDataset) -> Path:

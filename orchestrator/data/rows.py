@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from orchestrator.data.columns import SCAN_ROWS, filter_rows, select_columns
+from orchestrator.data.columns import filter_rows, read_batches, select_columns
 from orchestrator.data.decontamination import clean_rows
 from orchestrator.data.examination import survey
 from orchestrator.data.readers import quiet
@@ -116,17 +116,27 @@ def find_rows(source: Source, split: Split, tasks: Tasks = IN_PROCESS) -> Rows:
 
 
 def distinct_labels(source: Source) -> list[Any]:
-    """The distinct labels of all splits together, sorted; filtered rows do not count."""
+    """The distinct labels of all splits together, sorted; filtered rows, and those without one, do not count.
+
+    Raises:
+        DataError: Texts are among other values.
+    """
+    found: set[Any] = set()
     with quiet():
         opened = source.open()
         rows = opened.select(filter_rows(source.name, source.dataset, opened, range(len(opened))))
-        rows = select_columns(source.name, source.dataset, rows)
-        if not hasattr(rows.features["label"], "feature"):
-            # Rows without a label are no part of the dataset.
-            return sorted(set(rows.unique("label")) - {None, ""})
-        batches = rows.select_columns(["label"]).iter(SCAN_ROWS)
-        lists = [labels for batch in batches for labels in batch["label"] if labels is not None]
-        return sorted({label for labels in lists for label in labels} - {None})
+        for batch in read_batches(select_columns(source.name, source.dataset, rows), ["label"]):
+            for label in batch["label"]:
+                found.update(label if isinstance(label, list) else [label])
+    found -= {None, ""}
+    texts = [label for label in found if isinstance(label, str)]
+    if 0 < len(texts) < len(found):
+        other = next(label for label in found if not isinstance(label, str))
+        raise DataError(
+            f"datasets.{source.name}: column '{source.dataset.label_column}' holds texts such as {texts[0]!r}"
+            f" and other values such as {other!r}, expected labels of one kind. Correct or filter the rows."
+        )
+    return sorted(found)
 
 
 def _held_out(source: Source, tasks: Tasks) -> list[TextPart]:

@@ -11,10 +11,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from orchestrator.data.arrow import copy_rows, open_copy
 from orchestrator.data.cache import scratch_folder
 from orchestrator.data.columns import SCAN_ROWS, check_columns
 from orchestrator.data.fields import columns_of
-from orchestrator.data.readers import copy_rows, open_copy, open_stream, quiet, root_cause
+from orchestrator.data.readers import open_stream, quiet, root_cause
 from orchestrator.data.sources import Source
 from orchestrator.errors import DataError
 from orchestrator.spec.datasets import HubDataset

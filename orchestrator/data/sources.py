@@ -3,8 +3,9 @@
 ``find_source`` goes through these steps:
 
 1. find the files and digest their bytes, once
-2. join consecutive small files to groups, and convert each group to Arrow, a task for each; the Arrow
-   copy lies under the group's digest, so it cannot be stale
+2. join consecutive small files to groups, and find the columns and types of each, a task for each
+3. convert each group to Arrow with the types that hold the values of all, a task for each; a copy lies under
+   the digest of its group and columns, so it cannot be stale
 
 What it returns can be opened again and again, in any process that sees the same disk, and reads no more
 of the files than is asked for.
@@ -17,19 +18,18 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from orchestrator.data.arrow import join, with_names
 from orchestrator.data.columns import SCAN_ROWS, check_columns
-from orchestrator.data.conversion import NUM_NAMED, Conversion, Group, files_text
-from orchestrator.data.fields import LABEL_KEYS
+from orchestrator.data.conversion import NUM_NAMED, Columns, Conversion, Group, files_text, join_columns
+from orchestrator.data.fields import LABEL_KEYS, kind_of, wanted_columns
 from orchestrator.data.files import digest_file, digest_values, find_files
 from orchestrator.data.readers import (
-    join,
     open_hub,
     open_saved,
     quiet,
     saved_folder,
 )
 from orchestrator.data.tasks import IN_PROCESS, Tasks
-from orchestrator.errors import DataError
 from orchestrator.spec.datasets import (
     Dataset,
     HubDataset,
@@ -56,6 +56,10 @@ class Source:
     """Digests of the files that hold it, in order."""
     groups: tuple[Group, ...]
     """Empty for a hub or saved dataset, which is Arrow already."""
+    wanted: tuple[str, ...] = ()
+    """Columns that the section names for whatever kind of stage, which are those that are copied."""
+    columns: Columns | None = None
+    """Those of all files; absent without files."""
     against: tuple[Source, ...] = ()
     """Sources whose evaluation rows it must share nothing with, as ``decontaminate`` names them."""
 
@@ -69,6 +73,12 @@ class Source:
         keys = self.dataset.model_dump(mode="json", exclude=KEYS_WITHOUT_CONTENT)
         against = [other.digest for other in self.against]
         return digest_values({"keys": keys, "content": list(self.content), "against": against})
+
+    @property
+    def files(self) -> dict[str, str]:
+        """Digests by path of the files that hold it, where they are known by one."""
+        paths = [str(path) for group in self.groups for path in group.files]
+        return dict(zip(paths, self.content, strict=True)) if paths else {}
 
     def without_labels(self) -> Source:
         """The same rows, read without their labels."""
@@ -93,40 +103,29 @@ class Source:
 
     def place_of(self, number: int) -> str:
         """Where a row stands, for messages: its file and its number there."""
-        with quiet():
-            for group in self.groups:
-                num_rows = self._num_rows(group)
+        for group in self.groups:
+            report = self.conversion(group).report(self.schema)
+            for path, num_rows in zip(group.files, report.num_rows, strict=True):
                 if number < num_rows:
-                    return self._place_in(group, number)
+                    rest = " of those that can be read" if report.num_left_out else ""
+                    return f"{path}: row {number}{rest} (counted from 0)"
                 number -= num_rows
         return f"row {number} (counted from 0)"
-
-    def _place_in(self, group: Group, number: int) -> str:
-        """The file of a group's row, and its number there."""
-        for alone in group.alone():
-            num_rows = self._num_rows(alone)
-            if number < num_rows:
-                break
-            number -= num_rows
-        rest = " of those that can be read" if self._conversion(alone).left_out().count else ""
-        return f"{alone.files[0]}: row {number}{rest} (counted from 0)"
-
-    def _num_rows(self, group: Group) -> int:
-        rows = self._conversion(group).open()
-        return 0 if rows is None else len(rows)
 
     def open(self) -> Any:
         """All rows and columns, as a map-style, memory-mapped ``datasets.Dataset``.
 
         Raises:
-            DataError: It cannot be read, or its files differ in their columns.
+            DataError: It cannot be read.
         """
         with quiet():
             if isinstance(self.dataset, HubDataset):
                 return open_hub(self.name, self.dataset, self.cache_dir)
             if isinstance(self.dataset, SavedDataset):
                 return open_saved(self.name, self.dataset)
-            return self._join([(group, self._conversion(group).open()) for group in self.groups])
+            assert self.columns is not None
+            rows = join([self.conversion(group).open(self.schema) for group in self.groups])
+            return with_names(rows, self.columns.names)
 
     def head(self) -> Any:
         """The first rows."""
@@ -134,33 +133,23 @@ class Source:
         return rows.select(range(min(len(rows), SCAN_ROWS)))
 
     def left_out(self) -> tuple[int, list[tuple[str, str]]]:
-        """How many lines of its files cannot be read and were left out; place and problem of the first."""
+        """How many records of its files cannot be read and were left out; place and problem of the first."""
         count, named = 0, list[tuple[str, str]]()
         for group in self.groups:
-            found = self._conversion(group).left_out()
-            count += found.count
-            named += [
-                (f"{group.files[file]}: line {line.number}", line.problem) for file, line in found.first
-            ]
+            report = self.conversion(group).report(self.schema)
+            count += report.num_left_out
+            named += [(f"{group.files[bad.file]}: {bad.place}", bad.problem) for bad in report.left_out]
         return count, named[:NUM_NAMED]
 
-    def _conversion(self, group: Group) -> Conversion:
-        return Conversion(self.name, self.dataset, self.cache_dir, group)
+    @property
+    def schema(self) -> Any:
+        """Of the columns that are copied."""
+        assert self.columns is not None
+        return self.columns.schema
 
-    def _join(self, opened: list[tuple[Group, Any]]) -> Any:
-        """The rows of all groups; those without any row have no columns either."""
-        filled = [(group, rows) for group, rows in opened if rows is not None]
-        if not filled:
-            raise DataError(f"datasets.{self.name}: {no_rows(self.dataset)}")
-        first_group, first = filled[0]
-        for group, rows in filled:
-            if rows.features != first.features:
-                raise DataError(
-                    f"datasets.{self.name}: {files_text(group)}: columns {_columns_text(rows)}, expected"
-                    f" those of {files_text(first_group)}: {_columns_text(first)}. Give all files the same"
-                    " columns, or make them two datasets."
-                )
-        return join([rows for _, rows in filled])
+    def conversion(self, group: Group) -> Conversion:
+        """What turns a group of its files into Arrow."""
+        return Conversion(self.name, self.dataset, self.cache_dir, group, self.wanted)
 
 
 def find_source(name: str, dataset: Dataset, cache_dir: Path, tasks: Tasks = IN_PROCESS) -> Source:
@@ -191,8 +180,13 @@ def find_source(name: str, dataset: Dataset, cache_dir: Path, tasks: Tasks = IN_
     for members, digests in tasks.map(_digest_files, _consecutive(files)):
         groups.append(Group(tuple(members), tuple(digests)))
         content += digests
-    source = Source(name, dataset, cache_dir, tuple(content), tuple(groups))
-    for _ in tasks.map(_convert_alone, [(source, group) for group in groups]):
+    source = Source(name, dataset, cache_dir, tuple(content), tuple(groups), wanted_columns(dataset))
+    found = zip(map(files_text, groups), tasks.map(_look, [(source, group) for group in groups]), strict=True)
+    columns = join_columns(name, found, or_json=kind_of(dataset) == "json")
+    if columns.names and not columns.schema.names:
+        check_columns(name, dataset, with_names(None, columns.names))
+    source = replace(source, columns=columns)
+    for _ in tasks.map(_convert, [(source, group) for group in groups]):
         pass
     return source
 
@@ -215,21 +209,22 @@ def _digest_files(files: list[Path]) -> tuple[list[Path], list[str]]:
     return files, [digest_file(path) for path in files]
 
 
-def _convert_alone(work: tuple[Source, Group]) -> None:
+def _look(work: tuple[Source, Group]) -> Columns:
+    """Find a group's columns and their types."""
+    source, group = work
+    return source.conversion(group).look()
+
+
+def _convert(work: tuple[Source, Group]) -> None:
     """Make a group's Arrow copy."""
     source, group = work
     with quiet():
-        Conversion(source.name, source.dataset, source.cache_dir, group).open()
+        source.conversion(group).make(source.schema)
 
 
 def no_rows(dataset: Dataset) -> str:
     """What to say of a source without rows."""
     return f"the corpus is empty: 0 rows in {_place(dataset)}, expected text."
-
-
-def _columns_text(rows: Any) -> str:
-    """Columns and their types, for messages."""
-    return ", ".join(f"{name} ({feature.dtype})" for name, feature in rows.features.items())
 
 
 def _place(dataset: Dataset) -> str:

@@ -21,13 +21,14 @@ from typing import Any
 
 import numpy as np
 
+from orchestrator.data.arrow import copy_rows, join, open_copy
 from orchestrator.data.cache import is_whole, make_folder
 from orchestrator.data.examination import EXAMINATION_VERSION, examine, shard_folder
 from orchestrator.data.examined import Examined
 from orchestrator.data.files import digest_values
 from orchestrator.data.labelling import holds_text
 from orchestrator.data.prepared import FORMAT_VERSION
-from orchestrator.data.readers import copy_rows, join, open_copy, quiet
+from orchestrator.data.readers import quiet
 from orchestrator.data.rows import Rows
 from orchestrator.data.selection import Split, choose_rows, splits_of, unique_rows
 from orchestrator.data.shards import ShardSource, StreamedSource, copied_shard

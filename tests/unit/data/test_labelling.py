@@ -14,7 +14,7 @@ from orchestrator.data.loader import RowReader
 from orchestrator.data.prepared import Meta
 from orchestrator.data.tokenizer import for_classification, load_tokenizer
 from orchestrator.errors import DataError
-from tests.unit.data.corpus import make_texts, prepared, section, write_jsonl
+from tests.unit.data.corpus import make_texts, prepared, section, write_csv, write_jsonl
 
 WORDS = RowLayout("documents", 24, framed=True, labelled=True, document="words")
 SETS = RowLayout("documents", 24, framed=True, labelled=True, labels="classes")
@@ -80,7 +80,7 @@ MISTAKES: dict[str, tuple[RowLayout, list[Any], dict[str, Any], str]] = {
         SETS,
         [[0], [3]],
         {},
-        "row 1 (counted from 0): label 3, expected one of ['0', '1', '2'] or their ids. Correct label_names",
+        "row 1 (counted from 0): label 3, expected one of ['0', '1', '2'] or their ids. Correct the label,",
     ),
     "set: no list": (SETS, ["a", "b"], {}, "row 0 (counted from 0): label 'a', expected a list of labels"),
     "set: too many names": (
@@ -242,3 +242,65 @@ def test_columns_that_a_stage_does_not_read_cannot_spoil_it(tmp_path: Path, bpe:
     packed = RowLayout("packed", 8, framed=False, labelled=False)
     made = prepare(corpus(tmp_path / "rows.jsonl", rows, **keys), packed, bpe, tmp_path)
     assert made == prepare(corpus(tmp_path / "rows.jsonl", rows), packed, bpe, tmp_path)
+
+
+CSV_LABELS: dict[str, tuple[list[str], Any, list[int], tuple[str, ...]]] = {
+    "whole numbers": (["0", "2", "1"], None, [0, 2, 1], ("0", "1", "2")),
+    "names": (["pos", "neg", "pos"], None, [1, 0, 1], ("neg", "pos")),
+    "names and a number": (["1", "a", "b"], None, [0, 1, 2], ("1", "a", "b")),
+    "ids of names": (["1", "0", "1"], ("neg", "pos"), [1, 0, 1], ("neg", "pos")),
+    "truths of names": (["True", "false", "True"], ("neg", "pos"), [1, 0, 1], ("neg", "pos")),
+    "names with zeros": (["02", "01", "02"], ("01", "02"), [1, 0, 1], ("01", "02")),
+    "stars": (["5", "1", "3"], ("1", "2", "3", "4", "5"), [4, 0, 2], ("1", "2", "3", "4", "5")),
+}
+
+
+@pytest.mark.parametrize("case", CSV_LABELS)
+def test_labels_of_a_csv_are_ids_or_names(case: str, tmp_path: Path, bpe: Path) -> None:
+    values, given, ids, names = CSV_LABELS[case]
+    path = write_csv(tmp_path / "a.csv", {"text": ["a b", "c d", "e f"], "y": values})
+    dataset = section(source="csv", files=str(path), label_column="y", label_names=given)
+    made = prepare(dataset, ONE, bpe, tmp_path)
+    assert [row.label for row in rows_of(made)] == ids
+    assert Meta.open(made).label_names == names
+
+
+def test_numbers_of_a_csv_are_numbers(tmp_path: Path, bpe: Path) -> None:
+    path = write_csv(tmp_path / "a.csv", {"text": ["a b", "c d", "e f"], "y": ["3", "-0.5", "1e2"]})
+    dataset = section(source="csv", files=str(path), label_column="y")
+    made = prepare(dataset, NUMBERS, bpe, tmp_path, num_labels=1)
+    assert [np.ravel(row.label).tolist() for row in rows_of(made)] == [[3.0], [-0.5], [100.0]]
+
+
+UNFIT: dict[str, tuple[RowLayout, list[Any], dict[str, Any]]] = {
+    "set": (SETS, [["a"], ["z"], ["b"]], {"label_names": ["a", "b", "c"]}),
+    "numbers": (NUMBERS, [[1, 2, 3], [1, 2], [0, 0, 0]], {}),
+    "class": (ONE, [0, 7, 2], {}),
+}
+
+
+@pytest.mark.parametrize("case", UNFIT)
+def test_a_row_with_an_unfit_label_is_left_out_where_bad_rows_are_skipped(
+    case: str, tmp_path: Path, bpe: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    layout, values, keys = UNFIT[case]
+    dataset = corpus(tmp_path / "rows.jsonl", texts(values), label_column="y", on_bad_row="skip", **keys)
+    made = prepare(dataset, layout, bpe, tmp_path, num_labels=3)
+    assert len(rows_of(made)) == 2
+    assert f"1 of 3 rows are skipped, first {tmp_path / 'rows.jsonl'}: row 1 (counted from 0): label" in (
+        caplog.text
+    )
+
+
+def test_numbers_that_are_missing_or_no_numbers_are_left_out_of_a_csv(tmp_path: Path, bpe: Path) -> None:
+    path = write_csv(
+        tmp_path / "a.csv", {"text": ["a b", "c d", "e f", "g h"], "y": ["3", "", "nan", "four"]}
+    )
+    dataset = section(source="csv", files=str(path), label_column="y", on_bad_row="skip")
+    assert len(rows_of(prepare(dataset, NUMBERS, bpe, tmp_path, num_labels=1))) == 1
+
+
+def test_labels_of_two_kinds_are_refused(tmp_path: Path, bpe: Path) -> None:
+    dataset = corpus(tmp_path / "rows.jsonl", texts(["a", 3, "b"]), label_column="y")
+    with pytest.raises(DataError, match=r"column 'y' holds texts such as '.' and other values such as 3"):
+        prepare(dataset, ONE, bpe, tmp_path)

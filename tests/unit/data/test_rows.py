@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import datasets
 import numpy as np
 import pytest
 
@@ -15,7 +16,7 @@ from orchestrator.data import examination, sources
 from orchestrator.data.rows import find_rows
 from orchestrator.data.sources import find_source
 from orchestrator.errors import DataError
-from tests.unit.data.corpus import make_texts, section, write_jsonl
+from tests.unit.data.corpus import make_texts, section, write_csv, write_jsonl
 
 TEXTS = make_texts(40)
 
@@ -62,7 +63,7 @@ def test_groups_and_ranges_are_pieces_of_work_that_give_the_same_rows(
     tasks = CountingTasks()
     source = find_source("corpus", section(**keys), tmp_path / "cut", tasks)
     assert np.array_equal(find_rows(source, "test", tasks).numbers, whole)
-    assert tasks.counts == {"_digest_files": 5, "_convert_alone": 5, "examine": 6}
+    assert tasks.counts == {"_digest_files": 5, "_look": 5, "_convert": 5, "examine": 6}
 
 
 def test_rows_are_examined_once_for_all_splits(tmp_path: Path) -> None:
@@ -75,17 +76,57 @@ def test_rows_are_examined_once_for_all_splits(tmp_path: Path) -> None:
     assert tasks.counts["examine"] == 1
 
 
-def test_files_with_other_columns_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sources, "GROUP_BYTES", 1)
-    first = write_jsonl(tmp_path / "a.jsonl", [{"text": "a", "y": 1}])
-    second = write_jsonl(tmp_path / "b.jsonl", [{"text": "b", "y": "one"}])
-    source = find_source("corpus", section(source="json", files=[str(first), str(second)]), tmp_path / "c")
+@pytest.mark.parametrize("group_bytes", [1, 1 << 28])
+def test_columns_that_nobody_reads_may_differ(
+    group_bytes: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sources, "GROUP_BYTES", group_bytes)
+    parts = [{"text": "a", "y": 1}, {"text": "b", "y": "one"}, {"text": "c", "z": [{"q": 2}, 3]}]
+    for source in ("json", "csv", "parquet"):
+        files = []
+        for number, row in enumerate(parts):
+            path = tmp_path / f"{number}.{source}"
+            if source == "json":
+                write_jsonl(path, [row])
+            elif source == "csv":
+                write_csv(path, {name: [value] for name, value in row.items()})
+            else:
+                datasets.Dataset.from_list([{**row, "z": str(row.get("z"))}]).to_parquet(str(path))
+            files.append(str(path))
+        found = find_source("corpus", section(source=source, files=files), tmp_path / "cache")
+        assert find_rows(found, "train").open()["text"][:] == ["a", "b", "c"]
+        assert set(found.open().column_names) >= {"text", "y"}
+
+
+@pytest.mark.parametrize("group_bytes", [1, 1 << 28])
+def test_a_column_that_is_read_has_one_type_in_all_files(
+    group_bytes: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sources, "GROUP_BYTES", group_bytes)
+    values: list[list[Any]] = [[1, 2], [0.5], ["one"], []]
+    files = [str(tmp_path / f"{number}.parquet") for number in range(4)]
+    for path, labels in zip(files, values, strict=True):
+        texts = [f"t{label}" for label in labels]
+        datasets.Dataset.from_dict({"text": texts, "y": labels}).to_parquet(path)
+    keys = {"source": "parquet", "label_column": "y"}
+    source = find_source("corpus", section(files=[*files[:2], files[3]], **keys), tmp_path / "c")
+    assert source.open()["y"][:] == [1.0, 2.0, 0.5]
     with pytest.raises(DataError) as raised:
-        source.open()
-    expected = (
-        f"{second}: columns text (string), y (string), expected those of {first}: text (string), y (int64)"
+        find_source("corpus", section(files=files, **keys), tmp_path / "c")
+    assert f"{files[2]}: column 'y' holds double and string" in str(raised.value)
+
+
+@pytest.mark.parametrize("source", ["csv", "parquet"])
+def test_a_file_without_a_column_that_others_have_is_named(source: str, tmp_path: Path) -> None:
+    files = [str(tmp_path / f"{number}.{source}") for number in range(2)]
+    for path, row in zip(files, ({"text": ["a"], "y": ["p"]}, {"text": ["b"]}), strict=True):
+        made = datasets.Dataset.from_dict(row)
+        made.to_csv(path) if source == "csv" else made.to_parquet(path)
+    with pytest.raises(DataError) as raised:
+        find_source("corpus", section(source=source, files=files, label_column="y"), tmp_path / "c")
+    assert f"{files[1]} cannot be read as {source}: its columns are ['text'], and other files of" in str(
+        raised.value
     )
-    assert expected in str(raised.value)
 
 
 def unsound_files(folder: Path) -> list[str]:

@@ -1,0 +1,200 @@
+"""Arrow files: their columns and types, written and opened as ``datasets.Dataset``s.
+
+Imports pyarrow and ``datasets`` where they are needed: workers, which only read prepared folders, do without.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from orchestrator.data.record import UnreadableFileError
+
+# 1000 rows: a few MB at a time, and far above the cost of a call.
+COPY_ROWS = 1000
+
+
+def text_schema(names: Iterable[str]) -> Any:
+    """``pyarrow.Schema`` of columns of text."""
+    import pyarrow
+
+    return pyarrow.schema([(name, pyarrow.string()) for name in names])
+
+
+def schema_of(rows: Sequence[Mapping[str, Any]], wanted: Iterable[str]) -> Any:
+    """``pyarrow.Schema`` of those columns of JSON rows that are wanted and there.
+
+    Raises:
+        UnreadableFileError: A number has more than 64 bits.
+    """
+    import pyarrow
+
+    fields = []
+    for name in wanted:
+        values = [row[name] for row in rows if name in row]
+        if values:
+            fields.append((name, _type_of(name, values)))
+    return pyarrow.schema(fields)
+
+
+def _type_of(name: str, values: list[Any]) -> Any:
+    """The type that holds all values; JSON where there is none."""
+    import pyarrow
+
+    try:
+        return pyarrow.array(values).type
+    except OverflowError as error:
+        raise UnreadableFileError(f"column '{name}' holds a whole number of more than 64 bits") from error
+    except (pyarrow.ArrowInvalid, pyarrow.ArrowTypeError):
+        return pyarrow.json_()
+
+
+def join_schemas(schemas: Sequence[Any], *, or_json: bool = False) -> Any:
+    """Columns of all schemas, each with the type that holds the values of all.
+
+    Args:
+        schemas: ``pyarrow.Schema``s.
+        or_json: What has no common type is kept as JSON.
+
+    Raises:
+        TypeError: Naming a column whose types have nothing in common.
+    """
+    import pyarrow
+
+    types: dict[str, Any] = {}
+    for schema in schemas:
+        for field in schema:
+            known = types.setdefault(field.name, field.type)
+            if known != field.type:
+                types[field.name] = _join_types(field.name, known, field.type, or_json=or_json)
+    metadata = next((schema.metadata for schema in schemas if schema.metadata), None)
+    return pyarrow.schema(list(types.items()), metadata=metadata)
+
+
+def _join_types(name: str, first: Any, second: Any, *, or_json: bool) -> Any:
+    import pyarrow
+
+    both = [pyarrow.schema([(name, kind)]) for kind in (first, second)]
+    try:
+        return pyarrow.unify_schemas(both, promote_options="permissive").field(0).type
+    except (pyarrow.ArrowInvalid, pyarrow.ArrowTypeError) as error:
+        if or_json:
+            return pyarrow.json_()
+        raise TypeError(f"column '{name}' holds {first} and {second}") from error
+
+
+def save_schema(schema: Any, path: Path) -> None:
+    """Write a ``pyarrow.Schema``."""
+    path.write_bytes(schema.serialize().to_pybytes())
+
+
+def load_schema(path: Path) -> Any:
+    """The ``pyarrow.Schema`` that ``save_schema`` wrote."""
+    import pyarrow
+
+    return pyarrow.ipc.read_schema(pyarrow.py_buffer(path.read_bytes()))
+
+
+def table_of(rows: Sequence[Mapping[str, Any]], schema: Any) -> Any:
+    """Rows of a text, JSON or CSV file as a ``pyarrow.Table``; a value that is absent is null."""
+    import pyarrow
+
+    def column(name: str, kind: Any) -> Any:
+        values = [row.get(name) for row in rows]
+        if kind == pyarrow.json_():
+            values = [None if value is None else json.dumps(value) for value in values]
+        return pyarrow.array(values, kind)
+
+    return pyarrow.table([column(field.name, field.type) for field in schema], schema=schema)
+
+
+def parquet_schema(path: Path, wanted: Iterable[str]) -> tuple[tuple[str, ...], Any]:
+    """All columns of a Parquet file, and the ``pyarrow.Schema`` of those that are wanted."""
+    import pyarrow
+    from pyarrow import parquet
+
+    schema = parquet.read_schema(path)
+    features = {key: value for key, value in (schema.metadata or {}).items() if key == b"huggingface"}
+    fields = [schema.field(name) for name in wanted if name in schema.names]
+    plain = [
+        field.with_type(field.type.value_type) if pyarrow.types.is_dictionary(field.type) else field
+        for field in fields
+    ]
+    return tuple(schema.names), pyarrow.schema(plain, metadata=features)
+
+
+def parquet_tables(path: Path, schema: Any) -> Iterator[Any]:
+    """The rows of a Parquet file as ``pyarrow.Table``s of this schema.
+
+    Raises:
+        UnreadableFileError: A column is missing that other files have.
+    """
+    import pyarrow
+    from pyarrow import parquet
+
+    with parquet.ParquetFile(path) as file:
+        if file.metadata.num_rows == 0:
+            return
+        require_columns(file.schema_arrow.names, schema)
+        for batch in file.iter_batches(COPY_ROWS, columns=schema.names):
+            yield pyarrow.Table.from_batches([batch]).select(schema.names).cast(schema)
+
+
+def require_columns(names: Sequence[str], schema: Any) -> None:
+    """Refuse a file that lacks a column.
+
+    Raises:
+        UnreadableFileError: Naming it.
+    """
+    missing = [name for name in schema.names if name not in names]
+    if missing:
+        raise UnreadableFileError(
+            f"its columns are {list(names)}, and other files of the dataset have '{missing[0]}', too"
+        )
+
+
+def rows_writer(path: Path, schema: Any) -> Any:
+    """A ``datasets.arrow_writer.ArrowWriter`` of one file, whose end of block completes it."""
+    from datasets import Features
+    from datasets.arrow_writer import ArrowWriter
+
+    return ArrowWriter(path=str(path), features=Features.from_arrow_schema(schema))
+
+
+def copy_rows(rows: Any, path: Path) -> None:
+    """Write all rows of a ``Dataset`` or an ``IterableDataset`` into an Arrow file."""
+    from datasets.arrow_writer import ArrowWriter
+
+    with ArrowWriter(path=str(path), features=rows.features) as writer:
+        for table in rows.with_format("arrow").iter(COPY_ROWS):
+            writer.write_table(table)
+        writer.finalize()
+
+
+def open_copy(path: Path) -> Any:
+    """The rows that ``copy_rows`` wrote, as a memory-mapped ``datasets.Dataset``."""
+    import datasets
+
+    return datasets.Dataset.from_file(str(path))
+
+
+def join(parts: Sequence[Any]) -> Any:
+    """The rows of all parts, one after the other."""
+    import datasets
+
+    return parts[0] if len(parts) == 1 else datasets.concatenate_datasets(list(parts))
+
+
+def with_names(rows: Any, names: Iterable[str]) -> Any:
+    """``rows`` with further columns that hold nothing, whose names messages can tell; ``None``: no rows."""
+    import datasets
+    import pyarrow
+
+    known, num_rows = ([], 0) if rows is None else (rows.column_names, len(rows))
+    others = [name for name in names if name not in known]
+    if not others:
+        return rows
+    nulls = datasets.Dataset(pyarrow.table({name: pyarrow.nulls(num_rows) for name in others}))
+    return nulls if rows is None else datasets.concatenate_datasets([rows, nulls], axis=1)

@@ -1,0 +1,122 @@
+"""Records of CSV files; all values are texts.
+
+After a quote that is not closed, or that closes too early, reading goes on at the line after the one where
+its record began. Where a field in quotes has several lines, these are then looked at as records of their own.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections import deque
+from collections.abc import Iterator
+from pathlib import Path
+
+from orchestrator.data.record import Record, UnreadableFileError, open_lines, repeated, undecodable
+
+# A field of 268 million characters is taken for a quote that is not closed; csv would keep the rest of any
+# file in memory.
+MAX_FIELD_CHARS = 1 << 28
+SEPARATORS = ";\t|"
+
+
+def read_header(path: Path, delimiter: str) -> list[str]:
+    """Columns of a CSV file; none of one without a line.
+
+    Raises:
+        UnreadableFileError: Saying where and why.
+    """
+    with open_lines(path) as lines:
+        for record in csv_records(lines, delimiter, header_alone=True):
+            if record.values is not None:
+                return list(record.values)
+    return []
+
+
+def csv_records(lines: Iterator[str], delimiter: str, *, header_alone: bool = False) -> Iterator[Record]:
+    """Records of a CSV file; each must have the fields of the header, with quotes as RFC 4180 wants them.
+
+    Args:
+        header_alone: Give the header as a record whose values are its columns, and nothing after it.
+
+    Raises:
+        UnreadableFileError: The header cannot be read.
+    """
+    waiting: deque[str] = deque()
+    taken: list[str] = []
+
+    def feed() -> Iterator[str]:
+        while True:
+            line = waiting.popleft() if waiting else next(lines, None)
+            if line is None:
+                return
+            taken.append(line)
+            yield line
+
+    limit = csv.field_size_limit(MAX_FIELD_CHARS)
+    try:
+        reader = csv.reader(feed(), delimiter=delimiter, strict=True)
+        number, header = 1, list[str]()
+        while True:
+            taken.clear()
+            fields: list[str] = []
+            try:
+                fields = next(reader)
+            except StopIteration:
+                return
+            except csv.Error as error:
+                # What the broken quote has swallowed is read again.
+                waiting.extendleft(reversed(taken[1:]))
+                del taken[1:]
+                problem: str | None = f"a quote is not closed, or is not doubled inside a field ({error})"
+                reader = csv.reader(feed(), delimiter=delimiter, strict=True)
+            else:
+                problem = _record_problem(fields, header, taken)
+            values = None
+            if header:
+                values = dict(zip(header, fields, strict=True)) if fields and not problem else None
+            elif fields or problem:
+                header = _columns(number, fields, problem)
+                if header_alone:
+                    yield Record(f"line {number}", tuple(taken), dict.fromkeys(header))
+                    return
+            yield Record(f"line {number}", tuple(taken), values, problem)
+            number += len(taken)
+    finally:
+        csv.field_size_limit(limit)
+
+
+def _columns(number: int, fields: list[str], problem: str | None) -> list[str]:
+    """Columns of a header; those without a name get one by their place, as pandas gives them.
+
+    Raises:
+        UnreadableFileError: The header has a problem.
+    """
+    columns = [name or f"Unnamed: {place}" for place, name in enumerate(fields)]
+    twice = repeated(columns)
+    if problem is None and twice is not None:
+        problem = f"the header has the column {twice!r} twice"
+    if problem is not None:
+        raise UnreadableFileError(f"line {number}: {problem}")
+    return columns
+
+
+def _record_problem(fields: list[str], header: list[str], lines: list[str]) -> str | None:
+    """Why a record is not sound; one without fields is a blank line, and no header yet means it is that."""
+    if fields and header and len(fields) != len(header):
+        return f"{len(fields)} {'field' if len(fields) == 1 else 'fields'}, {_expected(header)}"
+    return None if "".join(lines).isascii() else undecodable("".join(lines))
+
+
+def _expected(header: list[str]) -> str:
+    """The header's fields, and what separates them if it seems to be something else."""
+    hint = separator_hint(header)
+    return f"expected {len(header)} as in the header" + (f" ({hint})" if hint else "")
+
+
+def separator_hint(columns: list[str]) -> str | None:
+    """What to set where a header of one column holds a usual separator; ``None`` elsewhere."""
+    if len(columns) != 1:
+        return None
+    found = next((mark for mark in SEPARATORS if mark in columns[0]), None)
+    return None if found is None else f"if {found!r} separates columns, set delimiter: {json.dumps(found)}"

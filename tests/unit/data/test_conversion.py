@@ -1,0 +1,164 @@
+"""Texts come out as they are written, whatever they look like; damaged copies are noticed."""
+
+from __future__ import annotations
+
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from orchestrator.data import arrow, conversion
+from orchestrator.data.rows import find_rows
+from orchestrator.data.sources import find_source
+from orchestrator.errors import DataError
+from tests.unit.data.corpus import section, write_csv, write_jsonl
+
+LOOK_ALIKES = ["007", "1e5", "2020-01-01", "2020-01-01T00:00:00Z", "True", "NA", "null", "1,5", " x ", "[1]"]
+
+
+def read(path: Path, **keys: Any) -> Any:
+    source = find_source("corpus", section(files=str(path), **keys), path.parent / "cache")
+    return find_rows(source, "train").open()
+
+
+@pytest.mark.parametrize("text", LOOK_ALIKES)
+@pytest.mark.parametrize("form", ["csv", "lines", "list", "field", "columns"])
+def test_a_text_is_not_taken_for_something_else(form: str, text: str, tmp_path: Path) -> None:
+    texts = [text] * 3
+    path, keys = tmp_path / "a", {"source": "json"}
+    records = [{"text": value} for value in texts]
+    if form == "csv":
+        write_csv(path, {"text": texts})
+        keys = {"source": "csv"}
+    elif form == "lines":
+        write_jsonl(path, records)
+    elif form == "list":
+        path.write_text(json.dumps(records))
+    elif form == "field":
+        path.write_text(json.dumps({"rows": records}))
+        keys["field"] = "rows"
+    else:
+        path.write_text(json.dumps({"text": texts}, indent=1))
+    assert read(path, **keys)["text"][:] == texts
+
+
+@pytest.mark.parametrize("kind", ["csv", "json"])
+def test_what_a_text_is_does_not_depend_on_its_neighbours(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(conversion, "COPY_ROWS", 2)
+    path = tmp_path / "a"
+    if kind == "csv":
+        write_csv(path, {"text": LOOK_ALIKES, "y": list(range(len(LOOK_ALIKES)))})
+    else:
+        write_jsonl(path, [{"text": text, "y": y} for y, text in enumerate(LOOK_ALIKES)])
+    rows = read(path, source=kind, label_column="y", filter={"y": [0, 3, 4, 9]})
+    assert rows["text"][:] == [LOOK_ALIKES[number] for number in (0, 3, 4, 9)]
+    assert [int(label) for label in rows["label"]] == [0, 3, 4, 9]
+
+
+@pytest.mark.parametrize(
+    "values", [[1, 0.1, None], [[1], [2.5], []], ["a", 3, {"b": [1]}], [{"a": 1}, {"b": 2}]]
+)
+def test_values_of_json_are_those_that_stand_there(
+    values: list[Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(conversion, "COPY_ROWS", 1)
+    path = write_jsonl(tmp_path / "a.jsonl", [{"text": "t", "y": value} for value in values])
+    source = find_source(
+        "corpus", section(source="json", files=str(path), label_column="y"), tmp_path / "cache"
+    )
+
+    def plain(value: Any) -> Any:
+        return (
+            {key: held for key, held in value.items() if held is not None}
+            if isinstance(value, dict)
+            else value
+        )
+
+    assert [plain(value) for value in source.open()["y"]] == values
+
+
+def test_a_number_of_too_many_bits_is_refused(tmp_path: Path) -> None:
+    path = write_jsonl(tmp_path / "a.jsonl", [{"text": "t", "y": 1 << 70}])
+    with pytest.raises(DataError, match=f"{path} cannot be read as json: column 'y' holds a whole number of"):
+        read(path, source="json", label_column="y")
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        ('{"a": 1,\n"b": 2}', "holds one object with keys ['a', 'b'], expected lines with an object each"),
+        ('[{"text": "a"}, 5]', "record 2: holds 5, expected an object"),
+        ("[\n{]", "line 2: no JSON: "),
+    ],
+)
+def test_a_json_file_of_another_shape_is_named(content: str, expected: str, tmp_path: Path) -> None:
+    path = tmp_path / "a.json"
+    path.write_text(content)
+    with pytest.raises(DataError) as raised:
+        read(path, source="json")
+    assert f"{path} cannot be read as json: {expected}" in str(raised.value)
+
+
+def test_a_header_with_a_column_twice_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "a.csv"
+    path.write_text("text,y,text\na,1,b\n")
+    with pytest.raises(DataError, match="line 1: the header has the column 'text' twice"):
+        read(path, source="csv")
+
+
+@pytest.mark.parametrize("kind", ["text", "json", "csv", "parquet"])
+@pytest.mark.parametrize("how", ["flipped", "cut off", "gone"])
+def test_a_damaged_copy_is_made_again_and_the_user_told(
+    how: str, kind: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    import datasets
+
+    texts = [f"text {number}" for number in range(50)]
+    path = tmp_path / f"a.{kind}"
+    made = datasets.Dataset.from_dict({"text": texts})
+    if kind == "text":
+        path.write_text("\n".join(texts))
+    else:
+        {"json": made.to_json, "csv": made.to_csv, "parquet": made.to_parquet}[kind](str(path))
+    keys = {"source": kind}
+    assert read(path, **keys)["text"][:] == texts
+    copy = next((tmp_path / "cache" / "arrow").glob(f"*/{conversion.ROWS}"))
+    content = copy.read_bytes()
+    if how == "gone":
+        copy.unlink()
+    elif how == "cut off":
+        copy.write_bytes(content[:-700])
+    else:
+        copy.write_bytes(content.replace(b"text 7", b"text 8"))
+    with caplog.at_level(logging.WARNING):
+        assert read(path, **keys)["text"][:] == texts
+    assert [message for message in caplog.messages if f"{copy.parent}: file {conversion.ROWS}" in message]
+    assert "it is made again" in caplog.text
+
+
+def test_files_without_rows_add_nothing(tmp_path: Path) -> None:
+    import datasets
+
+    for kind in ("csv", "parquet"):
+        files = [tmp_path / f"{number}.{kind}" for number in range(3)]
+        for path, texts in zip(files, ([], ["007"], []), strict=True):
+            rows = datasets.Dataset.from_dict(
+                {"text": texts}, features=datasets.Features(text=datasets.Value("string"))
+            )
+            rows.to_csv(str(path)) if kind == "csv" else rows.to_parquet(str(path))
+        source = find_source(
+            "corpus", section(source=kind, files=[str(path) for path in files]), tmp_path / "cache"
+        )
+        assert find_rows(source, "train").open()["text"][:] == ["007"]
+
+
+def test_structures_of_different_rows_are_joined() -> None:
+    schemas = [arrow.schema_of([{"y": value}], ["y"]) for value in ([{"a": 1}], [{"b": "x"}], None)]
+    joined = arrow.join_schemas(schemas, or_json=True)
+    assert str(joined.field("y").type).replace("item", "element") == (
+        "list<element: struct<a: int64, b: string>>"
+    )
