@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from itertools import chain
 from typing import TYPE_CHECKING
 
 from launchers.display import Display
@@ -16,7 +18,7 @@ from orchestrator.tracking.events import append_event
 
 if TYPE_CHECKING:
     from orchestrator.data.tasks import Tasks
-    from orchestrator.train.inputs import PreparedData
+    from orchestrator.train.inputs import PreparedData, StageInputs
 
 
 class StoppedError(OrchestratorError):
@@ -106,7 +108,7 @@ class Preparation:
         inputs = {name: self._fingerprints[name] for name in input_stages(stage)}
         fingerprint = stage_fingerprint(job, stage, input_fingerprints=inputs, data_digests=digests)
         self._fingerprints[stage.name] = _weights_fingerprint(job, stage, inputs, digests)
-        self._settle_changed_inputs(stage, inputs, digests)
+        self._settle_changed_inputs(stage, inputs, digests, data.files if data else {})
         StageInputs(
             fingerprint=fingerprint,
             spec_fingerprint=spec_fingerprint(job, stage),
@@ -118,6 +120,7 @@ class Preparation:
             run_id=self._tracker_run_id(stage),
             data_digests=digests,
             input_fingerprints=inputs,
+            files=data.files if data else {},
         ).write(stage_layout.inputs)
         return fingerprint
 
@@ -164,7 +167,13 @@ class Preparation:
             self._display.note(stage.name, line)
         return data
 
-    def _settle_changed_inputs(self, stage: Stage, inputs: dict[str, str], digests: dict[str, str]) -> None:
+    def _settle_changed_inputs(
+        self,
+        stage: Stage,
+        inputs: dict[str, str],
+        digests: dict[str, str],
+        files: Mapping[str, Mapping[str, str]],
+    ) -> None:
         """A started stage must go on with what it began with.
 
         Other training data is refused; a stage whose input stage was trained anew starts over, its old
@@ -186,14 +195,28 @@ class Preparation:
         ]
         if changed and isinstance(stage, TrainStage):
             raise PlanError(
-                f"stage '{stage.name}': the content of {changed} changed since the stage began."
-                " Restore the files to go on, give the job another name, or start over with"
-                f" --redo {stage.name}."
+                f"stage '{stage.name}': the content of {changed} changed since the stage began:"
+                f" {_why_changed(before, files)}. Restore it to go on, give the job another name, or start"
+                f" over with --redo {stage.name}."
             )
         if before.input_fingerprints != inputs and isinstance(stage, TrainStage):
             target = set_aside(stage_layout.root)
             self._display.note(stage.name, f"starts over on new weights; its old folder is {target}")
             append_event(self._layout.events, "stage_set_aside", stage=stage.name, folder=str(target))
+
+
+def _why_changed(before: StageInputs, files: Mapping[str, Mapping[str, str]]) -> str:
+    """Which files changed, at most three; or that none did."""
+    from orchestrator.train.inputs import changed_files
+
+    if not any(before.files.values()):
+        return "which of its files was not noted when it began"
+
+    found = (changed_files(before.files[name], now) for name, now in files.items() if name in before.files)
+    lines = list(dict.fromkeys(chain.from_iterable(found)))
+    if not lines:
+        return "its files are the same, and this version of orchestrator prepares them in another way"
+    return "; ".join(lines[:3]) + (f"; and {len(lines) - 3} more" if len(lines) > 3 else "")
 
 
 def _weights_fingerprint(job: Job, stage: Stage, inputs: dict[str, str], digests: dict[str, str]) -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from transformers import PretrainedConfig
@@ -57,6 +57,8 @@ class StageInputs:
     """Content digest of everything prepared, by name."""
     input_fingerprints: Mapping[str, str]
     """Fingerprints of the stages whose weights it starts from, by name."""
+    files: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    """Digests by path of the files that each dataset was prepared from; absent: it is not made of files."""
 
     def write(self, path: Path) -> None:
         """Write atomically."""
@@ -87,6 +89,8 @@ class PreparedData:
     train: Mapping[str, Path]
     evaluation: Mapping[str, Path]
     label_names: tuple[str, ...]
+    files: Mapping[str, Mapping[str, str]]
+    """Digests by path of the files that each dataset was made from."""
 
     def summaries(self) -> list[str]:
         """One line for each training dataset: its rows, and how full they are."""
@@ -135,12 +139,13 @@ def prepare_data(
 
     train = {name: prepare(name, "train", None) for name in trained.data.mixture}
     label_names = _common_labels(train, _num_outputs(trained)) if rows.labelled else None
+    files = {name: catalog.find(name).files for name in dataset_names(job, stage)}
     if isinstance(stage, EvaluateStage):
         held_out = {name: prepare(name, stage.split, label_names) for name in stage.datasets}
-        return PreparedData(tokenizer, {}, held_out, label_names or ())
+        return PreparedData(tokenizer, {}, held_out, label_names or (), files)
     names = stage.evaluation.datasets if stage.evaluation else ()
     held_out = {name: prepare(name, "validation", label_names) for name in names}
-    return PreparedData(tokenizer, train, held_out, label_names or ())
+    return PreparedData(tokenizer, train, held_out, label_names or (), files)
 
 
 def dataset_names(job: Job, stage: TrainStage | EvaluateStage) -> list[str]:
@@ -167,7 +172,15 @@ def find_prepared(layout: StageLayout, spec_fingerprint: str) -> PreparedData | 
         return None
     train = {name: Path(folder) for name, folder in inputs.train.items()}
     evaluation = {name: Path(folder) for name, folder in inputs.evaluation.items()}
-    return PreparedData(Path(inputs.tokenizer), train, evaluation, inputs.label_names)
+    return PreparedData(Path(inputs.tokenizer), train, evaluation, inputs.label_names, inputs.files)
+
+
+def changed_files(before: Mapping[str, str], now: Mapping[str, str]) -> list[str]:
+    """What became of a dataset's files, one line each; both are digests by path."""
+    gone = [f"{path} is gone" for path in before if path not in now]
+    new = [f"{path} is new" for path in now if path not in before]
+    other = [f"{path} has other content" for path in before if now.get(path, before[path]) != before[path]]
+    return [*other, *gone, *new]
 
 
 def _trained_stage(job: Job, name: str) -> TrainStage:

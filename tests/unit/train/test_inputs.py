@@ -91,6 +91,7 @@ def test_prepared_rows_are_found_for_the_same_keys_alone(tmp_path: Path) -> None
         run_id="r",
         data_digests=data.digests(),
         input_fingerprints={},
+        files=data.files,
     ).write(layout.inputs)
     assert find_prepared(layout, "keys") == data
     assert find_prepared(layout, "other keys") is None

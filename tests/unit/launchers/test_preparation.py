@@ -1,0 +1,66 @@
+"""A stage that began is not given other data, and the file that changed is named."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import pytest
+
+from launchers import preparation
+from launchers.preparation import Preparation
+from launchers.progress import ProgressDisplay
+from orchestrator.checkpoint.layout import RunLayout
+from orchestrator.data.tasks import IN_PROCESS
+from orchestrator.errors import PlanError
+from orchestrator.spec.job import Job
+from tests.unit.data.corpus import write_jsonl
+from tests.unit.train.test_inputs import make_job
+
+
+def prepare(job: Job, layout: RunLayout) -> str:
+    return Preparation(job, layout, ProgressDisplay(io.StringIO(), layout), "run", IN_PROCESS).prepare(
+        job.stages[0]
+    )
+
+
+def test_the_file_that_changed_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    job, layout = make_job(tmp_path), RunLayout(tmp_path / "runs" / "job")
+    layout.stage("classify").root.mkdir(parents=True)
+    fingerprint = prepare(job, layout)
+    layout.stage("classify").result.write_text('{"step": 8}')
+    assert prepare(job, layout) == fingerprint
+    path = tmp_path / "rows.jsonl"
+    content = path.read_text()
+    path.write_text(content.replace("a", "o", 1))
+    with pytest.raises(PlanError) as raised:
+        prepare(job, layout)
+    assert "'classify'" in str(raised.value)
+    assert f"changed since the stage began: {path} has other content. Restore it" in str(raised.value)
+    path.write_text(content)
+    assert prepare(job, layout) == fingerprint
+    monkeypatch.setattr("orchestrator.data.prepare.FORMAT_VERSION", 999)
+    with pytest.raises(PlanError, match="its files are the same, and this version of orchestrator prepares"):
+        prepare(job, layout)
+
+
+def test_files_that_came_and_went_are_named(tmp_path: Path) -> None:
+    job, layout = make_job(tmp_path), RunLayout(tmp_path / "runs" / "job")
+    (tmp_path / "rows.jsonl").rename(tmp_path / "first.jsonl")
+    pattern = {"source": "json", "files": str(tmp_path / "*.jsonl"), "label_column": "y"}
+    keys = job.model_dump(mode="json", by_alias=True)
+    keys["datasets"] = {"rows": pattern, "text": pattern}
+    job = Job.model_validate(keys)
+    layout.stage("classify").root.mkdir(parents=True)
+    prepare(job, layout)
+    layout.stage("classify").result.write_text('{"step": 8}')
+    for name in ("second", "third"):
+        write_jsonl(tmp_path / f"{name}.jsonl", [{"text": name, "y": "a"}])
+    (tmp_path / "first.jsonl").rename(tmp_path / "fourth.jsonl")
+    with pytest.raises(PlanError) as raised:
+        prepare(job, layout)
+    assert (
+        f"{tmp_path}/first.jsonl is gone; {tmp_path}/fourth.jsonl is new; {tmp_path}/second.jsonl is new; and"
+        in (str(raised.value))
+    )
+    assert preparation.has_started(layout.stage("classify"))
