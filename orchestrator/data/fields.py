@@ -143,15 +143,25 @@ def _problem(dataset: Dataset, row: Mapping[str, Any]) -> str | None:
 
 
 def _label_problem(dataset: Dataset, label: Any) -> str | None:
-    """A label that is missing, no UTF-8, or none of the section's; lists are left to ``labels.py``."""
+    """A label that is missing, no UTF-8, or no name of the section; lists of numbers are looked at later."""
     column, names = dataset.label_column, dataset.label_names
     if label is None or label == "":
         return f"column '{column}' holds no label"
     if isinstance(label, bytes):
         return f"column '{column}' holds {_shown(label)}, which is not UTF-8"
+    if names is not None and _is_list(label):
+        return _names_problem(f"column '{column}'", label, names)
     value = label_in(label, names) if is_all_text(dataset) else label
     if names is not None and outside([value], names, None).any():
         return f"column '{column}' holds {label!r}, expected one of {list(names)[:10]}"
+    return None
+
+
+def _names_problem(where: str, labels: Sequence[Any], names: Sequence[str]) -> str | None:
+    """A name in a list of labels or tags that is none of the section's."""
+    for number, label in enumerate(labels):
+        if isinstance(label, str) and label not in names:
+            return f"{where}, item {number} (counted from 0) is {label!r}, expected one of {list(names)[:10]}"
     return None
 
 

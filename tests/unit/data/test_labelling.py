@@ -12,6 +12,8 @@ import pytest
 from orchestrator.contracts import IGNORE_INDEX, Row, RowLayout
 from orchestrator.data.loader import RowReader
 from orchestrator.data.prepared import Meta
+from orchestrator.data.rows import find_rows
+from orchestrator.data.sources import find_source
 from orchestrator.data.tokenizer import for_classification, load_tokenizer
 from orchestrator.errors import DataError
 from tests.unit.data.corpus import make_texts, prepared, section, write_csv, write_jsonl
@@ -74,7 +76,7 @@ MISTAKES: dict[str, tuple[RowLayout, list[Any], dict[str, Any], str]] = {
         SETS,
         [["a"], ["z"]],
         {"label_names": ["a", "b", "c"]},
-        "row 1 (counted from 0): label 'z', expected one of ['a', 'b', 'c'] or their ids. Correct",
+        "row 1 (counted from 0): column 'y', item 0 (counted from 0) is 'z', expected one of ['a', 'b', 'c']",
     ),
     "set: id out of range": (
         SETS,
@@ -185,7 +187,11 @@ def test_tags_of_a_class_label_have_its_names(tmp_path: Path, bpe: Path) -> None
         (["a", "b"], ["O"], "column 't' holds 1 tags for 2 words, expected a tag for each."),
         ([], [], "column 'w' holds [], expected a list of words."),
         (["a", None], ["O", "O"], "column 'w', word 1 (counted from 0) is None, expected a string."),
-        (["a", "b"], ["O", "X"], "word 1 (counted from 0) has label 'X', expected one of ['O', 'B-PER', "),
+        (
+            ["a", "b"],
+            ["O", "X"],
+            "column 't', item 1 (counted from 0) is 'X', expected one of ['O', 'B-PER', ",
+        ),
     ],
 )
 def test_words_without_fitting_tags_are_named_with_their_row(
@@ -287,9 +293,17 @@ def test_a_row_with_an_unfit_label_is_left_out_where_bad_rows_are_skipped(
     dataset = corpus(tmp_path / "rows.jsonl", texts(values), label_column="y", on_bad_row="skip", **keys)
     made = prepare(dataset, layout, bpe, tmp_path, num_labels=3)
     assert len(rows_of(made)) == 2
-    assert f"1 of 3 rows are skipped, first {tmp_path / 'rows.jsonl'}: row 1 (counted from 0): label" in (
-        caplog.text
+    assert (
+        f"1 of 3 rows are skipped, first {tmp_path / 'rows.jsonl'}: row 1 (counted from 0): " in caplog.text
     )
+
+
+def test_a_row_with_an_unknown_tag_is_counted_as_skipped(tmp_path: Path) -> None:
+    rows = [{"w": ["x"], "t": ["O"]}, {"w": ["a", "b"], "t": ["O", "X"]}]
+    keys = {"words_column": "w", "label_column": "t", "label_names": BIO, "on_bad_row": "skip"}
+    found = find_rows(find_source("corpus", corpus(tmp_path / "rows.jsonl", rows, **keys), tmp_path), "train")
+    assert found.counts.num_skipped == 1
+    assert found.numbers.tolist() == [0]
 
 
 def test_numbers_that_are_missing_or_no_numbers_are_left_out_of_a_csv(tmp_path: Path, bpe: Path) -> None:
