@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from orchestrator.data.mixture import Mixture, group
+from orchestrator.spec.plan import BatchPlan, micro_batch_rows
 
 
 @dataclass(frozen=True)
@@ -115,3 +116,14 @@ class _Epoch:
         bits = np.unpackbits(self._bits, count=self.num_rows, bitorder="little")
         missing = np.flatnonzero(bits == 0)
         return int(missing[0]) if len(missing) else self.num_rows
+
+
+def rows_of_steps(batch: BatchPlan, steps: range) -> np.ndarray:
+    """Global rows that all ranks read in ``steps``, micro-batch by micro-batch; int64."""
+    ranges = [
+        micro_batch_rows(batch, step, accum_index, rank)
+        for step in steps
+        for accum_index in range(batch.grad_accum_steps)
+        for rank in range(batch.world_size)
+    ]
+    return np.concatenate([np.arange(rows.start, rows.stop) for rows in ranges])

@@ -4,12 +4,13 @@ One line a checkpoint, ranges and no lists, for example
 
     {"steps": [0, 50], "rows": [0, 400], "world_size": 2,
      "sources": {"books": [0, 300], "web": [0, 100]}, "data": {"books": "9f...", "web": "31..."},
-     "left_out": [[17, 18]]}
+     "left_out": [[17, 18]], "seed": 17}
 
 Ranges begin with the first and end before the last. ``rows`` are places of the cursor; those of a
 source number the rows that it gave, epoch after epoch, so that draw d is position d modulo its size in
 epoch d divided by its size. ``data`` are the digests of the prepared folders' content, and
-``left_out`` steps whose rows were consumed without an update, because of an anomaly.
+``left_out`` steps whose rows were consumed without an update, because of an anomaly; ``seed`` is the job's,
+which decides the order of rows.
 ``proof.py`` replays it all.
 """
 
@@ -43,6 +44,8 @@ class Record:
     """Content digest of each source's folder; ``None``: written by a version that did not record it."""
     left_out: tuple[Range, ...] = ()
     """Steps that made no update."""
+    seed: int | None = None
+    """The job's; ``None``: written by a version that did not record it."""
 
 
 class Ledger:
@@ -56,6 +59,7 @@ class Ledger:
         *,
         mixture: Mixture,
         data: Mapping[str, str],
+        seed: int,
         saved_by: int | None,
         left_out: Sequence[Range] = (),
     ) -> None:
@@ -65,6 +69,7 @@ class Ledger:
 
         Args:
             data: Content digest of each source's prepared folder.
+            seed: The job's.
             saved_by: Workers that wrote the checkpoint of ``start_step``; ``None``: it does not say.
             left_out: Steps since the checkpoint before it that made no update.
         """
@@ -72,6 +77,7 @@ class Ledger:
         self._batch_plan = batch_plan
         self._mixture = mixture
         self._data = data
+        self._seed = seed
         kept = [record for record in read_json_lines(path) if record["steps"][1] <= start_step]
         self._committed = kept[-1]["steps"][1] if kept else 0
         replace_text(path, "".join(json.dumps(record) + "\n" for record in kept))
@@ -97,6 +103,7 @@ class Ledger:
             sources={name: (before[name], after[name]) for name in self._mixture.names},
             data=self._data,
             left_out=tuple(left_out),
+            seed=self._seed,
         )
         with self._path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(asdict(record)) + "\n")
@@ -127,6 +134,7 @@ def _parse(path: Path, number: int, line: str) -> Record:
     try:
         fields: dict[str, Any] = json.loads(line)
         sources, data, workers = fields.get("sources"), fields.get("data"), fields["world_size"]
+        seed = fields.get("seed")
         return Record(
             steps=_range(fields["steps"]),
             rows=_range(fields["rows"]),
@@ -134,6 +142,7 @@ def _parse(path: Path, number: int, line: str) -> Record:
             sources=None if sources is None else {name: _range(pair) for name, pair in sources.items()},
             data=None if data is None else {name: str(digest) for name, digest in data.items()},
             left_out=tuple(_range(pair) for pair in fields.get("left_out", [])),
+            seed=None if seed is None else int(seed),
         )
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise DataError(f"{path}: line {number} is no record of a ledger: {line[:100]!r}") from error

@@ -17,18 +17,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from orchestrator.checkpoint import seal
 from orchestrator.checkpoint.layout import StageLayout
 from orchestrator.checkpoint.steps import COMPLETE, StepFolder, list_steps
 from orchestrator.data.cache import damage
 from orchestrator.data.mixture import Mixture
 from orchestrator.data.prepared import Meta, content_digest
-from orchestrator.data.replay import Replay
+from orchestrator.data.replay import Replay, rows_of_steps
 from orchestrator.errors import DataError, PlanError
 from orchestrator.spec.job import Job, TrainStage
-from orchestrator.spec.plan import BatchPlan, micro_batch_rows, plan_batch
+from orchestrator.spec.plan import BatchPlan, plan_batch
 from orchestrator.train.ledger import Record, read_ledger
 
 # 2^16: 0.45 us a row on one busy core; larger chunks leave the caches (0.75 us at 2^18).
@@ -235,6 +233,10 @@ class _ReplayedLedger:
                 f"its record has no {', '.join(silent)}, as those of earlier versions, so what it would say"
                 " cannot be proved; everything else holds",
             )
+        if record.seed not in (None, self._job.seed):
+            raise _ViolationError(
+                step, f"its rows were read in the order of seed {record.seed}, the job's is {self._job.seed}"
+            )
         for name, digest in digests.items():
             recorded = digest if record.data is None else record.data.get(name)
             if recorded != digest:
@@ -277,17 +279,6 @@ class _ReplayedLedger:
             return plan_batch(self._stage, resources)
         except (PlanError, ValueError) as error:
             raise _ViolationError(record.steps[0] + 1, f"recorded with {workers} workers: {error}") from error
-
-
-def rows_of_steps(batch: BatchPlan, steps: range) -> np.ndarray:
-    """Global rows that all ranks read in ``steps``, micro-batch by micro-batch; int64."""
-    ranges = [
-        micro_batch_rows(batch, step, accum_index, rank)
-        for step in steps
-        for accum_index in range(batch.grad_accum_steps)
-        for rank in range(batch.world_size)
-    ]
-    return np.concatenate([np.arange(rows.start, rows.stop) for rows in ranges])
 
 
 def _first_step(records: list[Record], source: str) -> int:

@@ -142,7 +142,7 @@ class StageState:
         return start.step
 
 
-def open_ledger(layout: StageLayout, parts: Parts, start: Start) -> Ledger:
+def open_ledger(layout: StageLayout, job: Job, parts: Parts, start: Start) -> Ledger:
     """The stage's ledger, to be continued from ``start``."""
     return Ledger(
         layout.ledger,
@@ -150,6 +150,7 @@ def open_ledger(layout: StageLayout, parts: Parts, start: Start) -> Ledger:
         start.step,
         mixture=parts.reader.mixture,
         data=parts.data_digests,
+        seed=job.seed,
         saved_by=start.saved_by,
         left_out=start.left_out,
     )

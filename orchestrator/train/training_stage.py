@@ -147,7 +147,7 @@ class _Run:
         )
         ledger = None
         if self.rank == 0:
-            ledger = open_ledger(self.stage_layout, self.parts, start)
+            ledger = open_ledger(self.stage_layout, self.job, self.parts, start)
             self._record("training_started", step=start.step, max_steps=self.parts.max_steps)
         ended: Literal["finished", "stopped", "failed"] = "failed"
         try:

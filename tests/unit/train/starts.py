@@ -76,6 +76,7 @@ class TrainedStage:
             begun,
             mixture=self.mixture,
             data={name: content_digest(folder) for name, folder in self.folders.items()},
+            seed=self.job.seed,
             saved_by=self.saved_by.get(begun),
         )
         self.consumed = {step: read for step, read in self.consumed.items() if step < begun}

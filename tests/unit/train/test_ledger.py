@@ -17,7 +17,9 @@ MIXTURE = Mixture({"a": 3.0, "b": 1.0}, {"a": 5, "b": 7})
 
 
 def open_ledger(path: Path, start_step: int, *, saved_by: int | None = None) -> Ledger:
-    return Ledger(path, PLAN, start_step, mixture=MIXTURE, data={"a": "1f", "b": "2f"}, saved_by=saved_by)
+    return Ledger(
+        path, PLAN, start_step, mixture=MIXTURE, data={"a": "1f", "b": "2f"}, seed=9, saved_by=saved_by
+    )
 
 
 def test_a_record_says_what_its_steps_consumed_in_ranges(tmp_path: Path) -> None:
@@ -33,6 +35,7 @@ def test_a_record_says_what_its_steps_consumed_in_ranges(tmp_path: Path) -> None
             "sources": {"a": [0, 9], "b": [0, 3]},
             "data": {"a": "1f", "b": "2f"},
             "left_out": [],
+            "seed": 9,
         },
         {
             "steps": [3, 5],
@@ -41,10 +44,11 @@ def test_a_record_says_what_its_steps_consumed_in_ranges(tmp_path: Path) -> None
             "sources": {"a": [9, 15], "b": [3, 5]},
             "data": {"a": "1f", "b": "2f"},
             "left_out": [],
+            "seed": 9,
         },
     ]
     assert read_ledger(path)[1] == Record(
-        (3, 5), (12, 20), 2, {"a": (9, 15), "b": (3, 5)}, {"a": "1f", "b": "2f"}
+        (3, 5), (12, 20), 2, {"a": (9, 15), "b": (3, 5)}, {"a": "1f", "b": "2f"}, seed=9
     )
 
 
@@ -109,5 +113,5 @@ def test_a_line_that_is_no_record_is_named_by_its_number(line: str, tmp_path: Pa
 def test_steps_left_out_are_in_the_record_also_where_it_is_made_up_for(tmp_path: Path) -> None:
     path = tmp_path / "ledger.jsonl"
     open_ledger(path, 0).commit(3, [(1, 2)])
-    Ledger(path, PLAN, 6, mixture=MIXTURE, data={}, saved_by=2, left_out=[(3, 5)])
+    Ledger(path, PLAN, 6, mixture=MIXTURE, data={}, seed=9, saved_by=2, left_out=[(3, 5)])
     assert [record.left_out for record in read_ledger(path)] == [((1, 2),), ((3, 5),)]

@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 from orchestrator.checkpoint.steps import COMPLETE, step_name
 from orchestrator.data.order import order_key, permute
 from orchestrator.data.prepared import content_digest
-from orchestrator.train.proof import StageProof, prove_stage, rows_of_steps
+from orchestrator.data.replay import rows_of_steps
+from orchestrator.train.proof import StageProof, prove_stage
 from tests.prepared import write_rows
 from tests.unit.train.starts import GLOBAL_BATCH_SIZE, Start, TrainedStage, consumed_rows, make_stage
 
@@ -134,6 +135,10 @@ def hide_a_source(trained: TrainedStage) -> None:
     trained.rewrite_record(3, sources={"a": [216, 288], "b": [108, 144]})
 
 
+def claim_another_seed(trained: TrainedStage) -> None:
+    trained.rewrite_record(2, seed=trained.job.seed + 1)
+
+
 def claim_workers_that_do_not_divide_the_batch(trained: TrainedStage) -> None:
     trained.rewrite_record(1, world_size=5)
 
@@ -185,6 +190,7 @@ LIES: dict[Callable[[TrainedStage], None], str] = {
         "step 11, source 'b': steps 11 to 15 are recorded with draws [73, 108], expected [72, 108]"
     ),
     hide_a_source: "step 16, source 'c': steps 16 to 20 are recorded with draws none, expected [36, 48]",
+    claim_another_seed: "step 11: its rows were read in the order of seed ",
     claim_workers_that_do_not_divide_the_batch: (
         "step 6: recorded with 5 workers: stage 'pretrain': global_batch_size 24 is not a multiple of"
         " micro_batch_size 1 x dp_degree 5 = 5. Nearest: 20 or 25."
