@@ -10,13 +10,16 @@ import shutil
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from orchestrator.checkpoint.layout import RunLayout
 from orchestrator.errors import LaunchError, OrchestratorError
 from orchestrator.spec.job import Job, Resources
 from orchestrator.spec.plan import fitting_workers
 from orchestrator.tracking.events import read_json_lines
+
+if TYPE_CHECKING:
+    from orchestrator.train.stop import Leaving
 
 # Ray Train's own controller is restarted at most this often; its default is without end.
 CONTROLLER_FAILURES = 3
@@ -29,13 +32,24 @@ COLLECTIVE_TIMEOUT_SECONDS = 1800
 def train_function(config: dict[str, Any]) -> str:
     """What every Ray Train worker runs: for each stage the same ``run_stage`` as under torchrun."""
     from orchestrator.train.agreement import AgreedError
+    from orchestrator.train.stop import PreemptionNotice
     from orchestrator.train.worker import run_stages
 
     try:
-        return run_stages(Path(config["run_dir"]), config["stages"])
+        return run_stages(Path(config["run_dir"]), config["stages"], PreemptionNotice(_leaving))
     except AgreedError:
         # Every rank ends here together, and a restart would meet the same error.
         return "refused"
+
+
+def _leaving() -> Leaving:
+    """Which nodes of this group Ray is about to take away; collective over its workers."""
+    from ray.train import get_context, get_preemption_info
+
+    info = get_preemption_info()
+    if info is None:
+        return "none"
+    return "all" if len(info.preempted_ranks) == get_context().get_world_size() else "some"
 
 
 def run_stages_on_ray(job: Job, stage_names: Sequence[str], layout: RunLayout) -> str:
@@ -51,7 +65,11 @@ def run_stages_on_ray(job: Job, stage_names: Sequence[str], layout: RunLayout) -
     while True:
         num_events = sum(1 for _ in read_json_lines(layout.events))
         try:
-            return _run_on_ray(job, waiting, layout.root, max_failures=restarts)
+            outcome = _run_on_ray(job, waiting, layout.root, max_failures=restarts)
+            if outcome != "preempted":
+                return outcome
+            # Everything is saved, and Ray places nothing more on nodes that it takes away.
+            waiting = [name for name in waiting if not layout.stage(name).result.exists()]
         except LaunchError:
             unfinished = [name for name in waiting if not layout.stage(name).result.exists()]
             if unfinished in ([], waiting):

@@ -56,6 +56,8 @@ class StageNews:
                 continue
             if event["event"] == "stage_finished":
                 self.is_finished = True
+            if event["event"] == "stage_preempted":
+                yield "nodes are taken away: saved, and goes on elsewhere"
             if event["event"] == "anomaly":
                 yield f"step {event['step']}: {event['what']}: {CONSEQUENCES[event['action']]}"
             if event["event"] == "hang":

@@ -40,7 +40,8 @@ from orchestrator.train.randomness import derive_generator, derive_seed
 from orchestrator.train.stop import StopRequest
 
 logger = logging.getLogger(__name__)
-Outcome = Literal["finished", "stopped"]
+Outcome = Literal["finished", "stopped", "preempted"]
+"""``preempted``: some of the nodes go, and the others can go on."""
 
 
 @dataclass(frozen=True)
@@ -88,11 +89,11 @@ class Loop:
             self.clock.enter("compute" if step > start_step else "first_step")
             data_wait_seconds = time.perf_counter() - began
             batches = [self._to_device(batch) for batch in read]
-            counts, stop = self._agree(batches)
-            if stop:
+            counts, ending = self._agree(batches)
+            if ending is not None:
                 if saved_step < step:
                     self._save(step, {})
-                return "stopped"
+                return ending
             lr = learning_rate(self.stage.schedule, self.stage.optimizer.lr, step, self.max_steps)
             meter.add(tokens=self.batch_plan.tokens_per_step, data_wait_seconds=data_wait_seconds)
             with self._naming(step):
@@ -156,14 +157,21 @@ class Loop:
         """The batch where the model is; from page-locked memory the copy overlaps compute."""
         return {name: value.to(self.device, non_blocking=True) for name, value in batch.items()}
 
-    def _agree(self, batches: Sequence[Batch]) -> tuple[Tensor, bool]:
-        """Targets of each term over all ranks, int64 ``(T,)``, and whether anyone wants to stop."""
+    def _agree(self, batches: Sequence[Batch]) -> tuple[Tensor, Outcome | None]:
+        """Targets of each term over all ranks, int64 ``(T,)``, and how the stage ends before this step."""
         counts = torch.stack([self.objective.num_targets(batch) for batch in batches]).sum(dim=0)
-        message = torch.cat([counts, counts.new_tensor([int(self.stop.is_set())])])
+        notice = self.stop.notice
+        asks = notice is not None and notice.is_due()
+        message = torch.cat([counts, counts.new_tensor([int(self.stop.is_set()), int(asks)])])
         if self.batch_plan.world_size > 1:
             dist.all_reduce(message)
+        ending: Outcome | None = "stopped" if message[-2] > 0 else None
+        if notice is not None and message[-1] > 0:
+            leaving = notice.read()
+            if leaving != "none" and ending is None:
+                ending = "stopped" if leaving == "all" else "preempted"
         # A step in which nothing was masked has no loss; dividing by 1 keeps it at 0.
-        return message[:-1].clamp(min=1), bool(message[-1] > 0)
+        return message[:-2].clamp(min=1), ending
 
     def _accumulate(self, step: int, batches: Sequence[Batch], counts: Tensor) -> Tensor:
         """Forward and backward of all micro-batches.

@@ -40,7 +40,7 @@ from orchestrator.train.rehearsed import clock_for
 from orchestrator.train.results import last_training_metrics, replace_folder, write_result
 from orchestrator.train.saves import agreed, make_manager, make_saver
 from orchestrator.train.state import StageState, Start, identity, open_ledger, restore
-from orchestrator.train.stop import StopRequest
+from orchestrator.train.stop import PreemptionNotice, StopRequest
 from orchestrator.train.trackers import start_trackers
 from orchestrator.train.watchdog import Watchdog
 
@@ -50,7 +50,13 @@ LOCK_WAIT_SECONDS = 60.0
 
 
 def run_training_stage(
-    job: Job, stage: TrainStage, layout: RunLayout, *, rank: int, device: torch.device
+    job: Job,
+    stage: TrainStage,
+    layout: RunLayout,
+    *,
+    rank: int,
+    device: torch.device,
+    notice: PreemptionNotice | None,
 ) -> Outcome:
     """Train one stage from its newest verified checkpoint to its end; collective."""
     stage_layout = layout.stage(stage.name)
@@ -65,7 +71,7 @@ def run_training_stage(
             # Strategies and checkpoints refuse on all ranks alike, and a restart would meet the same.
             raise AgreedError(error) from error
         clock = clock_for(layout, stage.name, rank, start.step)
-        run = _Run(job, stage, layout, parts, engine, manager, saver, clock, rank, device)
+        run = _Run(job, stage, layout, parts, engine, manager, saver, clock, rank, device, notice)
         hang_seconds, stacks = job.resources.hang_timeout_seconds, stage_layout.stacks(rank)
         with Watchdog(clock, hang_seconds, stacks, run.record_hang):
             return run.train(start)
@@ -129,6 +135,7 @@ class _Run:
     clock: PhaseClock
     rank: int
     device: torch.device
+    notice: PreemptionNotice | None
 
     @property
     def stage_layout(self) -> StageLayout:
@@ -158,7 +165,7 @@ class _Run:
             if self.rank == 0:
                 self.clock.enter("weights")
                 self._record("training_ended", step=self.parts.max_steps, seconds=self.clock.take())
-            ended = outcome
+            ended = "finished" if outcome == "finished" else "stopped"
         except AgreedError:
             # All ranks are here, and what was said to be saved is to be saved.
             self._wait_for_save()
@@ -203,7 +210,7 @@ class _Run:
             watch=watch,
             clock=self.clock,
             record=self._record,
-            stop=StopRequest(self.layout.stop_request, lambda: self.saver.has_failed),
+            stop=StopRequest(self.layout.stop_request, lambda: self.saver.has_failed, self.notice),
         )
 
     def _record(self, event: str, **fields: Any) -> None:

@@ -32,10 +32,11 @@ from orchestrator.tracking.events import append_event
 from orchestrator.train.evaluation_stage import run_evaluation_stage
 from orchestrator.train.export_stage import run_export_stage
 from orchestrator.train.loop import Outcome
+from orchestrator.train.stop import PreemptionNotice
 from orchestrator.train.training_stage import run_training_stage
 
 logger = logging.getLogger("orchestrator")
-EXIT_CODES: dict[Outcome, int] = {"finished": 0, "stopped": 75}
+EXIT_CODES: dict[Outcome, int] = {"finished": 0, "stopped": 75, "preempted": 75}
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,7 @@ class Rank:
         )
 
 
-def run_stages(run_dir: Path, stage_names: Sequence[str]) -> Outcome:
+def run_stages(run_dir: Path, stage_names: Sequence[str], notice: PreemptionNotice | None = None) -> Outcome:
     """Run stages one after the other in these processes, as long as each finishes.
 
     Stages that have a result were finished before a restart of the processes, and are left out.
@@ -65,7 +66,7 @@ def run_stages(run_dir: Path, stage_names: Sequence[str]) -> Outcome:
     for name in stage_names:
         if layout.stage(name).result.exists():
             continue
-        outcome = run_stage(run_dir, name)
+        outcome = run_stage(run_dir, name, notice)
         if outcome != "finished":
             return outcome
         # Nothing of a stage may live on: the next one needs its memory.
@@ -78,8 +79,13 @@ def run_stages(run_dir: Path, stage_names: Sequence[str]) -> Outcome:
     return "finished"
 
 
-def run_stage(run_dir: Path, stage_name: str) -> Outcome:
+def run_stage(run_dir: Path, stage_name: str, notice: PreemptionNotice | None = None) -> Outcome:
     """Run one stage as one of its ranks; collective over all of them.
+
+    Args:
+        run_dir: Folder of the run.
+        stage_name: Which stage.
+        notice: Asks the cluster whether it takes nodes away.
 
     Raises:
         OrchestratorError: On every rank, when any rank could not set up the stage.
@@ -99,7 +105,7 @@ def run_stage(run_dir: Path, stage_name: str) -> Outcome:
     try:
         if rank.rank == 0:
             append_event(layout.events, "stage_started", stage=stage_name, last_written=last_written)
-        outcome = _run(job, stage, layout, rank, device)
+        outcome = _run(job, stage, layout, rank, device, notice)
         if rank.rank == 0:
             seconds = round(time.time() - began, 1)
             append_event(layout.events, f"stage_{outcome}", stage=stage_name, seconds=seconds)
@@ -120,9 +126,16 @@ def run_stage(run_dir: Path, stage_name: str) -> Outcome:
         raise
 
 
-def _run(job: Job, stage: Stage, layout: RunLayout, rank: Rank, device: torch.device) -> Outcome:
+def _run(
+    job: Job,
+    stage: Stage,
+    layout: RunLayout,
+    rank: Rank,
+    device: torch.device,
+    notice: PreemptionNotice | None,
+) -> Outcome:
     if isinstance(stage, TrainStage):
-        return run_training_stage(job, stage, layout, rank=rank.rank, device=device)
+        return run_training_stage(job, stage, layout, rank=rank.rank, device=device, notice=notice)
     if isinstance(stage, EvaluateStage):
         return run_evaluation_stage(job, stage, layout, device=device)
     return run_export_stage(stage, layout)

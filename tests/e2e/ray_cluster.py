@@ -18,6 +18,21 @@ from tests.e2e.commands import free_port
 
 RAY = Path(sys.executable).with_name("ray")
 START_SECONDS = 90
+# Arguments: address of the cluster, of the node, and milliseconds since 1970 at which it is gone.
+DRAIN = """
+import sys
+
+from ray._raylet import GcsClient
+
+cluster, address, deadline = sys.argv[1:]
+gcs = GcsClient(address=cluster)
+ALIVE = 0
+nodes = gcs.get_all_node_info().items()
+(node,) = (node for node, info in nodes if info.node_manager_address == address and info.state == ALIVE)
+PREEMPTION = 2
+accepted, why_not = gcs.drain_node(node.hex(), PREEMPTION, "taken away", int(deadline))
+assert accepted, why_not
+"""
 OBJECT_STORE_BYTES = 100_000_000
 
 
@@ -78,6 +93,16 @@ class RayCluster:
         """Kill a node with everything that runs on it."""
         kill_tree(self._nodes[name].pid)
         self._nodes[name].wait()
+
+    def drain(self, name: str, *, seconds: float) -> None:
+        """Give notice that a node is taken away after some seconds."""
+        address = f"127.0.0.{11 + list(self._nodes).index(name)}"
+        deadline = str(int((time.time() + seconds) * 1000))
+        subprocess.run(
+            [sys.executable, "-c", DRAIN, self.address, address, deadline],
+            env={**os.environ, **self.environment},
+            check=True,
+        )
 
     def stop(self) -> None:
         """Kill all nodes."""
