@@ -172,6 +172,17 @@ def check_room(resources: Resources) -> None:
     _check_nodes(resources, [node["Resources"] for node in ray.nodes() if node["Alive"]])
 
 
+def is_taken_away(resources: Resources) -> bool:
+    """Whether the connected cluster has no room for a worker but on nodes that it has given notice to."""
+    import ray
+    from ray._private.state import state
+
+    leaving = state.get_draining_nodes()
+    wanted = {"CPU": resources.cpus_per_worker, "GPU": resources.gpus_per_worker}
+    staying = [node["Resources"] for node in ray.nodes() if node["Alive"] and node["NodeID"] not in leaving]
+    return bool(leaving) and not any(_workers_that_fit(node, wanted) for node in staying)
+
+
 def _check_nodes(resources: Resources, nodes: list[dict[str, Any]]) -> None:
     """Refuse more workers than ``nodes`` hold."""
     wanted = {"CPU": resources.cpus_per_worker, "GPU": resources.gpus_per_worker}

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from launchers.ray_session import is_taken_away
 from orchestrator.checkpoint.layout import RunLayout
 from orchestrator.errors import LaunchError, OrchestratorError
 from orchestrator.spec.job import Job, Resources
@@ -68,9 +69,14 @@ def run_stages_on_ray(job: Job, stage_names: Sequence[str], layout: RunLayout) -
             outcome = _run_on_ray(job, waiting, layout.root, max_failures=restarts)
             if outcome != "preempted":
                 return outcome
+            if is_taken_away(job.resources):
+                return "stopped"
             # Everything is saved, and Ray places nothing more on nodes that it takes away.
             waiting = [name for name in waiting if not layout.stage(name).result.exists()]
         except LaunchError:
+            if is_taken_away(job.resources):
+                # What the first notice was answered with is on the disk.
+                return "stopped"
             unfinished = [name for name in waiting if not layout.stage(name).result.exists()]
             if unfinished in ([], waiting):
                 raise
