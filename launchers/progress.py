@@ -35,6 +35,7 @@ SHOWN = {
     "eval/recall": "recall {:.3f}",
     "eval/f1": "F1 {:.3f}",
     "eval/matthews_correlation": "Matthews {:.3f}",
+    "export/bytes": "{:,.0f} bytes",
 }
 
 
@@ -111,7 +112,7 @@ class ProgressDisplay:
 
     def _line(self, stage: str, message: str) -> None:
         """Print one line above the live one."""
-        self._console.print(f"\\[{stage}] {message}")
+        self._console.print(Text(f"[{stage}] {message}"))
 
     def _follow(self) -> None:
         """Show what is new, again and again."""

@@ -38,6 +38,18 @@ def test_without_a_terminal_each_logged_step_is_a_plain_line(tmp_path: Path) -> 
     ]
 
 
+def test_a_message_is_shown_as_it_is_whatever_its_brackets(tmp_path: Path) -> None:
+    run, stream = RunLayout(tmp_path), io.StringIO()
+    display = ProgressDisplay(stream, run)
+    message = "[/pytorch/gloo/pair.cc:553] Connection closed by [rank0] [red]"
+    display.start(["pretrain"])
+    append_event(run.events, "rank_failed", stage="pretrain", rank=1, error="RuntimeError", message=message)
+    display.end("failed")
+    assert f"[pretrain] rank 1 failed: RuntimeError: {message}" in stream.getvalue().splitlines()
+    display.note("tune", message)
+    assert stream.getvalue().splitlines()[-1] == f"[tune] {message}"
+
+
 def test_stages_are_followed_one_after_the_other(tmp_path: Path) -> None:
     run, stream = RunLayout(tmp_path), io.StringIO()
     display = ProgressDisplay(stream, run)
