@@ -19,9 +19,10 @@ from launchers.preparation import Preparation, StoppedError, input_stages, refus
 from launchers.ray_session import check_room, check_this_machine
 from launchers.ray_stage import run_stages_on_ray
 from launchers.ray_tasks import RayTasks
-from launchers.run_directory import StopWish, opened_run
+from launchers.run_directory import StopWish, opened_run, set_aside
 from launchers.runs import read_result
 from orchestrator.checkpoint.layout import RunLayout
+from orchestrator.checkpoint.weights import weights_problem
 from orchestrator.errors import LaunchError, OrchestratorError
 from orchestrator.spec.job import EvaluateStage, Job, Stage
 from orchestrator.spec.plan import stage_order
@@ -100,9 +101,18 @@ def _prepare(job: Job, layout: RunLayout, display: Display, preparation: Prepara
 
 
 def _is_finished(stage: Stage, layout: RunLayout, fingerprint: str, display: Display) -> bool:
-    """Whether a stage has this fingerprint's result, and the weights that belong to it."""
+    """Whether a stage has this fingerprint's result, and the weights that belong to it.
+
+    Weights that are damaged are kept under another name; the stage writes them anew.
+    """
     stage_layout = layout.stage(stage.name)
     if read_result(stage_layout).get("fingerprint") != fingerprint:
+        return False
+    problem = weights_problem(stage_layout)
+    if problem is not None:
+        kept = set_aside(stage_layout.weights)
+        append_event(layout.events, "weights_damaged", stage=stage.name, problem=problem, kept_as=str(kept))
+        display.note(stage.name, f"{problem}; they are written anew, what was there is {kept}")
         return False
     if isinstance(stage, EvaluateStage) or any(stage_layout.weights.glob("*.safetensors")):
         return True

@@ -15,6 +15,7 @@ from transformers import AutoConfig
 
 from launchers.answers import ANSWERS, Question, Trained
 from orchestrator.checkpoint.layout import RunLayout
+from orchestrator.checkpoint.weights import check_weights
 from orchestrator.contracts import Head, RowLayout
 from orchestrator.data.encoders import encoder_for
 from orchestrator.data.tokenizer import load_tokenizer
@@ -47,12 +48,14 @@ def predict(
 
     Raises:
         PlanError: The run has no such stage, it has no weights yet, or a text cannot be answered.
+        CheckpointError: The weights are damaged.
     """
     _refuse_broken([*texts, *pairs])
     layout = RunLayout(run_dir)
     job = load_resolved(layout.job)
     chosen = _choose_stage(job, layout, stage)
     objective = resolve("objective", chosen.objective.name)
+    check_weights(layout.stage(chosen.name))
     weights = layout.stage(chosen.name).weights
     head = _head_of(chosen, weights)
     rows = objective.row_layout(chosen.objective, chosen.data)

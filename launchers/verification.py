@@ -1,4 +1,4 @@
-"""What ``orchestrator verify`` reports: the proofs of a run's training stages as one JSON document.
+"""What ``orchestrator verify`` reports: the proofs of a run's stages as one JSON document.
 
 Needs numpy and xxhash, and none of torch, transformers and Ray.
 """
@@ -11,20 +11,22 @@ from typing import Any
 
 from launchers.runs import UnknownRunError
 from orchestrator.checkpoint.layout import RunLayout
+from orchestrator.checkpoint.weights import weights_problem
 from orchestrator.spec.job import Job, TrainStage
 from orchestrator.spec.load import load_resolved
 from orchestrator.train.proof import StageProof, prove_stage
 
 
 def verify_run(run_dir: Path, stage_name: str | None) -> dict[str, Any]:
-    """Check checkpoints and ledgers of a run.
+    """Check checkpoints and ledgers of a run's training stages, and all weights.
 
     Args:
         stage_name: The training stage to check; absent: all of them.
 
     Returns:
-        ``{name, ok, checkpoints: [{stage, step, ok, problem}], ledger: {ok, rows, problem}, stages}``;
-        ``stages`` has the same for each stage: ``{name, ok, checkpoints, ledger}``.
+        ``{name, ok, checkpoints: [{stage, step, ok, problem}], weights: [{stage, ok, problem}],
+        ledger: {ok, rows, problem}, stages}``; ``stages`` has the same for each training stage:
+        ``{name, ok, checkpoints, ledger}``.
 
     Raises:
         UnknownRunError: There is no such training stage.
@@ -34,13 +36,20 @@ def verify_run(run_dir: Path, stage_name: str | None) -> dict[str, Any]:
     job = load_resolved(layout.job)
     proofs = [_prove(job, name, layout) for name in _training_stages(job, run_dir, stage_name)]
     stages = [_stage_document(proof) for proof in proofs]
+    weights = [
+        {"stage": found.name, "ok": problem is None, "problem": problem}
+        for found in job.stages
+        if stage_name in (None, found.name) and layout.stage(found.name).result.exists()
+        for problem in [weights_problem(layout.stage(found.name))]
+    ]
     problems = [proof.ledger.problem for proof in proofs if proof.ledger.problem is not None]
     return {
         "name": run_dir.resolve().name,
-        "ok": all(proof.is_proved for proof in proofs),
+        "ok": all(proof.is_proved for proof in proofs) and all(found["ok"] for found in weights),
         "checkpoints": [
             {"stage": stage["name"], **found} for stage in stages for found in stage["checkpoints"]
         ],
+        "weights": weights,
         "ledger": {
             "ok": not problems,
             "rows": sum(proof.ledger.rows for proof in proofs),

@@ -149,6 +149,7 @@ class _ReplayedLedger:
         if records:
             folders = self._folders()
             self._check_bytes(folders, records)
+            self._check_tokenizer()
             mixture, digests = self._open(folders)
             replay = Replay(mixture, seed=self._job.seed)
             for record in records:
@@ -192,6 +193,13 @@ class _ReplayedLedger:
             problem = damage(folder) if folder.is_dir() else "it is missing"
             if problem is not None:
                 raise _ViolationError(_first_step(records, name), f"{folder}: {problem}", source=name)
+
+    def _check_tokenizer(self) -> None:
+        """The tokenizer is the one that was made, where it was made in the cache."""
+        folder = Path(json.loads(self._layout.inputs.read_text(encoding="utf-8")).get("tokenizer", ""))
+        problem = damage(folder) if (folder / COMPLETE).is_file() else None
+        if problem is not None:
+            raise _ViolationError(1, f"tokenizer {folder}: {problem}")
 
     def _open(self, folders: Mapping[str, Path]) -> tuple[Mixture, dict[str, str]]:
         """The mixture of the prepared folders, and the digest of each one's content."""

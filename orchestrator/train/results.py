@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from orchestrator.checkpoint.layout import StageLayout
+from orchestrator.checkpoint.weights import KEY, weights_digests
 from orchestrator.tracking.events import json_text, read_json_lines, replace_text
 from orchestrator.train.inputs import StageInputs
 
@@ -25,7 +26,7 @@ def replace_folder(folder: Path, write: Callable[[Path], None]) -> None:
 def write_result(
     layout: StageLayout, inputs: StageInputs, *, step: int | None, metrics: Mapping[str, float]
 ) -> None:
-    """Write ``result.json``, which says that the stage is finished.
+    """Write ``result.json``, which says that the stage is finished and which weights it wrote.
 
     Args:
         step: Optimizer steps completed; ``None`` for a stage that does not train.
@@ -36,6 +37,7 @@ def write_result(
         "spec_fingerprint": inputs.spec_fingerprint,
         "step": step,
         "metrics": dict(metrics),
+        KEY: weights_digests(layout.weights),
     }
     replace_text(layout.result, json_text(record, indent=1))
 

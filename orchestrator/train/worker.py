@@ -24,6 +24,7 @@ import torch.distributed as dist
 from torch._C._distributed_c10d import HashStore
 
 from orchestrator.checkpoint.layout import RunLayout, StageLayout
+from orchestrator.checkpoint.weights import check_weights
 from orchestrator.errors import LaunchError, OrchestratorError, PlanError
 from orchestrator.spec.job import EvaluateStage, Job, Stage, TrainStage
 from orchestrator.spec.load import load_resolved
@@ -142,17 +143,21 @@ def _run(
 
 
 def _check_input_stage(layout: RunLayout, stage: Stage) -> None:
-    """Refuse a stage whose first weights are not there yet.
+    """Refuse a stage whose first weights are not there yet, or damaged.
 
     Raises:
         PlanError: Naming the stage that makes them.
+        CheckpointError: Naming the file that is damaged.
     """
     name = input_stage(stage)
-    if name is not None and not layout.stage(name).result.exists():
+    if name is None:
+        return
+    if not layout.stage(name).result.exists():
         raise PlanError(
             f"stage '{stage.name}' reads the weights of stage '{name}', which is not finished in"
             f" {layout.root}; run '{name}' first"
         )
+    check_weights(layout.stage(name))
 
 
 def _among(job: Job, stage: Stage, rank: Rank) -> Job:

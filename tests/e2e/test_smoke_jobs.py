@@ -103,6 +103,26 @@ def test_predict_answers_from_every_head(place: Path) -> None:
     assert answer["generated"].startswith("The film")
 
 
+@pytest.mark.timeout(300)
+def test_damaged_weights_are_refused_and_written_anew(place: Path) -> None:
+    layout = RunLayout(place / "runs" / "smoke-gpt")
+    path = layout.stage("classify").weights / "model.safetensors"
+    written = path.read_bytes()
+    path.write_bytes(written[:-1] + bytes([written[-1] ^ 64]))
+    named = ("smoke-gpt", "--runs-dir", place / "runs")
+    verified = orchestrator("verify", *named, home=place / "home")
+    assert verified.returncode == 1
+    assert f"stage 'classify', weights: {path} has {len(written)} bytes with digest" in verified.stdout
+    predicted = orchestrator("predict", *named, "--text", "A fine film.", home=place / "home")
+    assert predicted.returncode == 1
+    assert f"weights of stage 'classify' are damaged: {path} has" in predicted.stderr
+    assert run(place, "smoke_gpt")["state"] == "finished"
+    assert path.read_bytes() == written
+    (kept,) = layout.stage("classify").root.glob("weights.before-*")
+    assert (kept / path.name).read_bytes() != written
+    succeed("verify", *named, home=place / "home")
+
+
 SCRIPT = """
 import sys
 from orchestrator.train.worker import main

@@ -32,6 +32,7 @@ def test_a_run_that_holds_is_reported_in_full(console: Console, trained: Trained
         "name": "run",
         "ok": True,
         "checkpoints": [{"stage": "pretrain", **found} for found in checkpoints],
+        "weights": [{"stage": "pretrain", **good}],
         "ledger": {"ok": True, "rows": 96, "problem": None},
         "stages": [
             {
@@ -54,10 +55,11 @@ def test_a_run_that_holds_is_reported_in_full(console: Console, trained: Trained
         "run: ledgers",
         "  stage     steps  rows  workers  epochs         each row once an epoch, data unchanged",
         "  pretrain  4      96    2, 4     a 0.75  b 2.4  yes",
-        "run: checkpoints",
-        "  stage     step  every byte as written",
-        "  pretrain  2     yes",
-        "  pretrain  4     yes",
+        "run: checkpoints and weights",
+        "  stage     step     every byte as written",
+        "  pretrain  2        yes",
+        "  pretrain  4        yes",
+        "  pretrain  weights  yes",
         "run: everything holds",
     ]
 
