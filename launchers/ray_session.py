@@ -1,7 +1,7 @@
 """The Ray that a run uses: the cluster that RAY_ADDRESS names, or one of its own inside this machine.
 
-The run's own Ray listens on loopback with a private token, keeps its files in one temporary folder that
-is removed afterwards, and writes nothing in the user's home.
+The run's own Ray talks to itself over loopback, asks for a private token, keeps its files in one temporary
+folder that is removed afterwards, and writes nothing in the user's home.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import fcntl
 import os
 import shutil
+import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -22,6 +23,9 @@ from orchestrator.spec.job import Resources
 # The store holds no training data: rows are memory-mapped files. Ray refuses less than 75 MB.
 OBJECT_STORE_BYTES = 100_000_000
 FOLDER_PREFIX = "orc-"
+# Ray puts the machine's outer address in the place of 127.0.0.1, so that its agents would listen there.
+# All of 127.0.0.0/8 is loopback on Linux, and 127.0.0.1 alone elsewhere.
+LOOPBACK = "127.0.0.2" if sys.platform == "linux" else "127.0.0.1"
 # A driver holds its folder's lock within milliseconds of making it.
 ABANDONED_SECONDS = 60
 
@@ -110,16 +114,24 @@ def _embedded() -> Iterator[None]:
     try:
         import ray
 
-        ray.init(
-            address="local",
-            num_cpus=available_cpus(),
-            include_dashboard=False,
-            object_store_memory=OBJECT_STORE_BYTES,
-            log_to_driver=False,
-            logging_level="ERROR",
-            _temp_dir=str(folder / "ray"),
-            _node_ip_address="127.0.0.1",
-        )
+        try:
+            ray.init(
+                address="local",
+                num_cpus=available_cpus(),
+                include_dashboard=False,
+                object_store_memory=OBJECT_STORE_BYTES,
+                log_to_driver=False,
+                logging_level="ERROR",
+                _temp_dir=str(folder / "ray"),
+                _node_ip_address=LOOPBACK,
+            )
+        except Exception as error:
+            ray.shutdown()
+            raise LaunchError(
+                f"Ray did not start inside this machine (load {os.getloadavg()[0]:.1f}):"
+                f" {str(error).splitlines()[0]} Run the same command again when the machine is less busy;"
+                " what was prepared is kept."
+            ) from error
         try:
             yield
         finally:

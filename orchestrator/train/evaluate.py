@@ -41,7 +41,8 @@ def evaluate_datasets(
         statistics = _collect_statistics(
             model, objective, reader, num_rows, micro_batch_size, seed, device, forward_context
         )
-        metrics |= {f"{prefix}{key}": value for key, value in objective.metrics(statistics).items()}
+        found = objective.metrics(statistics)
+        metrics |= {f"{prefix}{key}": float(value) for key, value in found.items()}
     return metrics
 
 

@@ -84,6 +84,11 @@ class Ledger:
         if self._committed < start_step:
             self._record(start_step, saved_by, left_out)
 
+    @property
+    def committed(self) -> int:
+        """Steps that are recorded."""
+        return self._committed
+
     def commit(self, step: int, left_out: Sequence[Range] = ()) -> None:
         """Record the steps since the last commit, of which those ``left_out`` made no update."""
         if step > self._committed:

@@ -162,9 +162,9 @@ class _Run:
             self._wait_for_save()
             if outcome == "finished":
                 self._finish(trackers)
-            if self.rank == 0:
+            if ledger is not None:
                 self.clock.enter("weights")
-                self._record("training_ended", step=self.parts.max_steps, seconds=self.clock.take())
+                self._record("training_ended", step=ledger.committed, seconds=self.clock.take())
             ended = "finished" if outcome == "finished" else "stopped"
         except AgreedError:
             # All ranks are here, and what was said to be saved is to be saved.
