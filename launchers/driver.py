@@ -136,7 +136,10 @@ def _run_waiting(job: Job, stages: list[str], layout: RunLayout, display: Displa
             outcome = "stopped"
             raise StoppedError("the workers ended before they had saved") from error
         name = _unfinished(stages, layout)
-        message = _first_failure(layout, num_events, name) or f"stage '{name}' failed: {error}"
+        message = _first_failure(layout, num_events, name) or (
+            f"stage '{name}' failed: {error}\n"
+            "Run the same command again: it goes on from the newest checkpoint."
+        )
         raise LaunchError(message) from error
     finally:
         display.end(outcome)

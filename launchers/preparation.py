@@ -195,7 +195,7 @@ class Preparation:
         ]
         if changed and isinstance(stage, TrainStage):
             raise PlanError(
-                f"stage '{stage.name}': the content of {changed} changed since the stage began:"
+                f"stage '{stage.name}': the content of {', '.join(changed)} changed since the stage began:"
                 f" {_why_changed(before, files)}. Restore it to go on, give the job another name, or start"
                 f" over with --redo {stage.name}."
             )

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 CONTROLLER_FAILURES = 3
 # Between two looks at whether the cluster has room for more workers; growing costs a restart.
 RESIZE_INTERVAL_SECONDS = 30.0
+# Of an error of Ray.
+SHOWN_CHARACTERS = 600
 # A collective that waits longer than this has lost a partner.
 COLLECTIVE_TIMEOUT_SECONDS = 1800
 
@@ -128,9 +130,15 @@ def _run_on_ray(job: Job, stage_names: list[str], run_dir: Path, *, max_failures
     except OrchestratorError:
         raise
     except Exception as error:  # TrainingFailedError and its relatives
-        raise LaunchError(str(error)) from error
+        raise LaunchError(_in_short(error)) from error
     finally:
         shutil.rmtree(storage, ignore_errors=True)
+
+
+def _in_short(error: Exception) -> str:
+    """The beginning of what Ray says; statistics of its stores and lists of processes follow it."""
+    text = " ".join(str(error).split())
+    return text if len(text) <= SHOWN_CHARACTERS else f"{text[:SHOWN_CHARACTERS]} ..."
 
 
 def _scaling(resources: Resources) -> Any:

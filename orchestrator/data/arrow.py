@@ -187,14 +187,20 @@ def join(parts: Sequence[Any]) -> Any:
     return parts[0] if len(parts) == 1 else datasets.concatenate_datasets(list(parts))
 
 
-def with_names(rows: Any, names: Iterable[str]) -> Any:
-    """``rows`` with further columns that hold nothing, whose names messages can tell; ``None``: no rows."""
+def with_names(rows: Any, names: Sequence[str]) -> Any:
+    """``rows`` with all columns of these names, in this order; messages can tell those that hold nothing.
+
+    Args:
+        rows: A ``datasets.Dataset``; ``None``: no rows.
+        names: Those of ``rows`` and others.
+    """
     import datasets
     import pyarrow
 
     known, num_rows = ([], 0) if rows is None else (rows.column_names, len(rows))
     others = [name for name in names if name not in known]
     if not others:
-        return rows
+        return rows if rows is None else rows.select_columns(list(names))
     nulls = datasets.Dataset(pyarrow.table({name: pyarrow.nulls(num_rows) for name in others}))
-    return nulls if rows is None else datasets.concatenate_datasets([rows, nulls], axis=1)
+    joined = nulls if rows is None else datasets.concatenate_datasets([rows, nulls], axis=1)
+    return joined.select_columns(list(names))

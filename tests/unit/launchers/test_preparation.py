@@ -39,7 +39,8 @@ def test_the_file_that_changed_is_named(tmp_path: Path, monkeypatch: pytest.Monk
     assert f"changed since the stage began: {path} has other content. Restore it" in str(raised.value)
     path.write_text(content)
     assert prepare(job, layout) == fingerprint
-    monkeypatch.setattr("orchestrator.data.prepare.FORMAT_VERSION", 999)
+    for module in ("prepare", "prepared"):
+        monkeypatch.setattr(f"orchestrator.data.{module}.FORMAT_VERSION", 999)
     with pytest.raises(PlanError, match="its files are the same, and this version of orchestrator prepares"):
         prepare(job, layout)
 
