@@ -8,6 +8,7 @@ wrong, 75 stopped with its work saved (sysexits' EX_TEMPFAIL).
 from __future__ import annotations
 
 import argparse
+import errno
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 Command = Callable[[argparse.Namespace], int]
 DESCRIPTION = "From one YAML file to a trained, fine-tuned, evaluated model."
 UNEXPECTED, INTERRUPTED = 1, 130
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
 
 
 class UsageError(OrchestratorError):
@@ -54,6 +56,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except OrchestratorError as error:
         return _fail(error, str(error), error.exit_code, as_json, with_traceback)
     except Exception as error:
+        if isinstance(error, OSError) and error.errno in NO_ROOM:
+            where = f"{error.filename}: " if error.filename else ""
+            message = (
+                f"{where}{error.strerror}: free some and run the same command again; it goes on from what"
+            )
+            return _fail(error, f"{message} is there", UNEXPECTED, as_json, with_traceback)
         message = f"unexpected {type(error).__name__}: {error}"
         hint = "" if with_traceback else "\nRun it again with --traceback to see where."
         return _fail(error, message + hint, UNEXPECTED, as_json, with_traceback)

@@ -67,6 +67,12 @@ class SourceMissingError(DataError):
     """A dataset's files, folder or distribution are not where the job says."""
 
 
+class NoRoomError(DataError):
+    """A disk or a quota is full."""
+
+    exit_code = 1
+
+
 class ModelError(OrchestratorError):
     """The model cannot be built, or does not fit its tokenizer or its rows."""
 

@@ -21,7 +21,7 @@ from pathlib import Path
 
 from orchestrator.data.files import digest_file
 from orchestrator.data.prepared import COMPLETE
-from orchestrator.errors import DataError
+from orchestrator.errors import NoRoomError
 
 # What the system calls a disk or a quota that is full.
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
@@ -33,7 +33,8 @@ def make_folder(target: Path, build: Callable[[Path], None]) -> Path:
     """Return ``target``, filled by ``build`` unless it is there already and verifies.
 
     Raises:
-        DataError: No room on the disk, or what ``build`` raises.
+        NoRoomError: No room on the disk.
+        DataError: What ``build`` raises.
     """
     with _locked(target):
         if target.exists():
@@ -45,13 +46,19 @@ def make_folder(target: Path, build: Callable[[Path], None]) -> Path:
         try:
             _build_and_commit(target, build)
         except OSError as error:
-            if error.errno in NO_ROOM:
-                raise DataError(
-                    f"{target}: {error.strerror}: {shutil.disk_usage(target.parent).free} bytes are free."
+            if is_no_room(error):
+                free = shutil.disk_usage(target.parent).free
+                raise NoRoomError(
+                    f"{target}: {error.strerror or error}: {free} bytes are free."
                     " Free some, or put the runs folder on a larger disk; nothing half-written is left."
                 ) from error
             raise
     return target
+
+
+def is_no_room(error: OSError) -> bool:
+    """Whether a disk or a quota is full; numpy does not say so of a write that was cut short."""
+    return error.errno in NO_ROOM or (error.errno is None and "requested and" in str(error))
 
 
 @contextmanager

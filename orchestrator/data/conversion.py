@@ -29,7 +29,7 @@ from orchestrator.data.arrow import (
     table_of,
     text_schema,
 )
-from orchestrator.data.cache import NO_ROOM, make_folder
+from orchestrator.data.cache import is_no_room, make_folder
 from orchestrator.data.csv_records import read_header
 from orchestrator.data.fields import kind_of
 from orchestrator.data.files import digest_values
@@ -246,7 +246,7 @@ class Conversion:
         except DataError:
             raise
         except Exception as error:
-            if isinstance(error, OSError) and error.errno in NO_ROOM:
+            if isinstance(error, OSError) and is_no_room(error):
                 raise
             raise DataError(self._message(path, f"{root_cause(error)}.")) from error
 

@@ -11,7 +11,8 @@ from collections.abc import Iterable, Sequence
 
 from orchestrator.spec.datasets import Scalar
 
-INTEGER = re.compile(r"[-+]?[0-9]+")
+INTEGER = re.compile(r"[-+]?[0-9]{1,4000}")
+NUMBER = re.compile(r"[-+]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][-+]?[0-9]+)?|[-+]?(nan|inf)", re.IGNORECASE)
 BOOLEANS = {"false": 0, "true": 1}
 
 
@@ -26,10 +27,9 @@ def holds_value(text: str | None, value: Scalar) -> bool:
 
 def number_in(text: str) -> float | int | str:
     """The number that a text is, else the text."""
-    try:
-        return int(text) if INTEGER.fullmatch(text) else float(text)
-    except ValueError:
-        return text
+    if INTEGER.fullmatch(text):
+        return int(text)
+    return float(text) if NUMBER.fullmatch(text) else text
 
 
 def are_ids(texts: Iterable[str]) -> bool:

@@ -11,7 +11,7 @@ from typing import Any
 
 from orchestrator.contracts import RowLayout
 from orchestrator.data.csv_values import label_in
-from orchestrator.data.labels import outside
+from orchestrator.data.labels import label_problem
 from orchestrator.spec.datasets import Dataset, DatasetSection, PackageDataset
 
 OPTIONAL_KEYS = (
@@ -152,7 +152,7 @@ def _label_problem(dataset: Dataset, label: Any) -> str | None:
     if names is not None and _is_list(label):
         return _names_problem(f"column '{column}'", label, names)
     value = label_in(label, names) if is_all_text(dataset) else label
-    if names is not None and outside([value], names, None).any():
+    if names is not None and isinstance(value, str | int) and label_problem(value, names, None):
         return f"column '{column}' holds {label!r}, expected one of {list(names)[:10]}"
     return None
 

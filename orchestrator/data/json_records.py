@@ -13,7 +13,8 @@ from orchestrator.data.record import Record, UnreadableFileError, repeated, unde
 def is_list_file(path: Path) -> bool:
     """Whether a file holds one list or one object, over several lines or none but the first."""
     with path.open("rb") as stream:
-        first = stream.readline().removeprefix(b"\xef\xbb\xbf").strip()
+        lines = (line.removeprefix(b"\xef\xbb\xbf").strip() for line in stream)
+        first = next((line for line in lines if line), b"")
     # An object in one line stays an object if the rest is cut off.
     return first.startswith(b"[") or (first.startswith(b"{") and first.endswith((b"{", b"[", b",")))
 

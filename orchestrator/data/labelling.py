@@ -12,7 +12,7 @@ import numpy as np
 from orchestrator.contracts import RowLayout
 from orchestrator.data.csv_values import are_ids, label_in, number_in
 from orchestrator.data.fields import is_all_text
-from orchestrator.data.labels import LabelIds, label_ids, label_sets, number_problem, outside
+from orchestrator.data.labels import LabelIds, label_ids, label_problem, label_sets, number_problem
 from orchestrator.data.rows import Rows, distinct_labels
 from orchestrator.data.selection import Split
 from orchestrator.data.sources import Source
@@ -68,14 +68,8 @@ def find_labels(
         values = opened["label"][:]
         if is_all_text(source.dataset):
             values = [label_in(text, names) for text in values]
-        are_outside = outside(values, names, num_labels)
-        rows, values = _sound(
-            *(rows, where, values),
-            [
-                f"label {value!r}, expected {_set_text(value, names, num_labels)}" if is_outside else None
-                for value, is_outside in zip(values, are_outside, strict=True)
-            ],
-        )
+        problems = [label_problem(value, names, num_labels) for value in values]
+        rows, values = _sound(rows, where, values, problems)
         return rows, Labels(*label_ids(where, values, names, num_labels))
     if num_labels is None:
         num_labels = len(names) if names is not None else _most(opened["label"][:])
@@ -110,15 +104,6 @@ def _sound(
     kept[bad] = False
     sound = [value for value, is_kept in zip(values, kept, strict=True) if is_kept]
     return replace(rows, numbers=rows.numbers[kept]), sound
-
-
-def _set_text(label: Any, names: Sequence[str] | None, num_labels: int | None) -> str:
-    """Labels that have an id, for messages."""
-    if isinstance(label, str):
-        return f"one of {list(names or ())[:10]}"
-    if names is not None:
-        return f"0 to {len(names) - 1} with label_names {list(names)[:10]}"
-    return f"0 to {(num_labels or 1) - 1} with num_labels {num_labels}"
 
 
 def _names(source: Source, rows: Any) -> Sequence[str] | None:

@@ -12,6 +12,8 @@ import numpy as np
 
 from orchestrator.errors import DataError
 
+MAX_LABELS = 1_000_000
+"""Where nobody says how many labels there are, a higher one is taken for a mistake."""
 LIKE_A_VALUE = re.compile(r"[-+]?[0-9]+|true|false", re.IGNORECASE)
 """Names that a reader of CSV files makes integers or booleans of."""
 
@@ -23,8 +25,8 @@ def label_ids(
 
     Args:
         where: Dataset, column and split, for messages.
-        values: Strings are looked up in ``names``; integers and booleans are ids already, unless all names
-            look like numbers or booleans themselves: readers turn such texts into values.
+        values: Without a ``label_problem``. Strings are looked up in ``names``; integers and booleans are ids
+            already, unless all names look like numbers or booleans themselves.
         names: Label names in the order of their ids; needed for strings.
         num_labels: Size of the classifier; absent: as many as there are names or values.
 
@@ -32,76 +34,63 @@ def label_ids(
         int64 ids, one for each value, and the names.
 
     Raises:
-        DataError: A value has no id, or there are more labels than ``num_labels``.
+        DataError: There are more names than ``num_labels``.
     """
     if names is not None and num_labels is not None and len(names) > num_labels:
         raise DataError(
             f"{where}: {len(names)} labels {_shown(names)}, but num_labels is {num_labels}."
             f" Set num_labels: {len(names)}, or filter the rows."
         )
-    values = _as_texts(values, names)
-    if isinstance(values[0], str):
-        return _by_name(where, values, tuple(names or ()))
-    return _by_number(where, values, names, num_labels)
+    by_name = {name: label_id for label_id, name in enumerate(names or ())}
+    texts = _as_texts(values, names)
+    ids = [by_name[value] if isinstance(value, str) else int(value) for value in texts]
+    if names is None:
+        limit = max(ids, default=0) + 1 if num_labels is None else num_labels
+        names = [str(number) for number in range(limit)]
+    return np.array(ids, dtype=np.int64), tuple(names)
 
 
-def outside(values: Sequence[Any], names: Sequence[str] | None, num_labels: int | None) -> np.ndarray:
-    """Which label values have no id, bool ``(values,)``; where neither argument says so, all have one.
+def label_problem(value: Any, names: Sequence[str] | None, num_labels: int | None) -> str | None:
+    """What is wrong with the label of a row: it is of no kind that has an id, or outside the set.
 
     Args:
-        values: Strings, integers or booleans; others are left to ``label_ids`` to refuse.
-        names: Label names in the order of their ids.
-        num_labels: Size of the classifier.
+        value: Of a row.
+        names: Label names in the order of their ids; absent: labels are ids.
+        num_labels: Size of the classifier; absent: as many as there are names or values.
     """
-    values = _as_texts(values, names)
+    (value,) = _as_texts([value], names)
+    if isinstance(value, str):
+        return None if names is not None and value in names else f"label {value!r}, expected {_set(names)}"
+    if not isinstance(value, int):
+        kind = type(value).__name__
+        return f"label {value!r} of type {kind}, expected an integer, a boolean or a string"
     limit = len(names) if names is not None else num_labels
-    known = None if names is None else set(names)
+    if value >= 0 and int(value) < (MAX_LABELS if limit is None else limit):
+        return None
+    if limit is None:
+        return f"label {value!r}, expected 0 to {MAX_LABELS - 1}: set num_labels, or label_names"
+    given = f"label_names {list(names)[:10]}" if names is not None else f"num_labels {limit}"
+    return f"label {value!r}, expected 0 to {limit - 1} with {given}"
 
-    def is_outside(value: Any) -> bool:
-        if isinstance(value, str):
-            return known is not None and value not in known
-        return isinstance(value, int) and limit is not None and not 0 <= int(value) < limit
 
-    return np.fromiter(map(is_outside, values), bool, len(values))
+def _set(names: Sequence[str] | None) -> str:
+    """Labels that are texts and have an id, for messages."""
+    return "a whole number, as the others are" if names is None else f"one of {list(names)[:10]}"
 
 
 def _as_texts(values: Sequence[Any], names: Sequence[str] | None) -> Sequence[Any]:
     """``values``, the integers and booleans among them as texts where the names look like such."""
     if not names or not all(LIKE_A_VALUE.fullmatch(name) for name in names):
         return values
-    return [str(value) if isinstance(value, int) else value for value in values]
+    return [_as_text(value, names) if isinstance(value, int) else value for value in values]
 
 
-def _by_name(where: str, values: Sequence[Any], names: tuple[str, ...]) -> tuple[np.ndarray, tuple[str, ...]]:
-    ids = {name: label_id for label_id, name in enumerate(names)}
-    for row, value in enumerate(values):
-        if value not in ids:
-            raise DataError(
-                f"{where}: row {row} (counted from 0) has label {value!r}, expected one of"
-                f" {_shown(names)}. Correct label_names, or filter the row."
-            )
-    return np.array([ids[value] for value in values], dtype=np.int64), names
-
-
-def _by_number(
-    where: str, values: Sequence[Any], names: Sequence[str] | None, num_labels: int | None
-) -> tuple[np.ndarray, tuple[str, ...]]:
-    if not isinstance(values[0], int):
-        raise DataError(
-            f"{where}: row 0 has label {values[0]!r} of type {type(values[0]).__name__}, expected"
-            " an integer, a boolean or a string."
-        )
-    limit = len(names) if names is not None else num_labels
-    limit = limit if limit is not None else max(0, *(int(value) for value in values)) + 1
-    for row, value in enumerate(values):
-        if not 0 <= int(value) < limit:
-            given = f"label_names {_shown(names)}" if names is not None else f"num_labels {limit}"
-            raise DataError(
-                f"{where}: row {row} (counted from 0) has label {value!r}, expected 0 to {limit - 1}"
-                f" with {given}. Raise num_labels, correct label_names, or filter the row."
-            )
-    found = tuple(names) if names is not None else tuple(str(number) for number in range(limit))
-    return np.array(values, dtype=np.int64), found
+def _as_text(value: int, names: Sequence[str]) -> str:
+    """An integer, or a boolean as the names spell it."""
+    text = str(value)
+    if not isinstance(value, bool):
+        return text
+    return next((name for name in names if name.lower() == text.lower()), text)
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -127,7 +127,8 @@ def distinct_labels(source: Source) -> list[Any]:
         rows = opened.select(filter_rows(source.name, source.dataset, opened, range(len(opened))))
         for batch in read_batches(select_columns(source.name, source.dataset, rows), ["label"]):
             for label in batch["label"]:
-                found.update(label if isinstance(label, list) else [label])
+                values = label if isinstance(label, list) else [label]
+                found.update(value for value in values if isinstance(value, Hashable))
     found -= {None, ""}
     texts = [label for label in found if isinstance(label, str)]
     if 0 < len(texts) < len(found):

@@ -30,6 +30,7 @@ from orchestrator.data.readers import (
     saved_folder,
 )
 from orchestrator.data.tasks import IN_PROCESS, Tasks
+from orchestrator.errors import DataError
 from orchestrator.spec.datasets import (
     Dataset,
     HubDataset,
@@ -185,6 +186,8 @@ def find_source(name: str, dataset: Dataset, cache_dir: Path, tasks: Tasks = IN_
     columns = join_columns(name, found, or_json=kind_of(dataset) == "json")
     if columns.names and not columns.schema.names:
         check_columns(name, dataset, with_names(None, columns.names))
+    if not columns.names:
+        raise DataError(f"datasets.{name}: {no_rows(dataset)}")
     source = replace(source, columns=columns)
     for _ in tasks.map(_convert, [(source, group) for group in groups]):
         pass

@@ -32,8 +32,11 @@ SECRET_VALUE = re.compile(
     r"|\beyJ[\w-]{8,}\.eyJ[\w-]{8,}\.|\bBearer [\w.~+/-]{16,}"
     r"|\bglpat-[\w-]{16,}|\bAIza[\w-]{30,}|\bnpm_[A-Za-z0-9]{30,}|\bSG\.[\w-]{16,}\.[\w-]{16,}"
     r"|\bwandb_v1_\w{16,}|\bgithub_pat_\w{20,}|\bxox[abprs]-[\w-]{10,}|-----BEGIN [A-Z ]*PRIVATE KEY"
-    r"|://[^/\s:@]+:[^/\s@]+@"
+    # One slash: a path that was made absolute has lost the other.
+    r"|:/{1,2}[^/\s:@]+:[^/\s@]+@"
 )
+# The older form of W&B's keys; elsewhere 40 hexadecimal digits are a commit.
+WANDB_KEY = re.compile(r"[0-9a-f]{40}")
 
 
 def interpolate(text: str, environment: Mapping[str, str]) -> str:
@@ -109,6 +112,8 @@ def _secret_problem(place: Place, path: KeyPath) -> Problem:
 
 def _is_secret(value: Any, path: KeyPath) -> bool:
     if isinstance(value, str) and SECRET_VALUE.search(value):
+        return True
+    if path[:2] == ("tracking", "wandb") and isinstance(value, str) and WANDB_KEY.fullmatch(value):
         return True
     if isinstance(value, bool) or not isinstance(value, str | int | float) or value == "":
         return False

@@ -162,3 +162,27 @@ def test_structures_of_different_rows_are_joined() -> None:
     assert str(joined.field("y").type).replace("item", "element") == (
         "list<element: struct<a: int64, b: string>>"
     )
+
+
+@pytest.mark.parametrize(
+    ("kind", "content"),
+    [
+        ("json", "[]"),
+        ("json", "\n \n"),
+        ("json", "[\n]"),
+        ("json", "[{}]"),
+        ("csv", "\n\n"),
+        ("csv", "\ufeff"),
+    ],
+)
+def test_a_corpus_without_rows_is_said_to_be_empty(kind: str, content: str, tmp_path: Path) -> None:
+    path = tmp_path / f"a.{kind}"
+    path.write_text(content, "utf-8")
+    with pytest.raises(DataError, match=r"datasets\.corpus: the corpus is empty: 0 rows in"):
+        read(path, source=kind)
+
+
+def test_a_list_may_begin_after_blank_lines(tmp_path: Path) -> None:
+    path = tmp_path / "a.json"
+    path.write_text('\n [\n{"text": "a"}]')
+    assert read(path, source="json")["text"][:] == ["a"]

@@ -318,3 +318,25 @@ def test_labels_of_two_kinds_are_refused(tmp_path: Path, bpe: Path) -> None:
     dataset = corpus(tmp_path / "rows.jsonl", texts(["a", 3, "b"]), label_column="y")
     with pytest.raises(DataError, match=r"column 'y' holds texts such as '.' and other values such as 3"):
         prepare(dataset, ONE, bpe, tmp_path)
+
+
+MIXED: list[tuple[list[Any], Any, str]] = [
+    ([1, "no"], ["no", "maybe"], ""),
+    ([1, "odd"], ["no", "yes"], "column 'y' holds 'odd', expected one of ['no', 'yes']"),
+    ([0, [0]], None, "label [0] of type list, expected an integer"),
+    ([1, 1.5], None, "label 1.0 of type float, expected an integer"),
+    (["p", {"k": 1}], None, "label {'k': 1} of type dict, expected"),
+]
+
+
+@pytest.mark.parametrize(("values", "names", "message"), MIXED)
+def test_labels_of_other_kinds_are_named(
+    values: list[Any], names: Any, message: str, tmp_path: Path, bpe: Path
+) -> None:
+    dataset = corpus(tmp_path / "rows.jsonl", texts(values), label_column="y", label_names=names)
+    if not message:
+        assert [row.label for row in rows_of(prepare(dataset, ONE, bpe, tmp_path))] == [1, 0]
+        return
+    with pytest.raises(DataError) as caught:
+        prepare(dataset, ONE, bpe, tmp_path, num_labels=2)
+    assert message in str(caught.value)

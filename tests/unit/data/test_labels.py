@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from orchestrator.data.labels import label_ids
+from orchestrator.data.labels import label_ids, label_problem
 from orchestrator.errors import DataError
 
 
@@ -22,6 +22,7 @@ from orchestrator.errors import DataError
         ([0, 1, 0], ("1", "0"), 2, [1, 0, 1], ("1", "0")),
         ([1, 5, 3], ("1", "2", "3", "4", "5"), 5, [0, 4, 2], ("1", "2", "3", "4", "5")),
         ([True, False], ("True", "False"), 2, [0, 1], ("True", "False")),
+        ([True, False], ("false", "true"), 2, [1, 0], ("false", "true")),
     ],
 )
 def test_values_become_ids(
@@ -34,21 +35,32 @@ def test_values_become_ids(
 
 
 @pytest.mark.parametrize(
-    ("values", "names", "num_labels", "message"),
+    ("value", "names", "num_labels", "problem"),
     [
-        ([0, 1, 2], None, 2, "row 2 (counted from 0) has label 2, expected 0 to 1 with num_labels 2"),
-        ([1], ("01", "02"), 2, "row 0 (counted from 0) has label '1', expected one of ['01', '02']"),
-        ([0, -1], None, None, "row 1 (counted from 0) has label -1, expected 0 to 0"),
-        ([0, 2], ("bad", "good"), 2, "has label 2, expected 0 to 1 with label_names ['bad', 'good']"),
-        (["a", "c"], ("a", "b"), 2, "row 1 (counted from 0) has label 'c', expected one of ['a', 'b']"),
-        (["a", "b"], ("a", "b", "c"), 2, "3 labels ['a', 'b', 'c'], but num_labels is 2"),
-        ([0.5], None, 2, "label 0.5 of type float, expected an integer, a boolean or a string"),
+        (2, None, 2, "label 2, expected 0 to 1 with num_labels 2"),
+        (1, ("01", "02"), 2, "label '1', expected one of ['01', '02']"),
+        (-1, None, None, "label -1, expected 0 to 999999: set num_labels, or label_names"),
+        (10**19, None, None, "label 10000000000000000000, expected 0 to 999999: set num_labels, or"),
+        (2, ("bad", "good"), 2, "label 2, expected 0 to 1 with label_names ['bad', 'good']"),
+        ("c", ("a", "b"), 2, "label 'c', expected one of ['a', 'b']"),
+        ("c", None, 2, "label 'c', expected a whole number, as the others are"),
+        (0.5, None, 2, "label 0.5 of type float, expected an integer, a boolean or a string"),
+        ([0], None, 2, "label [0] of type list, expected an integer, a boolean or a string"),
+        ({"k": 1}, ("a",), None, "label {'k': 1} of type dict, expected an integer"),
+        (None, None, 2, "label None of type NoneType, expected"),
+        (True, ("no", "yes"), 2, None),
+        (True, ("false", "true"), 2, None),
+        (1, None, 2, None),
+        ("a", ("a", "b"), None, None),
     ],
 )
-def test_unfit_label_names_row_value_and_choices(
-    values: list[Any], names: Any, num_labels: int | None, message: str
+def test_an_unfit_label_is_told_with_the_choices(
+    value: Any, names: Any, num_labels: int | None, problem: str | None
 ) -> None:
-    with pytest.raises(DataError) as raised:
-        label_ids("datasets.d", values, names, num_labels)
-    assert str(raised.value).startswith("datasets.d: ")
-    assert message in str(raised.value)
+    found = label_problem(value, names, num_labels)
+    assert found is None if problem is None else str(found).startswith(problem)
+
+
+def test_more_names_than_outputs_are_refused() -> None:
+    with pytest.raises(DataError, match=r"datasets\.d: 3 labels \['a', 'b', 'c'\], but num_labels is 2"):
+        label_ids("datasets.d", ["a", "b"], ("a", "b", "c"), 2)

@@ -26,7 +26,7 @@ from orchestrator.data.loader import RowReader
 from orchestrator.data.prepare import cut_segments, verify
 from orchestrator.data.prepared import FORMAT_VERSION, Meta
 from orchestrator.data.tokenizer import end_id, for_classification, load_tokenizer
-from orchestrator.errors import DataError
+from orchestrator.errors import DataError, NoRoomError
 from orchestrator.spec.datasets import Dataset
 from tests.unit.data.corpus import make_texts, prepared, section, text_corpus, train_small, write_jsonl
 
@@ -440,12 +440,17 @@ def test_killed_preparer_leaves_nothing_that_counts(tmp_path: Path, bpe: Path) -
     assert not list((tmp_path / "rows").glob(".*.making"))
 
 
-def test_full_disk_is_told_and_leaves_nothing_half_written(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "error",
+    [OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)), OSError("6000 requested and 1008 written")],
+    ids=["of the system", "of numpy"],
+)
+def test_full_disk_is_told_and_leaves_nothing_half_written(error: OSError, tmp_path: Path) -> None:
     def build(folder: Path) -> None:
         (folder / "tokens.bin").write_bytes(b"half")
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        raise error
 
-    with pytest.raises(DataError, match=r"No space left on device: \d+ bytes are free"):
+    with pytest.raises(NoRoomError, match=r"(No space left on device|requested and .*): \d+ bytes are free"):
         make_folder(tmp_path / "rows" / "key", build)
     assert [path.name for path in (tmp_path / "rows").iterdir()] == ["locks"]
 

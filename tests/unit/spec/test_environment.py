@@ -102,6 +102,7 @@ def test_a_name_that_only_resembles_a_secret_is_fine(name: str, tmp_path: Path) 
         "note: ghp_abcdefghijklmnopqrstuvwx0123456789",
         "note: '-----BEGIN RSA PRIVATE KEY-----'",
         "note: https://me:hunter2@example.org/data",
+        "note: /work/https:/me:hunter2@example.org/data",
     ],
 )
 def test_what_looks_like_a_secret_is_refused_without_its_value(line: str, tmp_path: Path) -> None:
@@ -109,6 +110,12 @@ def test_what_looks_like_a_secret_is_refused_without_its_value(line: str, tmp_pa
     found = complaints(tmp_path, changed("seed: 17", line))
     assert found == [f"job.yaml:2: {key}: {REFUSED}"]
     assert value.strip("'") not in found[0]
+
+
+def test_a_key_of_wandb_is_refused_where_only_names_of_wandb_stand(tmp_path: Path) -> None:
+    key = "0123456789abcdef0123456789abcdef01234567"
+    found = complaints(tmp_path, changed("seed: 17", f"tracking: {{wandb: {{project: p, tags: [{key}]}}}}"))
+    assert found == [f"job.yaml:2: tracking.wandb.tags[0]: {REFUSED}"]
 
 
 def with_options(options: str) -> str:
