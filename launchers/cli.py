@@ -177,6 +177,8 @@ def _add_run_commands(commands: Commands) -> None:
     verify = _add(
         commands, "verify", "cli_runs:verify", "prove what a run read, and that its checkpoints are sound"
     )
+    compare = _add(commands, "compare", "cli_runs:compare", "show in which keys and metrics runs differ")
+    compare.add_argument("runs", metavar="RUN", nargs="+", help="names, or run directories")
     predict = _add(commands, "predict", "cli_runs:predict", "answer from a run's weights")
     predict.add_argument(
         "--text", dest="texts", metavar="TEXT", action="append", required=True, help="the input"
@@ -194,7 +196,7 @@ def _add_run_commands(commands: Commands) -> None:
     for parser in (logs, predict):
         parser.add_argument("--stage", help="the stage (default: the latest)")
     verify.add_argument("--stage", help="the training stage (default: all)")
-    for parser in (status, logs, cancel, verify, predict):
+    for parser in (status, logs, cancel, verify, compare, predict):
         _add_runs_dir(parser)
 
 

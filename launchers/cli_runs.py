@@ -1,4 +1,4 @@
-"""The commands that take a run: status, logs, cancel, verify, predict."""
+"""The commands that take a run: status, logs, cancel, verify, compare, predict."""
 
 from __future__ import annotations
 
@@ -202,6 +202,35 @@ def _print_verification(document: dict[str, Any]) -> None:
 
 def _verdict(part: dict[str, Any]) -> str:
     return "yes" if part["ok"] else "NO"
+
+
+def compare(options: Namespace) -> int:
+    """Show in which keys of their jobs and in which final metrics runs differ."""
+    from launchers.comparison import compare_runs
+
+    document = compare_runs([runs.find_run(run, options.runs_dir) for run in options.runs])
+    if options.json:
+        print_json(document)
+        return 0
+    names = document["runs"]
+    keys = [(found["key"], *map(str, found["values"])) for found in document["keys"]]
+    if keys:
+        print_table("keys of the job files", ("key", *names), keys)
+    else:
+        print("their job files differ in nothing but the name")
+    metrics = [
+        (
+            found["stage"],
+            found["metric"],
+            *("-" if value is None else f"{value:.6g}" for value in found["values"]),
+        )
+        for found in document["metrics"]
+    ]
+    if metrics:
+        print_table("final metrics", ("stage", "metric", *names), metrics)
+    else:
+        print("none of their stages is finished")
+    return 0
 
 
 def predict(options: Namespace) -> int:

@@ -51,7 +51,7 @@ def trajectory_keys(stage: TrainStage, job: Job) -> dict[str, Any]:
 
 def difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     """One line per key that differs: ``stages.pretrain.optimizer.lr: 0.001 -> 0.0003``."""
-    before, after = dict(_leaves(old, "")), dict(_leaves(new, ""))
+    before, after = dict(leaves(old)), dict(leaves(new))
     return [
         f"{key}: {before.get(key, ABSENT)} -> {after.get(key, ABSENT)}"
         for key in dict.fromkeys([*before, *after])
@@ -144,10 +144,11 @@ def _with_compared(job: Job, names: list[str]) -> list[str]:
     return list(dict.fromkeys([*names, *compared]))
 
 
-def _leaves(node: Any, path: str) -> Iterator[tuple[str, Any]]:
+def leaves(node: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+    """Key paths and values of a tree of mappings; a list is a value."""
     if isinstance(node, Mapping) and node:
         for key, value in node.items():
-            yield from _leaves(value, f"{path}.{key}" if path else str(key))
+            yield from leaves(value, f"{path}.{key}" if path else str(key))
     else:
         yield path, "null" if node is None else node
 

@@ -1,0 +1,72 @@
+"""compare: keys that differ, all final metrics, for any number of runs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.unit.launchers.commands import Console, FakeRun
+
+
+def make(runs: Path, name: str) -> FakeRun:
+    """A run on data that lies in the same place for all."""
+    run = FakeRun(runs, name)
+    run.layout.job.write_text(run.layout.job.read_text().replace(str(run.layout.root), "/data"))
+    return run
+
+
+@pytest.fixture
+def runs(tmp_path: Path) -> Path:
+    """Three runs: the second learns faster, the third has not finished anything."""
+    made = {name: make(tmp_path, name) for name in ("first", "second", "third")}
+    made["first"].finish("pretrain", **{"eval/loss": 2.5, "eval/perplexity": 12.18249})
+    made["second"].finish("pretrain", **{"eval/loss": 2.25})
+    path = made["second"].layout.job
+    before = path.read_text()
+    path.write_text(before.replace("lr: 0.001", "lr: 0.01"))
+    assert path.read_text() != before
+    return tmp_path
+
+
+def test_keys_and_metrics_that_differ_are_shown_for_all_runs(console: Console, runs: Path) -> None:
+    ended = console("compare", "first", "second", "third", "--runs-dir", runs, "--json")
+    assert (ended.code, ended.errors) == (0, "")
+    assert ended.json() == {
+        "runs": ["first", "second", "third"],
+        "keys": [{"key": "stages.pretrain.optimizer.lr", "values": [0.001, 0.01, 0.001]}],
+        "metrics": [
+            {"stage": "pretrain", "metric": "eval/loss", "values": [2.5, 2.25, None]},
+            {"stage": "pretrain", "metric": "eval/perplexity", "values": [12.18249, None, None]},
+        ],
+    }
+    assert console("compare", "first", "second", "third", "--runs-dir", runs).output.splitlines() == [
+        "keys of the job files",
+        "  key                           first  second  third",
+        "  stages.pretrain.optimizer.lr  0.001  0.01    0.001",
+        "final metrics",
+        "  stage     metric           first    second  third",
+        "  pretrain  eval/loss        2.5      2.25    -",
+        "  pretrain  eval/perplexity  12.1825  -       -",
+    ]
+
+
+def test_runs_that_do_not_differ_say_so(console: Console, runs: Path) -> None:
+    ended = console("compare", "first", runs / "third", "--runs-dir", runs)
+    assert ended.output.startswith("their job files differ in nothing but the name\n")
+    make(runs, "fourth")
+    assert console("compare", "third", "fourth", "--runs-dir", runs).output.splitlines()[-1] == (
+        "none of their stages is finished"
+    )
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [(["first"], "found 1 run, expected two or more"), (["first", "secnod"], "Did you mean 'second'")],
+)
+def test_what_cannot_be_compared_is_refused(
+    names: list[str], message: str, console: Console, runs: Path
+) -> None:
+    ended = console("compare", *names, "--runs-dir", runs)
+    assert ended.code == 2
+    assert message in ended.errors
