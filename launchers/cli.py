@@ -164,6 +164,9 @@ def _add_launcher_options(submit: _Parser) -> None:
     submit.add_argument("--partition", metavar="P", help="slurm: partition")
     submit.add_argument("--time", metavar="T", help="slurm: time limit, such as 30 (minutes) or 1-12:00:00")
     submit.add_argument("--account", metavar="A", help="slurm: account that is charged")
+    submit.add_argument(
+        "--after", metavar="RUN", action="append", help="slurm: start when this run has finished; repeatable"
+    )
     submit.epilog = "slurm: after -- any other flags of sbatch, such as: -- --qos=high --exclusive"
 
 

@@ -260,6 +260,7 @@ def _launcher_overrides(options: Namespace) -> list[str]:
     given: dict[str, Any] = {"name": options.launcher}
     for name in ("address", "nodes", "partition", "time", "account"):
         given[f"options.{name}"] = getattr(options, name)
+    given["options.after"] = options.after
     given["options.flags"] = list(options.rest) or None
     # JSON is YAML, quoted; and a flag is not interpolated, which a shell has done already.
     return [

@@ -17,6 +17,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from launchers.base import PlaceState, RefusedJobError
+from launchers.runs import run_status
+from launchers.submitted import read_submission
+from orchestrator.checkpoint.layout import RunLayout
 from orchestrator.errors import LaunchError
 
 if TYPE_CHECKING:
@@ -44,6 +47,7 @@ ADVICE = (
     ("invalid account", "'sacctmgr show assoc user=$USER' lists your accounts: give one with --account"),
     ("node configuration", "'sinfo -Nl' shows the nodes: ask for fewer of them, or for less of each"),
     ("node count", "'sinfo -s' shows how many nodes there are: lower --nodes"),
+    ("dependency", "a run of --after has failed or is gone from the queue: mend and submit it first"),
     ("time limit", "'sinfo -s' shows each partition's limit: lower --time"),
     ("unrecognized option", "it came after '--' or from launcher.options.flags: correct it there"),
 )
@@ -86,6 +90,7 @@ class SlurmLauncher:
             f"--signal=B:USR1@{self._options.grace_seconds}",
             *self._size_flags(),
             *self._site_flags(),
+            *self._chain_flags(run_dir.parent),
             *self._options.flags,
             str(scripts / "ray.sbatch"),
             f"--scripts={scripts}",
@@ -132,6 +137,29 @@ class SlurmLauncher:
         names = ("partition", "time", "account")
         values = {name: getattr(self._options, name) for name in names}
         return [f"--{name}={value}" for name, value in values.items() if value is not None]
+
+    def _chain_flags(self, runs_dir: Path) -> list[str]:
+        """The jobs of the runs that come first and are not finished.
+
+        Raises:
+            RefusedJobError: Such a run is not under SLURM.
+        """
+        waited = []
+        for name in self._options.after:
+            layout = RunLayout(runs_dir / name)
+            if layout.events.exists() and run_status(layout.root)["state"] == "finished":
+                continue
+            submission = read_submission(layout)
+            if submission is None or submission.launcher != "slurm":
+                raise RefusedJobError(
+                    f"--after {name}: {layout.root} is not finished and was not submitted to SLURM, so"
+                    " nothing there can be waited for; submit it first, or leave it out"
+                )
+            waited.append(submission.job_id)
+        if not waited:
+            return []
+        # One that fails must not keep the next waiting for ever.
+        return [f"--dependency=afterok:{':'.join(waited)}", "--kill-on-invalid-dep=yes"]
 
     def submit(self, job_file: Path, run_dir: Path) -> str:
         """Submit it; the job id.

@@ -66,6 +66,8 @@ class SlurmOptions(Section):
     """Interpreter on the nodes, with orchestrator installed; absent: the one that submits."""
     scripts: Line | None = None
     """Folder with ``ray.sbatch``, ``ray_node.sh`` and ``env.sh``; absent: ``slurm/`` of the project."""
+    after: tuple[Line, ...] = ()
+    """Runs in the same folder that must finish first; ``--after`` overrides it."""
     flags: tuple[str, ...] = ()
     """Any other flags of sbatch, as given: ``[--qos=high, --exclusive]``; they win over the launcher's."""
 
@@ -75,6 +77,9 @@ class SlurmOptions(Section):
                 "time: expected minutes, minutes:seconds, hours:minutes:seconds, days-hours,"
                 f" days-hours:minutes or days-hours:minutes:seconds, found {self.time!r}"
             )
+        for run in self.after:
+            if "/" in run or run in (".", ".."):
+                raise ValueError(f"after: expected the name of a run in the same folder, found {run!r}")
         for flag in self.flags:
             found = FLAG.fullmatch(flag)
             if found is None:

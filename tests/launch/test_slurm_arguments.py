@@ -10,7 +10,7 @@ import pytest
 
 from launchers.slurm import SCRIPTS, SlurmLauncher
 from orchestrator.spec.job import Resources
-from tests.unit.launchers.commands import Console
+from tests.unit.launchers.commands import Console, FakeRun
 from tests.unit.spec.jobs import VALID, write_job
 
 HOSTILE = (
@@ -112,6 +112,30 @@ def test_a_dry_run_shows_exactly_what_a_fake_sbatch_receives(
     ]
     assert slurm.calls()[: len(expected)] == expected
     assert shlex.split(shown.output) == expected
+
+
+def test_a_run_waits_for_those_that_come_first_and_are_not_finished(
+    slurm: FakeSlurm, job: Path, tmp_path: Path, console: Console
+) -> None:
+    runs = tmp_path / "runs"
+    command = ("submit", job, "--launcher", "slurm", "--runs-dir", runs)
+    for name, job_id in (("first", 31), ("second", 32)):
+        slurm.answer("sbatch", f"{job_id}\n")
+        assert console(*command, "--set", f"name={name}").code == 0
+    FakeRun(runs, "done").event("run_finished")
+    after = ("--after", "first", "--after", "done", "--after", "second")
+    ended = console(*command, *after, "--dry-run")
+    assert (ended.code, ended.errors) == (0, "")
+    assert "--dependency=afterok:31:32 --kill-on-invalid-dep=yes" in ended.output
+    alone = console(*command, "--after", "done", "--dry-run")
+    assert "--dependency" not in alone.output
+    FakeRun(runs, "by-hand")
+    for name, said in (("by-hand", "was not submitted to SLURM"), ("none", "was not submitted to SLURM")):
+        refused = console(*command, "--after", name)
+        assert refused.code == 2
+        assert said in refused.errors
+    assert "expected the name of a run" in console(*command, "--after", "../first").errors
+    assert not (runs / "tiny").exists()
 
 
 @pytest.mark.parametrize(

@@ -62,6 +62,19 @@ def test_a_queued_job_is_shown_and_a_second_submission_refused_by_name(
     cluster.command("scancel", third)
 
 
+def test_a_run_waits_for_the_one_before_it_and_goes_when_that_is_cancelled(
+    command: tuple[str | Path, ...], cluster: Cluster, tmp_path: Path, console: Console
+) -> None:
+    runs = tmp_path / "runs"
+    first = console(*command, "--json", *LATER).json()["job_id"]
+    second = console(*command, "--json", "--set", "name=second", "--after", "tiny").json()["job_id"]
+    status = console("status", "second", "--runs-dir", runs, "--json").json()
+    assert status["job"] == {"launcher": "slurm", "job_id": second, "state": "PENDING, Dependency"}
+    assert f"afterok:{first}" in cluster.command("squeue", "--noheader", "--format=%E", f"--jobs={second}")
+    assert console("cancel", "tiny", "--runs-dir", runs).code == 0
+    assert cluster.ended(second)["JobState"] == "CANCELLED", "what can never start does not wait for ever"
+
+
 @pytest.mark.parametrize(
     ("flags", "found", "advice"),
     [
