@@ -194,10 +194,11 @@ class Preparation:
             if not name.startswith("evaluation.") and digests.get(name, digest) != digest
         ]
         if changed and isinstance(stage, TrainStage):
+            why = _why_changed(before, files, digests)
             raise PlanError(
                 f"stage '{stage.name}': the content of {', '.join(changed)} changed since the stage began:"
-                f" {_why_changed(before, files)}. Restore it to go on, give the job another name, or start"
-                f" over with --redo {stage.name}."
+                f" {why}. Restore it to go on, give the job another name, or start over with"
+                f" --redo {stage.name}."
             )
         if before.input_fingerprints != inputs and isinstance(stage, TrainStage):
             target = set_aside(stage_layout.root)
@@ -205,7 +206,9 @@ class Preparation:
             append_event(self._layout.events, "stage_set_aside", stage=stage.name, folder=str(target))
 
 
-def _why_changed(before: StageInputs, files: Mapping[str, Mapping[str, str]]) -> str:
+def _why_changed(
+    before: StageInputs, files: Mapping[str, Mapping[str, str]], digests: Mapping[str, str]
+) -> str:
     """Which files changed, at most three; or that none did."""
     from orchestrator.train.inputs import changed_files
 
@@ -214,6 +217,8 @@ def _why_changed(before: StageInputs, files: Mapping[str, Mapping[str, str]]) ->
 
     found = (changed_files(before.files[name], now) for name, now in files.items() if name in before.files)
     lines = list(dict.fromkeys(chain.from_iterable(found)))
+    if not lines and before.data_digests.get("tokenizer") != digests.get("tokenizer"):
+        return "its files are the same, and the tokenizer is another one"
     if not lines:
         return "its files are the same, and this version of orchestrator prepares them in another way"
     return "; ".join(lines[:3]) + (f"; and {len(lines) - 3} more" if len(lines) > 3 else "")

@@ -23,8 +23,14 @@ def text_schema(names: Iterable[str]) -> Any:
     return pyarrow.schema([(name, pyarrow.string()) for name in names])
 
 
-def schema_of(rows: Sequence[Mapping[str, Any]], wanted: Iterable[str]) -> Any:
+def schema_of(rows: Sequence[Mapping[str, Any]], wanted: Iterable[str], as_text: str | None = None) -> Any:
     """``pyarrow.Schema`` of those columns of JSON rows that are wanted and there.
+
+    Args:
+        rows: Some rows.
+        wanted: Names of columns.
+        as_text: A column whose values are kept as the JSON text they are, whatever other rows hold; it has
+            the type ``large_string``, which no other has.
 
     Raises:
         UnreadableFileError: A number has more than 64 bits.
@@ -35,7 +41,7 @@ def schema_of(rows: Sequence[Mapping[str, Any]], wanted: Iterable[str]) -> Any:
     for name in wanted:
         values = [row[name] for row in rows if name in row]
         if values:
-            fields.append((name, _type_of(name, values)))
+            fields.append((name, pyarrow.large_string() if name == as_text else _type_of(name, values)))
     return pyarrow.schema(fields)
 
 
@@ -103,7 +109,7 @@ def table_of(rows: Sequence[Mapping[str, Any]], schema: Any) -> Any:
 
     def column(name: str, kind: Any) -> Any:
         values = [row.get(name) for row in rows]
-        if kind == pyarrow.json_():
+        if kind in (pyarrow.json_(), pyarrow.large_string()):
             values = [None if value is None else json.dumps(value) for value in values]
         return pyarrow.array(values, kind)
 
@@ -198,9 +204,10 @@ def with_names(rows: Any, names: Sequence[str]) -> Any:
     import pyarrow
 
     known, num_rows = ([], 0) if rows is None else (rows.column_names, len(rows))
+    if num_rows == 0 and names:
+        return datasets.Dataset(pyarrow.table({name: pyarrow.nulls(0) for name in names}))
     others = [name for name in names if name not in known]
     if not others:
         return rows if rows is None else rows.select_columns(list(names))
     nulls = datasets.Dataset(pyarrow.table({name: pyarrow.nulls(num_rows) for name in others}))
-    joined = nulls if rows is None else datasets.concatenate_datasets([rows, nulls], axis=1)
-    return joined.select_columns(list(names))
+    return datasets.concatenate_datasets([rows, nulls], axis=1).select_columns(list(names))

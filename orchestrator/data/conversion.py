@@ -32,7 +32,7 @@ from orchestrator.data.arrow import (
 from orchestrator.data.cache import is_no_room, make_folder
 from orchestrator.data.csv_records import read_header
 from orchestrator.data.fields import kind_of
-from orchestrator.data.files import digest_values
+from orchestrator.data.files import digest_file, digest_values
 from orchestrator.data.readers import root_cause
 from orchestrator.data.record import Record, UnreadableFileError
 from orchestrator.data.records import FileFormat, read_records
@@ -174,14 +174,15 @@ class Conversion:
         """Find columns and types of JSON files."""
         names: dict[str, None] = {}
         schemas: list[Any] = []
-        for path in self.group.files:
+        for file, path in enumerate(self.group.files):
             with self._reading(path):
                 for batch in self._batches(path, Report()):
                     for values in batch:
                         names.update(dict.fromkeys(values))
-                    found = schema_of(batch, self.wanted)
+                    found = schema_of(batch, self.wanted, self.dataset.messages_column)
                     if found not in schemas:
                         schemas.append(found)
+            self._check_unchanged(file)
         (folder / "names.json").write_text(json.dumps(list(names)), "utf-8")
         save_schema(join_schemas(schemas, or_json=True), folder / "schema.arrow")
 
@@ -194,8 +195,22 @@ class Conversion:
                     for table in self._tables(path, schema, report) if path.stat().st_size else ():
                         writer.write_table(table)
                         report.num_rows[file] += len(table)
+                self._check_unchanged(file)
             writer.finalize()
         (folder / REPORT).write_text(json.dumps(asdict(report), indent=1), "utf-8")
+
+    def _check_unchanged(self, file: int) -> None:
+        """What was read is what was digested before: nothing else may lie under that digest.
+
+        Raises:
+            DataError: It is not.
+        """
+        path = self.group.files[file]
+        if digest_file(path) != self.group.digests[file]:
+            raise DataError(
+                f"datasets.{self.name}: {path} was changed while it was read. Start again when"
+                " nobody writes it."
+            )
 
     def _tables(self, path: Path, schema: Any, report: Report) -> Iterator[Any]:
         """The rows of a file as ``pyarrow.Table``s."""
@@ -281,9 +296,3 @@ def join_columns(name: str, found: Iterable[tuple[str, Columns]], *, or_json: bo
         joined = Columns(tuple(dict.fromkeys([*joined.names, *columns.names])), schema)
         first = first or place
     return joined
-
-
-def files_text(group: Group) -> str:
-    """A group's files, for messages."""
-    first, count = group.files[0], len(group.files)
-    return str(first) if count == 1 else f"{first} and {count - 1} files after it"

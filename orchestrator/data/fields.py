@@ -81,7 +81,7 @@ def columns_of(dataset: DatasetSection) -> dict[str, str]:
 def documents_of(batch: Batch) -> list[Any]:
     """What an encoder takes, one for each row: a text, a pair of texts, words with tags, or messages."""
     if "messages" in batch:
-        return [[_given(message) for message in messages] for messages in batch["messages"]]
+        return [[_given(message) for message in as_messages(value)] for value in batch["messages"]]
     if "prompt" in batch:
         pairs = zip(batch["prompt"], batch["completion"], strict=True)
         return [as_conversation(prompt, completion) for prompt, completion in pairs]
@@ -97,6 +97,14 @@ def as_conversation(prompt: str, completion: str) -> list[dict[str, str]]:
     return [{"role": "user", "content": prompt}, {"role": "assistant", "content": completion}]
 
 
+def as_messages(value: Any) -> Any:
+    """A conversation from JSON text, as ``conversion.py`` keeps it so that no row shapes another's."""
+    try:
+        return json.loads(value) if isinstance(value, str) else value
+    except ValueError:
+        return value
+
+
 def _given(message: Mapping[str, Any]) -> dict[str, Any]:
     """A message without the keys that only other messages of the source have."""
     return {key: value for key, value in message.items() if value is not None}
@@ -105,7 +113,9 @@ def _given(message: Mapping[str, Any]) -> dict[str, Any]:
 def texts_of(batch: Batch) -> list[str]:
     """All text of each row, such as a tokenizer learns from."""
     if "messages" in batch:
-        return ["\n".join(message["content"] for message in messages) for messages in batch["messages"]]
+        return [
+            "\n".join(message["content"] for message in as_messages(value)) for value in batch["messages"]
+        ]
     if "words" in batch:
         return [" ".join(words) for words in batch["words"]]
     columns = [batch[field] for field in TEXT_FIELDS if field in batch]
@@ -134,7 +144,7 @@ def _problem(dataset: Dataset, row: Mapping[str, Any]) -> str | None:
             column = getattr(dataset, f"{field}_column")
             return f"column '{column}' holds {_shown(row[field])}, expected a string"
     if "messages" in row:
-        return _messages_problem(str(dataset.messages_column), row["messages"])
+        return _messages_problem(str(dataset.messages_column), as_messages(row["messages"]))
     if "label" in row and (problem := _label_problem(dataset, row["label"])):
         return problem
     if "words" in row:
@@ -170,7 +180,7 @@ def _messages_problem(column: str, messages: Any) -> str | None:
         return f"column '{column}' holds {_shown(messages)}, expected a list of messages"
     for number, message in enumerate(messages):
         for key in ("role", "content"):
-            value = message.get(key) if isinstance(message, Mapping) else message
+            value = message.get(key) if isinstance(message, Mapping) else None
             if not isinstance(value, str):
                 return (
                     f"column '{column}', message {number} (counted from 0) has {key} {_shown(value)},"

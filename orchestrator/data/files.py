@@ -68,6 +68,12 @@ def _matches(name: str, pattern: str) -> list[Path]:
             f" Write a pattern such as '{pattern.rstrip('/')}/*'."
         )
     matches = sorted(Path(match) for match in glob.glob(str(path), recursive=True))
+    lost = next((match for match in matches if match.is_symlink() and not match.exists()), None)
+    if lost is not None:
+        raise SourceMissingError(
+            f"datasets.{name}: files: {lost} is a link to {lost.readlink()}, which is not there. Restore it,"
+            " or remove the link."
+        )
     files = [match for match in matches if match.is_file()]
     if files:
         return files

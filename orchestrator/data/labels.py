@@ -14,6 +14,8 @@ from orchestrator.errors import DataError
 
 MAX_LABELS = 1_000_000
 """Where nobody says how many labels there are, a higher one is taken for a mistake."""
+LARGEST = float(np.finfo(np.float32).max)
+"""Numbers are kept in float32."""
 LIKE_A_VALUE = re.compile(r"[-+]?[0-9]+|true|false", re.IGNORECASE)
 """Names that a reader of CSV files makes integers or booleans of."""
 
@@ -42,7 +44,7 @@ def label_ids(
             f" Set num_labels: {len(names)}, or filter the rows."
         )
     by_name = {name: label_id for label_id, name in enumerate(names or ())}
-    texts = _as_texts(values, names)
+    texts = _as_texts([_whole(value) for value in values], names)
     ids = [by_name[value] if isinstance(value, str) else int(value) for value in texts]
     if names is None:
         limit = max(ids, default=0) + 1 if num_labels is None else num_labels
@@ -58,7 +60,7 @@ def label_problem(value: Any, names: Sequence[str] | None, num_labels: int | Non
         names: Label names in the order of their ids; absent: labels are ids.
         num_labels: Size of the classifier; absent: as many as there are names or values.
     """
-    (value,) = _as_texts([value], names)
+    (value,) = _as_texts([_whole(value)], names)
     if isinstance(value, str):
         return None if names is not None and value in names else f"label {value!r}, expected {_set(names)}"
     if not isinstance(value, int):
@@ -71,6 +73,11 @@ def label_problem(value: Any, names: Sequence[str] | None, num_labels: int | Non
         return f"label {value!r}, expected 0 to {MAX_LABELS - 1}: set num_labels, or label_names"
     given = f"label_names {list(names)[:10]}" if names is not None else f"num_labels {limit}"
     return f"label {value!r}, expected 0 to {limit - 1} with {given}"
+
+
+def _whole(value: Any) -> Any:
+    """A whole number as an integer: a column with one fraction among them holds all numbers as floats."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 def _set(names: Sequence[str] | None) -> str:
@@ -122,6 +129,7 @@ class LabelIds:
         """The id of a name, or of a number that is an id; ``None``: it has none."""
         if isinstance(value, str):
             return self._by_name.get(value)
+        value = _whole(value)
         is_id = isinstance(value, int) and 0 <= value < len(self.names)
         return int(value) if is_id else None
 
@@ -161,7 +169,7 @@ def number_problem(value: Any, num_values: int) -> str | None:
     """What is wrong with the number of a row, or with its list of ``num_values`` numbers (regression)."""
     given = value if isinstance(value, list) else [value]
     are_numbers = all(isinstance(number, int | float) for number in given)
-    if len(given) == num_values and are_numbers and np.isfinite(np.array(given, dtype=np.float64)).all():
+    if len(given) == num_values and are_numbers and all(abs(number) <= LARGEST for number in given):
         return None
     wanted = "a finite number" if num_values == 1 else f"a list of {num_values} finite numbers"
     return f"label {value!r}, expected {wanted} (regression)"

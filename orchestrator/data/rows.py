@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from orchestrator.data.columns import filter_rows, read_batches, select_columns
+from orchestrator.data.columns import read_batches, select_columns
 from orchestrator.data.decontamination import clean_rows
 from orchestrator.data.examination import survey
 from orchestrator.data.readers import quiet
@@ -116,7 +116,7 @@ def find_rows(source: Source, split: Split, tasks: Tasks = IN_PROCESS) -> Rows:
 
 
 def distinct_labels(source: Source) -> list[Any]:
-    """The distinct labels of all splits together, sorted; filtered rows, and those without one, do not count.
+    """The distinct labels of the rows of all splits together, sorted.
 
     Raises:
         DataError: Texts are among other values.
@@ -124,7 +124,7 @@ def distinct_labels(source: Source) -> list[Any]:
     found: set[Any] = set()
     with quiet():
         opened = source.open()
-        rows = opened.select(filter_rows(source.name, source.dataset, opened, range(len(opened))))
+        rows = opened.select(survey(source, IN_PROCESS).numbers)
         for batch in read_batches(select_columns(source.name, source.dataset, rows), ["label"]):
             for label in batch["label"]:
                 values = label if isinstance(label, list) else [label]

@@ -20,7 +20,7 @@ from typing import Any
 
 from orchestrator.data.arrow import join, with_names
 from orchestrator.data.columns import SCAN_ROWS, check_columns
-from orchestrator.data.conversion import NUM_NAMED, Columns, Conversion, Group, files_text, join_columns
+from orchestrator.data.conversion import NUM_NAMED, Columns, Conversion, Group, join_columns
 from orchestrator.data.fields import LABEL_KEYS, kind_of, wanted_columns
 from orchestrator.data.files import digest_file, digest_values, find_files
 from orchestrator.data.readers import (
@@ -79,6 +79,10 @@ class Source:
     def files(self) -> dict[str, str]:
         """Digests by path of the files that hold it, where they are known by one."""
         paths = [str(path) for group in self.groups for path in group.files]
+        if isinstance(self.dataset, SavedDataset):
+            folder = Path(self.dataset.path).expanduser().absolute()
+            parts = (entry.rpartition(" ") for entry in self.content)
+            return {str(folder / name): digest for name, _, digest in parts}
         return dict(zip(paths, self.content, strict=True)) if paths else {}
 
     def without_labels(self) -> Source:
@@ -182,7 +186,9 @@ def find_source(name: str, dataset: Dataset, cache_dir: Path, tasks: Tasks = IN_
         groups.append(Group(tuple(members), tuple(digests)))
         content += digests
     source = Source(name, dataset, cache_dir, tuple(content), tuple(groups), wanted_columns(dataset))
-    found = zip(map(files_text, groups), tasks.map(_look, [(source, group) for group in groups]), strict=True)
+    found = zip(
+        map(_files_text, groups), tasks.map(_look, [(source, group) for group in groups]), strict=True
+    )
     columns = join_columns(name, found, or_json=kind_of(dataset) == "json")
     if columns.names and not columns.schema.names:
         check_columns(name, dataset, with_names(None, columns.names))
@@ -223,6 +229,12 @@ def _convert(work: tuple[Source, Group]) -> None:
     source, group = work
     with quiet():
         source.conversion(group).make(source.schema)
+
+
+def _files_text(group: Group) -> str:
+    """A group's files, for messages."""
+    first, count = group.files[0], len(group.files)
+    return str(first) if count == 1 else f"{first} and {count - 1} files after it"
 
 
 def no_rows(dataset: Dataset) -> str:

@@ -26,7 +26,7 @@ from orchestrator.spec.datasets import Tokenizer, TokenizerTraining
 
 # Raised when training gives other bytes for the same text, so that old folders are not taken for
 # new ones.
-TRAINING_VERSION = 1
+TRAINING_VERSION = 2
 BATCH_ROWS = 1000
 HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w.-]+)?", re.ASCII)
 # What tokenizers are stored in; a folder of weights holds other files besides.

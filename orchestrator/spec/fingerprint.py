@@ -129,7 +129,7 @@ def _inputs(job: Job, datasets: list[str]) -> dict[str, Any]:
     tokenizer = job.tokenizer.model_dump(mode="json", by_alias=True) if job.tokenizer else None
     learned = list(job.tokenizer.train.datasets) if job.tokenizer and job.tokenizer.train else []
     sections = {}
-    for name in _with_compared(job, [*datasets, *learned]):
+    for name in with_compared(job, [*datasets, *learned]):
         dataset = job.datasets[name]
         # The same rows, whichever way they are read.
         exclude = ["streaming", *([LOCATION[dataset.source]] if dataset.source in LOCATION else [])]
@@ -137,7 +137,7 @@ def _inputs(job: Job, datasets: list[str]) -> dict[str, Any]:
     return {"tokenizer": tokenizer, "datasets": sections}
 
 
-def _with_compared(job: Job, names: list[str]) -> list[str]:
+def with_compared(job: Job, names: list[str]) -> list[str]:
     """``names``, and the datasets that their training rows must share nothing with, each once."""
     settings = [job.datasets[name].decontaminate for name in names]
     compared = [other for setting in settings if setting is not None for other in setting.against]

@@ -30,6 +30,7 @@ from orchestrator.errors import DataError
 from orchestrator.models import check_fit, load_config, make_config
 from orchestrator.registry import resolve
 from orchestrator.spec.datasets import Tokenizer
+from orchestrator.spec.fingerprint import with_compared
 from orchestrator.spec.job import EvaluateStage, Job, TrainStage
 from orchestrator.tracking.events import replace_text
 
@@ -139,7 +140,7 @@ def prepare_data(
 
     train = {name: prepare(name, "train", None) for name in trained.data.mixture}
     label_names = _common_labels(train, _num_outputs(trained)) if rows.labelled else None
-    files = {name: catalog.find(name).files for name in dataset_names(job, stage)}
+    files = {name: catalog.find(name).files for name in with_compared(job, dataset_names(job, stage))}
     if isinstance(stage, EvaluateStage):
         held_out = {name: prepare(name, stage.split, label_names) for name in stage.datasets}
         return PreparedData(tokenizer, {}, held_out, label_names or (), files)

@@ -234,7 +234,9 @@ class _ReplayedLedger:
     def _check_data(self, record: Record, digests: Mapping[str, str]) -> None:
         """The record names the data that is there."""
         step = record.steps[0] + 1
-        silent = [f"'{key}'" for key in ("world_size", "sources", "data") if getattr(record, key) is None]
+        silent = [
+            f"'{key}'" for key in ("world_size", "sources", "data", "seed") if getattr(record, key) is None
+        ]
         if silent:
             self._unproved = self._unproved or _ViolationError(
                 step,

@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from orchestrator.data import arrow, conversion
+from orchestrator.data import arrow, conversion, sources
+from orchestrator.data.fields import documents_of
 from orchestrator.data.rows import find_rows
 from orchestrator.data.sources import find_source
 from orchestrator.errors import DataError
@@ -186,3 +187,51 @@ def test_a_list_may_begin_after_blank_lines(tmp_path: Path) -> None:
     path = tmp_path / "a.json"
     path.write_text('\n [\n{"text": "a"}]')
     assert read(path, source="json")["text"][:] == ["a"]
+
+
+@pytest.mark.parametrize(("kind", "content"), [("csv", "text,y\n"), ("json", '{"text": null, "y": [}\n')])
+def test_a_source_of_several_columns_without_rows_is_empty(kind: str, content: str, tmp_path: Path) -> None:
+    path = tmp_path / f"a.{kind}"
+    path.write_text(content)
+    with pytest.raises(DataError, match="the corpus is empty"):
+        read(path, source=kind, label_column="y", on_bad_row="skip")
+
+
+def test_no_row_shapes_the_conversation_of_another(tmp_path: Path) -> None:
+    said = {"role": "assistant", "content": "c", "tool_calls": [{"arguments": {"city": "Rome", "n": 1}}]}
+    other = {"role": "assistant", "content": "c", "tool_calls": [{"arguments": {"name": "x", "n": 2.5}}]}
+    path = write_jsonl(tmp_path / "a.jsonl", [{"m": [said]}, {"m": [other]}])
+    rows = read(path, source="json", messages_column="m")
+    assert documents_of(rows[:]) == [[said], [other]]
+
+
+def test_a_message_that_is_a_text_is_named(tmp_path: Path) -> None:
+    path = write_jsonl(tmp_path / "a.jsonl", [{"m": [{"role": "user", "content": "ok"}, "text"]}])
+    with pytest.raises(DataError, match=r"message 1 \(counted from 0\) has role None, expected a string"):
+        read(path, source="json", messages_column="m")
+
+
+def test_a_file_that_changes_while_it_is_read_does_not_enter_the_cache(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write_jsonl(tmp_path / "a.jsonl", [{"text": "old"}])
+    digest = sources.digest_file
+
+    def change_after(path: Path) -> str:
+        found = digest(path)
+        write_jsonl(path, [{"text": "new"}])
+        return found
+
+    with monkeypatch.context() as patch:
+        patch.setattr(sources, "digest_file", change_after)
+        with pytest.raises(DataError, match=f"{path} was changed while it was read"):
+            read(path, source="json")
+    write_jsonl(path, [{"text": "old"}])
+    assert read(path, source="json")["text"][:] == ["old"]
+
+
+def test_a_link_to_nothing_is_not_passed_over(tmp_path: Path) -> None:
+    write_jsonl(tmp_path / "a.jsonl", [{"text": "a"}])
+    (tmp_path / "b.jsonl").symlink_to(tmp_path / "gone")
+    with pytest.raises(DataError, match=r"b\.jsonl is a link to .*gone, which is not there"):
+        read(tmp_path / "*.jsonl", source="json")

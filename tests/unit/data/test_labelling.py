@@ -324,7 +324,7 @@ MIXED: list[tuple[list[Any], Any, str]] = [
     ([1, "no"], ["no", "maybe"], ""),
     ([1, "odd"], ["no", "yes"], "column 'y' holds 'odd', expected one of ['no', 'yes']"),
     ([0, [0]], None, "label [0] of type list, expected an integer"),
-    ([1, 1.5], None, "label 1.0 of type float, expected an integer"),
+    ([1, 1.5], None, "row 1 (counted from 0): label 1.5 of type float, expected an integer"),
     (["p", {"k": 1}], None, "label {'k': 1} of type dict, expected"),
 ]
 
@@ -340,3 +340,25 @@ def test_labels_of_other_kinds_are_named(
     with pytest.raises(DataError) as caught:
         prepare(dataset, ONE, bpe, tmp_path, num_labels=2)
     assert message in str(caught.value)
+
+
+def test_one_fraction_does_not_make_the_whole_numbers_unfit(tmp_path: Path, bpe: Path) -> None:
+    for layout, values in ((ONE, [0, 1, 1.5, 1]), (SETS, [[0], [1], [1.5], [1]])):
+        keys = {"label_column": "y", "on_bad_row": "skip"}
+        dataset = corpus(tmp_path / "rows.jsonl", texts(values), **keys)
+        assert len(rows_of(prepare(dataset, layout, bpe, tmp_path, num_labels=2))) == 3
+
+
+@pytest.mark.parametrize("value", ["1e300", "3.5e38", "9" * 400])
+def test_a_number_that_float32_does_not_hold_is_refused(value: str, tmp_path: Path, bpe: Path) -> None:
+    path = write_csv(tmp_path / "a.csv", {"text": ["a b", "c d"], "y": ["1", value]})
+    dataset = section(source="csv", files=str(path), label_column="y")
+    with pytest.raises(DataError, match=r"row 1 \(counted from 0\): label .* expected a finite number"):
+        prepare(dataset, NUMBERS, bpe, tmp_path, num_labels=1)
+
+
+def test_labels_of_rows_that_are_left_out_are_no_classes(tmp_path: Path, bpe: Path) -> None:
+    rows = [*texts(["pos", "neg"]), {"text": None, "y": "weird"}, {"text": "x", "y": "odd"}]
+    keys = {"label_column": "y", "on_bad_row": "skip", "min_chars": 2}
+    made = prepare(corpus(tmp_path / "rows.jsonl", rows, **keys), ONE, bpe, tmp_path)
+    assert Meta.open(made).label_names == ("neg", "pos")

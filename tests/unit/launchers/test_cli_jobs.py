@@ -333,5 +333,6 @@ def test_help_names_every_command(capfd: pytest.CaptureFixture[str]) -> None:
         "logs",
         "cancel",
         "verify",
+        "compare",
         "predict",
     ]
