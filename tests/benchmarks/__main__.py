@@ -7,6 +7,7 @@ import os
 import platform
 
 from tests.benchmarks.exact import ACCUM, WORLD_SIZE, measure_exact
+from tests.benchmarks.goodput import measure_goodput
 from tests.benchmarks.loader import measure_loader
 from tests.benchmarks.packing import measure_packing
 from tests.benchmarks.saving import measure_saving
@@ -82,6 +83,13 @@ def main() -> None:
         saving["interval_seconds"],
         "at most 1.02",
         saving["slowdown"],
+    )
+    goodput = measure_goodput()
+    row(
+        f"useful time of a run killed {goodput['failures']:.0f} times / Young-Daly optimum",
+        goodput["goodput"],
+        goodput["optimum"],
+        "at least 0.90",
     )
     startup = measure_startup()
     yardstick = startup.pop(YARDSTICK)["best_seconds"]
