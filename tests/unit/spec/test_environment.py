@@ -102,7 +102,7 @@ def test_a_name_that_only_resembles_a_secret_is_fine(name: str, tmp_path: Path) 
         "note: ghp_abcdefghijklmnopqrstuvwx0123456789",
         "note: '-----BEGIN RSA PRIVATE KEY-----'",
         "note: https://me:hunter2@example.org/data",
-        "note: /work/https:/me:hunter2@example.org/data",
+        "note: /data/https:/me:hunter2@example.org/data",
     ],
 )
 def test_what_looks_like_a_secret_is_refused_without_its_value(line: str, tmp_path: Path) -> None:
