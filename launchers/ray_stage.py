@@ -64,7 +64,7 @@ def run_stages_on_ray(job: Job, stage_names: Sequence[str], layout: RunLayout) -
     Raises:
         LaunchError: The workers failed more often than ``max_failures``, which counts anew after a stage.
     """
-    waiting, restarts = list(stage_names), job.resources.max_failures
+    waiting, restarts, has_moved = list(stage_names), job.resources.max_failures, False
     while True:
         num_events = sum(1 for _ in read_json_lines(layout.events))
         try:
@@ -73,10 +73,12 @@ def run_stages_on_ray(job: Job, stage_names: Sequence[str], layout: RunLayout) -
                 return outcome
             if is_taken_away(job.resources):
                 return "stopped"
+            has_moved = True
             # Everything is saved, and Ray places nothing more on nodes that it takes away.
             waiting = [name for name in waiting if not layout.stage(name).result.exists()]
         except LaunchError:
-            if is_taken_away(job.resources):
+            # Only then: a Ray that has ended itself cannot be asked, and its own error is the one to tell.
+            if has_moved and is_taken_away(job.resources):
                 # What the first notice was answered with is on the disk.
                 return "stopped"
             unfinished = [name for name in waiting if not layout.stage(name).result.exists()]
