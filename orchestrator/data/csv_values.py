@@ -44,12 +44,13 @@ def label_in(text: str, names: Sequence[str] | None) -> str | int:
         text: The label of a row.
         names: Label names in the order of their ids; absent: labels are ids.
     """
-    if names is not None and (text in names or all(_like_a_value(name) for name in names)):
+    if names is not None and (text in names or all(like_a_value(name) for name in names)):
         return text
     if INTEGER.fullmatch(text):
         return int(text)
     return BOOLEANS.get(text.lower(), text)
 
 
-def _like_a_value(name: str) -> bool:
+def like_a_value(name: str) -> bool:
+    """Whether a label's name could be a number or a boolean, so that such a label is looked up as a text."""
     return INTEGER.fullmatch(name) is not None or name.lower() in BOOLEANS

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -10,14 +9,13 @@ from typing import Any
 
 import numpy as np
 
+from orchestrator.data.csv_values import like_a_value
 from orchestrator.errors import DataError
 
 MAX_LABELS = 1_000_000
 """Where nobody says how many labels there are, a higher one is taken for a mistake."""
 LARGEST = float(np.finfo(np.float32).max)
 """Numbers are kept in float32."""
-LIKE_A_VALUE = re.compile(r"[-+]?[0-9]+|true|false", re.IGNORECASE)
-"""Names that a reader of CSV files makes integers or booleans of."""
 
 
 def label_ids(
@@ -87,7 +85,7 @@ def _set(names: Sequence[str] | None) -> str:
 
 def _as_texts(values: Sequence[Any], names: Sequence[str] | None) -> Sequence[Any]:
     """``values``, the integers and booleans among them as texts where the names look like such."""
-    if not names or not all(LIKE_A_VALUE.fullmatch(name) for name in names):
+    if not names or not all(like_a_value(name) for name in names):
         return values
     return [_as_text(value, names) if isinstance(value, int) else value for value in values]
 
