@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import logging
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -21,7 +22,7 @@ from orchestrator.contracts import RowLayout
 from orchestrator.data.cache import make_folder
 from orchestrator.data.encode import Encoder, Unfit
 from orchestrator.data.encoders import encoder_for
-from orchestrator.data.fields import documents_of
+from orchestrator.data.fields import documents_of, texts_of
 from orchestrator.data.prepared import TARGET_DTYPES
 from orchestrator.data.rows import Rows
 from orchestrator.data.tasks import Tasks
@@ -31,6 +32,9 @@ from orchestrator.errors import DataError
 
 # 1000 documents: enough for both ends of a batch to keep all cores busy, a few MB of text.
 BATCH_ROWS = 1000
+# 4 Mi at once, or one document: the tokenizers library needs up to 200 bytes for each, so a shelf of books
+# would else fill the memory.
+BATCH_CHARS = 1 << 22
 # 100,000 documents are tokenised in about a minute on one core: little to lose, and worth a process.
 PART_ROWS = 100_000
 # Raised when a part's folder holds other files.
@@ -193,8 +197,7 @@ def _encode(rows: TextPart, encoder: Encoder, folder: Path, on_progress: Progres
         tokens = stack.enter_context((folder / "tokens.bin").open("wb"))
         if target_dtype is not None:
             targets = stack.enter_context((folder / "targets.bin").open("wb"))
-        for batch in opened.iter(BATCH_ROWS):
-            documents = documents_of(batch)
+        for documents in _batches(opened):
             for row, encoded in enumerate(encoder.encode(documents), start=done):
                 if isinstance(encoded, Unfit):
                     _leave_out(rows, row, encoded, is_first=not unfit)
@@ -216,6 +219,16 @@ def _encode(rows: TextPart, encoder: Encoder, folder: Path, on_progress: Progres
         is_truncated=np.array(is_truncated, bool),
         unfit=np.array(unfit, np.int64),
     )
+
+
+def _batches(opened: Any) -> Iterator[list[Any]]:
+    """What an encoder takes, at most ``BATCH_ROWS`` and about ``BATCH_CHARS`` at once."""
+    for batch in opened.iter(BATCH_ROWS):
+        documents = documents_of(batch)
+        ends = np.cumsum([len(text) for text in texts_of(batch)])
+        cuts = np.flatnonzero(np.diff(ends // BATCH_CHARS)) + 1
+        for start, end in pairwise([0, *cuts.tolist(), len(documents)]):
+            yield documents[start:end]
 
 
 def _leave_out(rows: TextPart, row: int, unfit: Unfit, *, is_first: bool) -> None:

@@ -11,6 +11,7 @@ import pytest
 
 from orchestrator.contracts import RowLayout
 from orchestrator.data import tokenise
+from orchestrator.data.encode import Encoder
 from orchestrator.data.loader import RowReader
 from orchestrator.data.prepare import prepare_rows
 from orchestrator.data.sources import find_source
@@ -86,3 +87,25 @@ def test_an_interrupted_preparation_goes_on_with_the_next_part(
     assert content(made) == content(whole)
     reader = RowReader.open(made, seed=0, source_name="corpus")
     assert len(reader.read(np.arange(reader.num_rows), 0)) == reader.num_rows
+
+
+@pytest.mark.parametrize("layout", [PACKED, LABELLED])
+def test_long_texts_are_encoded_few_at_a_time(
+    layout: RowLayout, tmp_path: Path, bpe: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dataset = corpus(tmp_path)
+    whole = prepare_rows(find_source("corpus", dataset, tmp_path / "whole"), "train", layout, bpe)
+    monkeypatch.setattr(tokenise, "BATCH_CHARS", 300)
+    encode, sizes = Encoder.encode, []
+
+    def counted(encoder: Encoder, documents: Sequence[str]) -> Iterator[Any]:
+        sizes.append([len(text) for text in documents])
+        return encode(encoder, documents)
+
+    monkeypatch.setattr(Encoder, "encode", counted)
+    few = prepare_rows(find_source("corpus", dataset, tmp_path / "few"), "train", layout, bpe)
+    assert content(few) == content(whole)
+    assert sum(map(len, sizes)) == 50
+    # The first of them may reach into what fits.
+    assert 5 < len(sizes)
+    assert all(sum(texts[1:]) <= 300 for texts in sizes)
