@@ -139,18 +139,26 @@ def _parse(path: Path, number: int, line: str) -> Record:
     try:
         fields: dict[str, Any] = json.loads(line)
         sources, data, workers = fields.get("sources"), fields.get("data"), fields["world_size"]
-        seed = fields.get("seed")
+        seed, steps = fields.get("seed"), _range(fields["steps"])
         return Record(
-            steps=_range(fields["steps"]),
+            steps=steps,
             rows=_range(fields["rows"]),
             world_size=None if workers is None else int(workers),
             sources=None if sources is None else {name: _range(pair) for name, pair in sources.items()},
             data=None if data is None else {name: str(digest) for name, digest in data.items()},
-            left_out=tuple(_range(pair) for pair in fields.get("left_out", [])),
+            left_out=_up_to(steps[1], [_range(pair) for pair in fields.get("left_out", [])]),
             seed=None if seed is None else int(seed),
         )
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise DataError(f"{path}: line {number} is no record of a ledger: {line[:100]!r}") from error
+
+
+def _up_to(end: int, ranges: list[Range]) -> tuple[Range, ...]:
+    """``ranges``, which follow each other up to ``end``; a rollback may have begun before the record."""
+    places = [0, *(place for steps in ranges for place in steps), end]
+    if places != sorted(places) or any(first == last for first, last in ranges):
+        raise ValueError(f"found {ranges}, expected ranges one after the other up to {end}")
+    return tuple(ranges)
 
 
 def _range(pair: Any) -> Range:

@@ -268,8 +268,8 @@ class _ReplayedLedger:
                 raise _ViolationError(step, lapse.message, source=lapse.source)
         if record.sources is None:
             return
-        for name, end in replay.drawn.items():
-            recorded, expected = record.sources.get(name), (before[name], end)
+        for name in {**replay.drawn, **record.sources}:
+            recorded, expected = record.sources.get(name), (before.get(name, 0), replay.drawn.get(name, 0))
             if recorded != expected:
                 found = "none" if recorded is None else list(recorded)
                 raise _ViolationError(
