@@ -176,7 +176,7 @@ class Preparation:
     ) -> None:
         """A started stage must go on with what it began with.
 
-        Other training data is refused; a stage whose input stage was trained anew starts over, its old
+        Other training data is refused, other evaluation data is said; a stage whose input stage was trained anew starts over, its old
         folder renamed.
 
         Raises:
@@ -188,11 +188,8 @@ class Preparation:
         if not stage_layout.inputs.exists() or not has_started(stage_layout):
             return
         before = StageInputs.read(stage_layout)
-        changed = [
-            name
-            for name, digest in before.data_digests.items()
-            if not name.startswith("evaluation.") and digests.get(name, digest) != digest
-        ]
+        other = [name for name, digest in before.data_digests.items() if digests.get(name, digest) != digest]
+        changed = [name for name in other if not name.startswith("evaluation.")]
         if changed and isinstance(stage, TrainStage):
             why = _why_changed(before, files, digests)
             raise PlanError(
@@ -200,6 +197,13 @@ class Preparation:
                 f" {why}. Restore it to go on, give the job another name, or start over with"
                 f" --redo {stage.name}."
             )
+        held_out = [name.removeprefix("evaluation.") for name in other if name not in changed]
+        if held_out and isinstance(stage, TrainStage):
+            self._display.note(
+                stage.name,
+                f"evaluates on other rows of {', '.join(held_out)} than before: their data changed",
+            )
+            append_event(self._layout.events, "evaluation_data_changed", stage=stage.name, datasets=held_out)
         if before.input_fingerprints != inputs and isinstance(stage, TrainStage):
             target = set_aside(stage_layout.root)
             self._display.note(stage.name, f"starts over on new weights; its old folder is {target}")

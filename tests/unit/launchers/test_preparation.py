@@ -14,6 +14,7 @@ from orchestrator.checkpoint.layout import RunLayout
 from orchestrator.data.tasks import IN_PROCESS
 from orchestrator.errors import PlanError
 from orchestrator.spec.job import Job
+from orchestrator.tracking.events import read_json_lines
 from tests.unit.data.corpus import write_jsonl
 from tests.unit.train.test_inputs import make_job
 
@@ -65,3 +66,22 @@ def test_files_that_came_and_went_are_named(tmp_path: Path) -> None:
         in (str(raised.value))
     )
     assert preparation.has_started(layout.stage("classify"))
+
+
+def test_other_evaluation_rows_are_said(tmp_path: Path) -> None:
+    job, layout = make_job(tmp_path), RunLayout(tmp_path / "runs" / "job")
+    held = write_jsonl(tmp_path / "held.jsonl", [{"text": f"held {n}", "y": "a"} for n in range(20)])
+    keys = job.model_dump(mode="json", by_alias=True)
+    section = {"label_column": "y", "label_names": ["a", "b", "c"], "validation_fraction": 0.5}
+    keys["datasets"]["held"] = {"source": "json", "files": str(held), **section}
+    keys["stages"][0]["evaluation"] = {"datasets": ["held"], "every_steps": 4}
+    job = Job.model_validate(keys)
+    layout.stage("classify").root.mkdir(parents=True)
+    prepare(job, layout)
+    layout.stage("classify").result.write_text('{"step": 8}')
+    prepare(job, layout)
+    assert not layout.events.exists()
+    held.write_text(held.read_text().replace("held", "hold"))
+    prepare(job, layout)
+    (event,) = read_json_lines(layout.events)
+    assert (event["event"], event["datasets"]) == ("evaluation_data_changed", ["held"])
