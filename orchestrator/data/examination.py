@@ -33,7 +33,7 @@ from orchestrator.data.readers import quiet
 from orchestrator.data.scrub import scrub
 from orchestrator.data.selection import hash_texts, needs_hashes, unique_rows
 from orchestrator.data.shards import StreamedSource
-from orchestrator.data.sources import Source, no_rows
+from orchestrator.data.sources import Source
 from orchestrator.data.tasks import Tasks
 from orchestrator.errors import DataError
 
@@ -97,7 +97,7 @@ def _write_survey(source: Source, tasks: Tasks, folder: Path) -> None:
     found = _examined(source, tasks)
     num_rows = sum(part.num_rows for part in found)
     if num_rows == 0:
-        raise DataError(f"datasets.{name}: {no_rows(dataset)}")
+        raise DataError(source.is_empty())
     num_filtered = sum(part.num_filtered for part in found)
     if num_filtered == 0:
         refuse_empty_filter(name, dataset, num_rows, source.head())

@@ -18,7 +18,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from orchestrator.data.arrow import join, with_names
+from orchestrator.data.arrow import join, text_schema, with_names
 from orchestrator.data.columns import SCAN_ROWS, check_columns
 from orchestrator.data.conversion import NUM_NAMED, Columns, Conversion, Group, join_columns
 from orchestrator.data.fields import LABEL_KEYS, kind_of, wanted_columns
@@ -146,6 +146,15 @@ class Source:
             named += [(f"{group.files[bad.file]}: {bad.place}", bad.problem) for bad in report.left_out]
         return count, named[:NUM_NAMED]
 
+    def is_empty(self) -> str:
+        """What to say of a source without rows."""
+        text = f"datasets.{self.name}: the corpus is empty: 0 rows in {_place(self.dataset)}, expected text."
+        count, named = self.left_out()
+        if not count:
+            return text
+        place, problem = named[0]
+        return f"{text} {count} records that cannot be read are skipped, first {place}: {problem}."
+
     @property
     def schema(self) -> Any:
         """Of the columns that are copied."""
@@ -192,11 +201,12 @@ def find_source(name: str, dataset: Dataset, cache_dir: Path, tasks: Tasks = IN_
     columns = join_columns(name, found, or_json=kind_of(dataset) == "json")
     if columns.names and not columns.schema.names:
         check_columns(name, dataset, with_names(None, columns.names))
-    if not columns.names:
-        raise DataError(f"datasets.{name}: {no_rows(dataset)}")
-    source = replace(source, columns=columns)
+    # Without a column there is no record, and a copy of no rows still reports those that are bad.
+    source = replace(source, columns=columns if columns.names else Columns((), text_schema(["text"])))
     for _ in tasks.map(_convert, [(source, group) for group in groups]):
         pass
+    if not columns.names:
+        raise DataError(source.is_empty())
     return source
 
 
@@ -235,11 +245,6 @@ def _files_text(group: Group) -> str:
     """A group's files, for messages."""
     first, count = group.files[0], len(group.files)
     return str(first) if count == 1 else f"{first} and {count - 1} files after it"
-
-
-def no_rows(dataset: Dataset) -> str:
-    """What to say of a source without rows."""
-    return f"the corpus is empty: 0 rows in {_place(dataset)}, expected text."
 
 
 def _place(dataset: Dataset) -> str:

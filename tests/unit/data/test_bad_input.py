@@ -241,3 +241,19 @@ def test_every_line_is_in_one_record(
             for index in range(len(records))
         ]
     assert not any(record.values is not None and record.problem for record in records)
+
+
+@pytest.mark.parametrize(
+    ("source", "content"),
+    [("json", b"{]\nno json\n"), ("csv", b"text\na,1\nb,2\n"), ("text", b"\xff\n\xfe\n")],
+)
+def test_a_source_of_bad_records_alone_is_not_called_empty_without_them(
+    source: str, content: bytes, tmp_path: Path
+) -> None:
+    path = write(tmp_path / "rows", content)
+    message = error(path, source=source, on_bad_row="skip")
+    first = 2 if source == "csv" else 1
+    assert (
+        f"0 rows in {path}, expected text. 2 records that cannot be read are skipped, first {path}:"
+        f" line {first}: "
+    ) in message
