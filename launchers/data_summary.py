@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from orchestrator.data.catalog import Catalog
     from orchestrator.data.rows import Rows
     from orchestrator.data.sources import Source
+    from orchestrator.data.tasks import Tasks
+    from orchestrator.data.texts import TextPart
 
 # Rows of a split whose tokens are counted: 10,000 reviews take 3 s on one core, and give the mean to 1%.
 SAMPLE_ROWS = 10_000
@@ -92,6 +94,7 @@ def _summarize_source(
             split: {
                 "rows": len(rows.numbers),
                 "chars": rows.counts.num_chars,
+                "duplicates": _num_duplicates(rows, catalog.tasks),
                 "tokens": None if count_tokens is None else _tokens(rows, count_tokens),
                 "labels": None if source.dataset.label_column is None else _labels(rows),
             }
@@ -168,6 +171,25 @@ def _tokens(rows: Rows, count_tokens: Callable[[list[str]], list[int]]) -> dict[
         "longest": int(lengths.max()),
         "histogram": _histogram(lengths),
     }
+
+
+def _num_duplicates(rows: Rows, tasks: Tasks) -> int:
+    """Rows of a split whose text an earlier one has; all rows with one text share a split."""
+    import numpy as np
+
+    from orchestrator.data.examination import RANGE_ROWS
+    from orchestrator.data.selection import unique_rows
+    from orchestrator.data.texts import cut_rows
+
+    parts = cut_rows(rows.source, rows.numbers, RANGE_ROWS)
+    return len(rows.numbers) - len(unique_rows(np.concatenate(list(tasks.map(_hashes, parts)))))
+
+
+def _hashes(part: TextPart) -> np.ndarray:
+    """Of the texts of some rows, as ``hash_texts`` returns them."""
+    from orchestrator.data.selection import hash_texts
+
+    return hash_texts(part.texts())
 
 
 def _histogram(lengths: np.ndarray) -> list[dict[str, int]]:

@@ -24,7 +24,7 @@ def print_summary(document: Mapping[str, Any]) -> None:
                 f"{number_text(count)} <{kind}>" for kind, count in dataset["scrubbed"].items()
             )
             print(f"  scrubbed: {scrubbed}")
-        header = ("split", "rows", "characters", "tokens", "mean", "median", "longest")
+        header = ("split", "rows", "duplicates", "characters", "tokens", "mean", "median", "longest")
         splits = [_split_row(name, split) for name, split in dataset["splits"].items()]
         print_table("splits", header, splits)
         _print_labels(dataset["splits"])
@@ -50,13 +50,12 @@ def _steps(dataset: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 
 def _split_row(name: str, split: Mapping[str, Any]) -> tuple[str, ...]:
+    known = (name, *(number_text(split[key]) for key in ("rows", "duplicates", "chars")))
     tokens = split["tokens"]
     if tokens is None:
-        return (name, number_text(split["rows"]), number_text(split["chars"]), "?", "?", "?", "?")
+        return (*known, "?", "?", "?", "?")
     return (
-        name,
-        number_text(split["rows"]),
-        number_text(split["chars"]),
+        *known,
         ("about " if tokens["is_estimate"] else "") + number_text(tokens["total"]),
         f"{tokens['mean']:.1f}",
         f"{tokens['median']:g}",

@@ -106,6 +106,20 @@ def test_every_row_of_a_source_is_accounted_for(job: Path, console: Console, tmp
     assert all("<email>" in sample or "word" in sample for sample in web["samples"])
 
 
+def test_duplicates_are_counted_where_nobody_drops_them(job: Path, console: Console, tmp_path: Path) -> None:
+    for name, kept, again in (("web", 30, 0), ("web", 39, 1)):
+        web = console("data", job, "--json", "--runs-dir", tmp_path / "runs").json()["datasets"][0]
+        assert web["name"] == name
+        assert web["splits"]["train"]["rows"] == kept
+        assert web["splits"]["train"]["duplicates"] == again
+        text = job.read_text("utf-8")
+        for line in ("    deduplicate: true\n", "    near_duplicates: {}\n", "    max_rows: 30\n"):
+            text = text.replace(line, "")
+        job.write_text(text, "utf-8")
+    shown = console("data", job, "--runs-dir", tmp_path / "runs").output
+    assert "duplicates" in shown
+
+
 def test_what_is_shown_is_what_preparation_finds(job: Path, console: Console, tmp_path: Path) -> None:
     runs = tmp_path / "runs"
     train = console("data", job, "--json", "--runs-dir", runs).json()["datasets"][0]["splits"]["train"]
