@@ -176,8 +176,8 @@ class Preparation:
     ) -> None:
         """A started stage must go on with what it began with.
 
-        Other training data is refused, other evaluation data is said; a stage whose input stage was trained anew starts over, its old
-        folder renamed.
+        Other training data is refused, other evaluation data is said; a stage whose input stage was trained
+        anew starts over, its old folder renamed.
 
         Raises:
             PlanError: The training data changed.
