@@ -18,6 +18,7 @@ from orchestrator.registry import resolve
 from orchestrator.spec.datasets import Tokenizer
 from orchestrator.spec.job import EvaluateStage, Job, TrainStage
 from orchestrator.spec.plan import stage_order
+from orchestrator.spec.reads import tokenizer_section
 
 if TYPE_CHECKING:
     import numpy as np
@@ -137,7 +138,6 @@ def _token_counter(
 ) -> Callable[[list[str]], list[int]] | None:
     """Counts tokens as the first stage that reads a dataset does; ``None`` without a tokenizer."""
     from orchestrator.data.tokenizer import load_tokenizer, prepare_tokenizer
-    from orchestrator.train.inputs import tokenizer_section
 
     section: Tokenizer | None = tokenizer_section(job, readers[0]) if readers else job.tokenizer
     if section is None:

@@ -29,6 +29,8 @@ from orchestrator.spec.plan import stage_order
 from orchestrator.tracking.events import append_event, read_json_lines, replace_text
 
 State = Literal["finished", "stopped"]
+# It imports torch and transformers.
+PREPARING = "orchestrator.train.inputs"
 # What gloo and NCCL say on the ranks that were waiting for the one that failed.
 LOST_PARTNER = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "NCCL", "gloo")
 
@@ -71,10 +73,14 @@ def run_stages(
 
 
 def _walk(job: Job, layout: RunLayout, display: Display, run_id: str) -> State:
-    """The stages in order; Ray starts when the first one needs it."""
+    """The stages in order, on a Ray that starts as soon as one of them surely needs it."""
     check_this_machine(job.resources)
     with RayTasks() as tasks:
-        waiting = _prepare(job, layout, display, Preparation(job, layout, display, run_id, tasks))
+        preparation = Preparation(job, layout, display, run_id, tasks)
+        preparation.check_sources()
+        if not all(layout.stage(stage.name).result.exists() for stage in job.stages):
+            tasks.connect(needed_next=PREPARING)
+        waiting = _prepare(job, layout, display, preparation)
         plan = plan_job(job, runs_dir=layout.root.parent, with_model=False)
         replace_text(layout.plan, json.dumps(plan, indent=1))
         if not waiting:
@@ -87,7 +93,6 @@ def _walk(job: Job, layout: RunLayout, display: Display, run_id: str) -> State:
 
 def _prepare(job: Job, layout: RunLayout, display: Display, preparation: Preparation) -> list[Stage]:
     """Make what all stages read; those that are not finished, or read one that is not."""
-    preparation.check_sources()
     waiting: list[Stage] = []
     for stage in stage_order(job):
         append_event(layout.events, "stage_preparing", stage=stage.name)

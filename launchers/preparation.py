@@ -14,6 +14,7 @@ from orchestrator.errors import OrchestratorError, PlanError, SourceMissingError
 from orchestrator.spec.fingerprint import spec_fingerprint, stage_fingerprint
 from orchestrator.spec.job import EvaluateStage, ExportStage, Job, Stage, TrainStage
 from orchestrator.spec.plan import stage_order
+from orchestrator.spec.reads import dataset_names
 from orchestrator.tracking.events import append_event
 
 if TYPE_CHECKING:
@@ -75,8 +76,6 @@ class Preparation:
         Raises:
             DataError: A file or a column is missing.
         """
-        from orchestrator.train.inputs import dataset_names, find_prepared
-
         seen: set[str] = set()
         for stage in stage_order(self._job):
             if isinstance(stage, ExportStage):
@@ -89,6 +88,8 @@ class Preparation:
                 try:
                     self._catalog.find(name).check_columns()
                 except SourceMissingError:
+                    from orchestrator.train.inputs import find_prepared
+
                     fingerprint = spec_fingerprint(self._job, stage)
                     if find_prepared(self._layout.stage(stage.name), fingerprint) is None:
                         raise

@@ -14,7 +14,9 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib import import_module
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 from orchestrator.errors import LaunchError, PlanError
@@ -37,8 +39,11 @@ HEALTH_CHECK_SECONDS = "0.5"
 
 
 @contextmanager
-def ray_session() -> Iterator[None]:
+def ray_session(needed_next: str | None = None) -> Iterator[None]:
     """Connect to the Ray this run uses, and leave it afterwards.
+
+    Args:
+        needed_next: A module to import meanwhile: Ray's processes take seconds to start, and so does torch.
 
     Raises:
         LaunchError: No Ray at RAY_ADDRESS, or the run's own cannot start.
@@ -50,8 +55,19 @@ def ray_session() -> Iterator[None]:
     os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     address = os.environ.get("RAY_ADDRESS")
-    with _existing(address) if address else _embedded():
-        yield
+    importing = Thread(target=import_module, args=(needed_next,)) if needed_next else Thread()
+    importing.start()
+    try:
+        with _existing(address) if address else _embedded():
+            importing.join()
+            yield
+    finally:
+        importing.join()
+
+
+def is_own_ray() -> bool:
+    """Whether a run starts a Ray of its own, inside this machine."""
+    return not os.environ.get("RAY_ADDRESS")
 
 
 @contextmanager
@@ -106,7 +122,9 @@ def _embedded() -> Iterator[None]:
     os.write(descriptor, os.urandom(32).hex().encode())
     os.close(descriptor)
     # Nothing preempts a Ray inside one machine, and nobody scrapes its metrics; each of the two
-    # would be one more process that imports Ray Train before a stage's first step.
+    # would be one more process that imports Ray Train before a stage's first step. Processes that Ray
+    # starts ahead have none of the environment that workers are given, and end unused.
+    os.environ.setdefault("RAY_prestart_worker_first_driver", "0")
     os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
     os.environ.setdefault("RAY_TRAIN_METRICS_ENABLED", "0")
     os.environ["RAY_AUTH_MODE"] = "token"
@@ -167,7 +185,7 @@ def check_this_machine(resources: Resources) -> None:
     Raises:
         PlanError: Too few CPUs.
     """
-    if not os.environ.get("RAY_ADDRESS"):
+    if is_own_ray():
         # Ray counts the GPUs itself when it starts.
         gpus = resources.num_workers * resources.gpus_per_worker
         _check_nodes(resources, [{"CPU": available_cpus(), "GPU": gpus}])

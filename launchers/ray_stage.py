@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from launchers.ray_session import is_taken_away
+from launchers.ray_session import is_own_ray, is_taken_away
 from orchestrator.checkpoint.layout import RunLayout
 from orchestrator.errors import LaunchError, OrchestratorError
 from orchestrator.spec.job import Job, Resources
@@ -102,7 +102,7 @@ def _run_on_ray(job: Job, stage_names: list[str], run_dir: Path, *, max_failures
     from ray.train.torch import TorchConfig
 
     # Here and not above: it imports Ray Train.
-    from launchers.elastic import ElasticTrainer
+    from launchers.trainer import StageTrainer
 
     resources = job.resources
     uses_gpu = resources.gpus_per_worker > 0
@@ -110,10 +110,11 @@ def _run_on_ray(job: Job, stage_names: list[str], run_dir: Path, *, max_failures
     for left_behind in run_dir.glob("ray-*"):
         shutil.rmtree(left_behind, ignore_errors=True)
     storage = Path(tempfile.mkdtemp(prefix="ray-", dir=run_dir))
-    trainer = ElasticTrainer(
+    trainer = StageTrainer(
         train_function,
         train_loop_config={"run_dir": str(run_dir), "stages": stage_names},
         fitting=fitting_workers(job),
+        is_own_ray=is_own_ray(),
         scaling_config=_scaling(resources),
         run_config=RunConfig(
             name=job.name,

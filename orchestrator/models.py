@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import transformers
@@ -24,7 +24,6 @@ from transformers import (
     AutoModelForSequenceClassification,
     AutoModelForTokenClassification,
     PretrainedConfig,
-    PreTrainedModel,
 )
 from transformers.utils import logging as hf_logging
 
@@ -33,6 +32,10 @@ from orchestrator.errors import ModelError
 from orchestrator.spec.positions import first_position
 from orchestrator.spec.training import Init
 from orchestrator.trained_part import TrainedPart
+
+if TYPE_CHECKING:
+    # It imports the modules of all attentions and losses, seconds that only who builds a model needs.
+    from transformers import PreTrainedModel
 
 AUTO_CLASSES: Mapping[Head, Any] = {
     "causal_lm": AutoModelForCausalLM,

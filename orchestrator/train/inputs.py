@@ -29,9 +29,9 @@ from orchestrator.data.tokenizer import (
 from orchestrator.errors import DataError
 from orchestrator.models import check_fit, load_config, make_config
 from orchestrator.registry import resolve
-from orchestrator.spec.datasets import Tokenizer
 from orchestrator.spec.fingerprint import with_compared
 from orchestrator.spec.job import EvaluateStage, Job, TrainStage
+from orchestrator.spec.reads import chat_template, dataset_names, tokenizer_section, trained_stage
 from orchestrator.tracking.events import replace_text
 
 Progress = Callable[[str, int, int], None]
@@ -114,7 +114,7 @@ def prepare_data(
     Raises:
         DataError: A source, a label or the tokenizer is unfit.
     """
-    trained = stage if isinstance(stage, TrainStage) else _trained_stage(job, stage.from_)
+    trained = stage if isinstance(stage, TrainStage) else trained_stage(job, stage.from_)
     objective = resolve("objective", trained.objective.name)
     rows = objective.row_layout(trained.objective, trained.data)
     tokenizer = prepare_tokenizer(tokenizer_section(job, trained), catalog)
@@ -149,18 +149,6 @@ def prepare_data(
     return PreparedData(tokenizer, train, held_out, label_names or (), files)
 
 
-def dataset_names(job: Job, stage: TrainStage | EvaluateStage) -> list[str]:
-    """Datasets that a stage reads, or that its tokenizer learns from."""
-    trained = stage if isinstance(stage, TrainStage) else _trained_stage(job, stage.from_)
-    training = tokenizer_section(job, trained).train
-    learned = training.datasets if training else ()
-    if isinstance(stage, EvaluateStage):
-        read = tuple(stage.datasets)
-    else:
-        read = (*stage.data.mixture, *(stage.evaluation.datasets if stage.evaluation else ()))
-    return list(dict.fromkeys([*learned, *read]))
-
-
 def find_prepared(layout: StageLayout, spec_fingerprint: str) -> PreparedData | None:
     """What was prepared for a stage before, if it was for the same keys and is undamaged; else ``None``."""
     if not layout.inputs.exists():
@@ -184,24 +172,6 @@ def changed_files(before: Mapping[str, str], now: Mapping[str, str]) -> list[str
     return [*other, *gone, *new]
 
 
-def _trained_stage(job: Job, name: str) -> TrainStage:
-    """The training stage called ``name``; the job's references are already checked."""
-    stage = job.stage(name)
-    assert isinstance(stage, TrainStage)
-    return stage
-
-
-def tokenizer_section(job: Job, stage: TrainStage) -> Tokenizer:
-    """The tokenizer that a stage's first weights were made with, or the job's for a stage from scratch."""
-    if stage.init is not None and stage.init.stage is not None:
-        return tokenizer_section(job, _trained_stage(job, stage.init.stage))
-    if stage.init is not None and stage.init.pretrained is not None:
-        origin = {"from": stage.init.pretrained, "revision": stage.init.revision}
-        return Tokenizer.model_validate(origin)
-    assert job.tokenizer is not None
-    return job.tokenizer
-
-
 def _model_config(job: Job, stage: TrainStage, tokens: TokenInfo) -> PretrainedConfig:
     """Configuration of the model that a stage trains, known before any weights are."""
     if stage.model is not None and stage.model.factory == "auto":
@@ -211,16 +181,8 @@ def _model_config(job: Job, stage: TrainStage, tokens: TokenInfo) -> PretrainedC
         return PretrainedConfig(vocab_size=tokens.vocab_size)
     assert stage.init is not None
     if stage.init.stage is not None:
-        return _model_config(job, _trained_stage(job, stage.init.stage), tokens)
+        return _model_config(job, trained_stage(job, stage.init.stage), tokens)
     return load_config(str(stage.init.pretrained), stage.init)
-
-
-def chat_template(job: Job, stage: TrainStage) -> str | None:
-    """The chat template that a stage names, or else the nearest stage that its weights come from."""
-    named: str | None = getattr(stage.objective, "chat_template", None)
-    if named is None and stage.init is not None and stage.init.stage is not None:
-        return chat_template(job, _trained_stage(job, stage.init.stage))
-    return named
 
 
 def _num_outputs(stage: TrainStage) -> int | None:

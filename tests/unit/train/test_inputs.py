@@ -10,15 +10,8 @@ from orchestrator.checkpoint.layout import StageLayout
 from orchestrator.data.catalog import Catalog
 from orchestrator.errors import DataError
 from orchestrator.spec.job import Job
-from orchestrator.train.inputs import (
-    StageInputs,
-    chat_template,
-    dataset_names,
-    find_prepared,
-    prepare_data,
-)
+from orchestrator.train.inputs import StageInputs, find_prepared, prepare_data
 from tests.unit.data.corpus import make_texts, write_jsonl
-from tests.unit.spec.jobs import load
 
 
 def make_job(folder: Path, *, num_labels: int = 3, **dataset: object) -> Job:
@@ -69,11 +62,6 @@ def test_more_outputs_than_labels_are_refused(tmp_path: Path) -> None:
     assert prepare(named, tmp_path) == ("a", "b", "c", "d")
 
 
-def test_a_stage_reads_its_rows_and_what_its_tokenizer_learned_from(tmp_path: Path) -> None:
-    job = make_job(tmp_path)
-    assert dataset_names(job, job.stages[0]) == ["text", "rows"]  # type: ignore[arg-type]
-
-
 def test_prepared_rows_are_found_for_the_same_keys_alone(tmp_path: Path) -> None:
     job, layout = make_job(tmp_path), StageLayout(tmp_path / "stage")
     assert find_prepared(layout, "keys") is None
@@ -98,30 +86,3 @@ def test_prepared_rows_are_found_for_the_same_keys_alone(tmp_path: Path) -> None
     tokens = (rows / "tokens.bin").read_bytes()
     (rows / "tokens.bin").write_bytes(bytes([tokens[0] ^ 1]) + tokens[1:])
     assert find_prepared(layout, "keys") is None
-
-
-CHAT = """\
-name: tiny
-tokenizer: {from: gpt2}
-datasets:
-  chats: {source: json, files: chats.jsonl, messages_column: m}
-defaults:
-  data: {mixture: {chats: 1.0}, seq_len: 64}
-  global_batch_size: 4
-  micro_batch_size: 4
-  strategy: {name: ddp}
-  optimizer: {name: adamw, lr: 1e-3}
-  schedule: {name: constant}
-  limits: {max_steps: 1}
-stages:
-  - {name: base, objective: {name: causal_lm}, model: {config: {model_type: gpt2}}}
-  - {name: first, objective: {name: supervised_finetuning, chat_template: plain}, init: {stage: base}}
-  - {name: second, objective: {name: supervised_finetuning}, init: {stage: first}}
-  - {name: other, objective: {name: supervised_finetuning}, init: {stage: base}}
-"""
-
-
-def test_a_chat_template_is_handed_on_with_the_weights(tmp_path: Path) -> None:
-    job = load(tmp_path, CHAT)
-    found = {stage.name: chat_template(job, stage) for stage in job.stages}  # type: ignore[arg-type]
-    assert found == {"base": None, "first": "plain", "second": "plain", "other": None}

@@ -1,0 +1,69 @@
+"""Ray Train's ``TorchTrainer`` as stages need it: as many workers as fit the batches, no actor too many.
+
+Each actor is a process that imports Ray Train, two seconds of one core, while the workers want to start.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from ray.train.torch import TorchTrainer
+from ray.train.v2._internal.callbacks.datasets import DatasetsCallback
+from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
+from ray.train.v2._internal.execution.scaling_policy import ElasticScalingPolicy, FixedScalingPolicy
+
+
+class FittingScalingPolicy(ElasticScalingPolicy):  # type: ignore[misc]  # Ray has no types
+    """As many workers as there is room for, rounded down to a number that fits."""
+
+    def __init__(self, scaling_config: Any, fitting: Sequence[int]) -> None:
+        """``fitting``: the numbers of workers that fit."""
+        super().__init__(scaling_config)
+        self._fitting = tuple(fitting)
+
+    def _count_possible_workers(self, reserved_resources: Mapping[str, Any]) -> int:
+        """0 where not even the lowest number has room: Ray waits then."""
+        room = super()._count_possible_workers(reserved_resources)
+        return max((workers for workers in self._fitting if workers <= room), default=0)
+
+
+class UnscaledPolicy(FixedScalingPolicy):  # type: ignore[misc]  # Ray has no types
+    """A fixed number of workers in a cluster that does not grow, so nobody is asked to make it grow."""
+
+    def after_controller_start(self, train_run_context: Any) -> None:
+        """Ask for nothing."""
+
+    def _maybe_send_resource_request(self) -> None:
+        """Ask for nothing."""
+
+
+class StageTrainer(TorchTrainer):  # type: ignore[misc]  # Ray has no types
+    """A ``TorchTrainer`` for stages; the tests would notice a Ray that calls these methods by other names."""
+
+    def __init__(self, *arguments: Any, fitting: Sequence[int], is_own_ray: bool, **settings: Any) -> None:
+        """The rest is ``TorchTrainer``'s.
+
+        Args:
+            fitting: Numbers of workers that fit, where the number is a range.
+            is_own_ray: The cluster is this run's own, ends with it, and does not grow.
+        """
+        super().__init__(*arguments, **settings)
+        self._fitting = fitting
+        self._is_own_ray = is_own_ray
+
+    def _create_default_callbacks(self) -> list[Any]:
+        """Without Ray's datasets, which no stage reads.
+
+        Where all of Ray ends with the run, also without the actor that cleans up after a dead controller.
+        """
+        unused = (DatasetsCallback, PlacementGroupCleanerCallback) if self._is_own_ray else DatasetsCallback
+        return [call for call in super()._create_default_callbacks() if not isinstance(call, unused)]
+
+    def _initialize_and_run_controller(self, **settings: Any) -> Any:
+        """Put the policies above in the place of Ray's own."""
+        if self.scaling_config.elasticity_enabled:
+            settings["scaling_policy"] = FittingScalingPolicy(self.scaling_config, self._fitting)
+        elif self._is_own_ray:
+            settings["scaling_policy"] = UnscaledPolicy(self.scaling_config)
+        return super()._initialize_and_run_controller(**settings)

@@ -1,0 +1,44 @@
+"""What a stage reads, as its job says it: datasets, tokenizer and chat template, its own or inherited."""
+
+from __future__ import annotations
+
+from orchestrator.spec.datasets import Tokenizer
+from orchestrator.spec.job import EvaluateStage, Job, TrainStage
+
+
+def dataset_names(job: Job, stage: TrainStage | EvaluateStage) -> list[str]:
+    """Datasets that a stage reads, or that its tokenizer learns from."""
+    trained = stage if isinstance(stage, TrainStage) else trained_stage(job, stage.from_)
+    training = tokenizer_section(job, trained).train
+    learned = training.datasets if training else ()
+    if isinstance(stage, EvaluateStage):
+        read = tuple(stage.datasets)
+    else:
+        read = (*stage.data.mixture, *(stage.evaluation.datasets if stage.evaluation else ()))
+    return list(dict.fromkeys([*learned, *read]))
+
+
+def trained_stage(job: Job, name: str) -> TrainStage:
+    """The training stage called ``name``; the job's references are already checked."""
+    stage = job.stage(name)
+    assert isinstance(stage, TrainStage)
+    return stage
+
+
+def tokenizer_section(job: Job, stage: TrainStage) -> Tokenizer:
+    """The tokenizer that a stage's first weights were made with, or the job's for a stage from scratch."""
+    if stage.init is not None and stage.init.stage is not None:
+        return tokenizer_section(job, trained_stage(job, stage.init.stage))
+    if stage.init is not None and stage.init.pretrained is not None:
+        origin = {"from": stage.init.pretrained, "revision": stage.init.revision}
+        return Tokenizer.model_validate(origin)
+    assert job.tokenizer is not None
+    return job.tokenizer
+
+
+def chat_template(job: Job, stage: TrainStage) -> str | None:
+    """The chat template that a stage names, or else the nearest stage that its weights come from."""
+    named: str | None = getattr(stage.objective, "chat_template", None)
+    if named is None and stage.init is not None and stage.init.stage is not None:
+        return chat_template(job, trained_stage(job, stage.init.stage))
+    return named
