@@ -1,4 +1,8 @@
-"""Real process groups for tests: ``run_ranks`` starts a function on several gloo processes."""
+"""Real process groups for tests: ``run_ranks`` starts a function on several gloo processes.
+
+They are forked from one process that has imported torch and transformers: importing them anew takes each
+process longer than most tests run.
+"""
 
 from __future__ import annotations
 
@@ -13,8 +17,10 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
-# Imports of torch, transformers and DeepSpeed take 15 s on two idle cores, and a multiple on busy ones.
+# DeepSpeed compiles nothing, and its import takes seconds; on busy cores all take a multiple.
 DEFAULT_TIMEOUT_SECONDS = 240.0
+FORKED = multiprocessing.get_context("forkserver")
+FORKED.set_forkserver_preload(["orchestrator.train.worker", "torch._dynamo"])
 
 
 def run_ranks(
@@ -38,10 +44,9 @@ def run_ranks(
     Raises:
         AssertionError: A rank raised, died, or did not end in time; the message holds the tracebacks.
     """
-    context = multiprocessing.get_context("spawn")
     with tempfile.TemporaryDirectory(prefix="ranks-") as folder:
         processes = [
-            context.Process(
+            FORKED.Process(
                 target=_run_rank, args=(function, arguments, rank, world_size, folder), daemon=True
             )
             for rank in range(world_size)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import re
 import shutil
@@ -23,6 +22,7 @@ from orchestrator.checkpoint.retention import Retention
 from orchestrator.checkpoint.saving import DirectSaver, Saver
 from orchestrator.checkpoint.steps import list_steps
 from orchestrator.tracking.events import append_event, read_json_lines
+from tests.support import FORKED
 from tests.unit.checkpoint.dying import Death, record_calls
 from tests.unit.checkpoint.saved import assert_equal, load, make_tensors, save
 
@@ -81,9 +81,7 @@ def check(kind: str, root: Path) -> int | None:
 
 def die_at(kind: str, root: Path, fatal_call: int | None) -> int | None:
     """Exit code of a process that was to die at a call."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([__name__])
-    child = context.Process(target=save_and_die, args=(kind, str(root), fatal_call))
+    child = FORKED.Process(target=save_and_die, args=(kind, str(root), fatal_call))
     child.start()
     child.join(60)
     return child.exitcode
