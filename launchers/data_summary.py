@@ -53,7 +53,7 @@ def summarize(job: Job, *, runs_dir: Path, on_dataset: Callable[[str], None]) ->
     run = RunLayout(runs_dir.resolve() / job.name)
     job = pinned(job, read_pins(run.pins))
     datasets = []
-    with RayTasks() as tasks:
+    with RayTasks(run.cache) as tasks:
         catalog = Catalog(job.datasets, run.cache, tasks)
         for name in job.datasets:
             on_dataset(name)

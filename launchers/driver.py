@@ -75,7 +75,7 @@ def run_stages(
 def _walk(job: Job, layout: RunLayout, display: Display, run_id: str) -> State:
     """The stages in order, on a Ray that starts as soon as one of them surely needs it."""
     check_this_machine(job.resources)
-    with RayTasks() as tasks:
+    with RayTasks(layout.cache) as tasks:
         preparation = Preparation(job, layout, display, run_id, tasks)
         preparation.check_sources()
         if not all(layout.stage(stage.name).result.exists() for stage in job.stages):
@@ -132,9 +132,9 @@ def _run_waiting(job: Job, stages: list[str], layout: RunLayout, display: Displa
     append_event(layout.events, "stage_starting", stage=stages[0])
     num_events = sum(1 for _ in read_json_lines(layout.events))
     display.start(stages)
-    outcome = "failed"
+    outcome, why = "failed", ""
     try:
-        outcome = run_stages_on_ray(job, stages, layout)
+        outcome, _, why = run_stages_on_ray(job, stages, layout).partition(": ")
     except LaunchError as error:
         if layout.stop_request.exists():
             # Whoever sends a signal to all processes at once ends Ray before the workers have saved.
@@ -154,8 +154,8 @@ def _run_waiting(job: Job, stages: list[str], layout: RunLayout, display: Displa
         name = _unfinished(stages, layout)
         failures = _failures(layout, num_events, name)
         if not failures:
-            # On a full disk the workers could not write down what it was.
-            raise LaunchError(f"stage '{name}' was refused; its log is {layout.stage(name).log(0)}")
+            # On a full disk, or where no node sees the run directory, they could not write it down.
+            raise LaunchError(f"stage '{name}': {why}")
         raise RefusedError(str(failures[-1]["message"]), int(failures[-1]["exit_code"]))
     return "stopped" if outcome == "stopped" else "finished"
 

@@ -40,9 +40,9 @@ def train_function(config: dict[str, Any]) -> str:
 
     try:
         return run_stages(Path(config["run_dir"]), config["stages"], PreemptionNotice(_leaving))
-    except AgreedError:
+    except AgreedError as error:
         # Every rank ends here together, and a restart would meet the same error.
-        return "refused"
+        return f"refused: {error}"
 
 
 def _leaving() -> Leaving:
@@ -59,7 +59,7 @@ def run_stages_on_ray(job: Job, stage_names: Sequence[str], layout: RunLayout) -
     """Run stages to their end, or to that of the first that does not finish.
 
     Returns:
-        ``finished``, ``stopped`` or ``refused``.
+        ``finished``, ``stopped``, or ``refused: `` and why.
 
     Raises:
         LaunchError: The workers failed more often than ``max_failures``, which counts anew after a stage.

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
 from types import TracebackType
-from typing import Self, TypeVar
+from typing import Any, Self, TypeVar
 
 from launchers.ray_session import ray_session
+from orchestrator.errors import LaunchError, OrchestratorError
+from orchestrator.nodes import complaint, describe
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -18,11 +23,40 @@ ENVIRONMENT = {"RAYON_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
 TASKS_PER_CORE = 2
 
 
+@dataclass(frozen=True)
+class Place:
+    """What a node must be and see, to take a piece."""
+
+    environment: dict[str, Any]
+    """What the driver's node is (``describe``)."""
+    folder: Path
+
+
+def on_node(function: Callable[[Item], Result], item: Item, place: Place) -> Result:
+    """One piece, on whatever node Ray has put it.
+
+    Raises:
+        LaunchError: The node has other versions than the driver's, or does not see the folder.
+    """
+    problem = complaint(place.environment, [place.folder])
+    if problem is not None:
+        raise LaunchError(problem)
+    try:
+        return function(item)
+    except OrchestratorError as error:
+        host = socket.gethostname()
+        if host != place.environment["host"]:
+            # A file that only the driver's node sees is missing here.
+            error.args = (f"{error} (on node '{host}')", *error.args[1:])
+        raise
+
+
 class RayTasks:
     """Runs a single piece in this process and several on Ray, which starts when it is first needed."""
 
-    def __init__(self) -> None:
-        """Nothing is started yet."""
+    def __init__(self, folder: Path) -> None:
+        """Nothing is started yet; pieces write into ``folder``."""
+        self._folder = folder
         self._session = ExitStack()
         self._is_connected = False
 
@@ -57,9 +91,11 @@ class RayTasks:
         self.connect()
         import ray
 
-        remote = ray.remote(num_cpus=1, runtime_env={"env_vars": ENVIRONMENT})(function)
+        remote = ray.remote(num_cpus=1, runtime_env={"env_vars": ENVIRONMENT})(on_node)
+        self._folder.mkdir(parents=True, exist_ok=True)
+        place = Place(describe(), self._folder)
         num_ahead = TASKS_PER_CORE * max(1, int(ray.cluster_resources().get("CPU", 1)))
-        waiting = [remote.remote(item) for item in items[:num_ahead]]
+        waiting = [remote.remote(function, item, place) for item in items[:num_ahead]]
         for index in range(len(items)):
             try:
                 result = ray.get(waiting.pop(0))
@@ -67,5 +103,5 @@ class RayTasks:
                 # What the piece raised, with its own message instead of the other process's traceback.
                 raise error.cause from None
             if index + num_ahead < len(items):
-                waiting.append(remote.remote(items[index + num_ahead]))
+                waiting.append(remote.remote(function, items[index + num_ahead], place))
             yield result

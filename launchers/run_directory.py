@@ -9,7 +9,6 @@ from __future__ import annotations
 import fcntl
 import json
 import os
-import platform
 import shlex
 import socket
 from collections.abc import Iterator, Sequence
@@ -19,7 +18,6 @@ from pathlib import Path
 from launchers.counting import planned_steps
 from launchers.display import Display
 from launchers.pins import look_up_pins
-from launchers.ray_session import available_cpus
 from launchers.runs import read_result
 from orchestrator.checkpoint.layout import RunLayout, StageLayout
 from orchestrator.checkpoint.remote import RemoteSteps, stage_url
@@ -30,17 +28,6 @@ from orchestrator.spec.job import Job, Stage, TrainStage
 from orchestrator.spec.load import dump_resolved, load_resolved
 from orchestrator.spec.plan import batch_complaint, plan_batch
 from orchestrator.tracking.events import append_event, replace_text
-
-PACKAGES = (
-    "orchestrator",
-    "torch",
-    "transformers",
-    "deepspeed",
-    "ray",
-    "datasets",
-    "tokenizers",
-    "numpy",
-)
 
 
 @contextmanager
@@ -154,33 +141,16 @@ def only_driver(layout: RunLayout) -> Iterator[None]:
 
 def write_run(job: Job, layout: RunLayout) -> str:
     """Write the resolved job and the environment; the run's id, made at its first start."""
+    # Here and not above: 'plan --no-model' looks at run directories, too, and this takes a tenth of its time.
+    from orchestrator.nodes import describe
+
     replace_text(layout.job, dump_resolved(job))
     for stage in job.stages:
         replace_text(layout.stage(stage.name).job, dump_resolved(job))
-    replace_text(layout.environment, json.dumps(_environment(), indent=1))
+    replace_text(layout.environment, json.dumps(describe(), indent=1))
     if not layout.run_id.exists():
         replace_text(layout.run_id, os.urandom(4).hex())
     return layout.run_id.read_text(encoding="utf-8").strip()
-
-
-def _environment() -> dict[str, object]:
-    """Versions and hardware of this machine."""
-    # Its import takes a tenth of the time of 'plan --no-model', which looks at run directories, too.
-    from importlib import metadata
-
-    versions = {}
-    for package in PACKAGES:
-        try:
-            versions[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            versions[package] = "not installed"
-    return {
-        "python": platform.python_version(),
-        "platform": platform.platform(),
-        "host": socket.gethostname(),
-        "cpus": available_cpus(),
-        "packages": versions,
-    }
 
 
 def set_aside(folder: Path) -> Path | None:

@@ -30,9 +30,11 @@ from orchestrator.spec.job import EvaluateStage, Job, Stage, TrainStage
 from orchestrator.spec.load import load_resolved
 from orchestrator.spec.plan import input_stage
 from orchestrator.tracking.events import append_event
+from orchestrator.train.agreement import AgreedError
 from orchestrator.train.evaluation_stage import run_evaluation_stage
 from orchestrator.train.export_stage import run_export_stage
 from orchestrator.train.loop import Outcome
+from orchestrator.train.nodes import check_nodes, find_unseen
 from orchestrator.train.stop import PreemptionNotice
 from orchestrator.train.training_stage import run_training_stage
 
@@ -93,6 +95,7 @@ def run_stage(run_dir: Path, stage_name: str, notice: PreemptionNotice | None = 
     """
     layout = RunLayout(run_dir)
     rank = Rank.from_environment()
+    _refuse_unseen(layout, stage_name, rank)
     job = load_resolved(layout.job)
     stage = job.stage(stage_name)
     job = _among(job, stage, rank)
@@ -106,6 +109,7 @@ def run_stage(run_dir: Path, stage_name: str, notice: PreemptionNotice | None = 
     try:
         if rank.rank == 0:
             append_event(layout.events, "stage_started", stage=stage_name, last_written=last_written)
+        check_nodes(layout, stage_layout)
         outcome = _run(job, stage, layout, rank, device, notice)
         if rank.rank == 0:
             seconds = round(time.time() - began, 1)
@@ -113,18 +117,37 @@ def run_stage(run_dir: Path, stage_name: str, notice: PreemptionNotice | None = 
         return outcome
     except BaseException as error:
         logger.exception("rank %d failed", rank.rank)
-        # On a full disk neither can be written, and the error itself says more than that.
-        with suppress(OSError):
-            append_event(
-                layout.events,
-                "rank_failed",
-                stage=stage_name,
-                rank=rank.rank,
-                error=type(error).__name__,
-                message="; ".join([str(error), *getattr(error, "__notes__", [])]),
-                exit_code=error.exit_code if isinstance(error, OrchestratorError) else 1,
-            )
+        _record_failure(layout, stage_name, rank, error)
         raise
+
+
+def _refuse_unseen(layout: RunLayout, stage_name: str, rank: Rank) -> None:
+    """Refuse nodes that do not see the run directory.
+
+    Raises:
+        AgreedError: On every rank.
+    """
+    unseen = find_unseen(layout)
+    if not unseen:
+        return
+    error = LaunchError(f"{'; '.join(unseen)}: put it where all nodes see it")
+    if layout.job.exists():
+        _record_failure(layout, stage_name, rank, error)
+    raise AgreedError(error)
+
+
+def _record_failure(layout: RunLayout, stage_name: str, rank: Rank, error: BaseException) -> None:
+    # On a full disk it cannot be written, and the error itself says more than that.
+    with suppress(OSError):
+        append_event(
+            layout.events,
+            "rank_failed",
+            stage=stage_name,
+            rank=rank.rank,
+            error=type(error).__name__,
+            message="; ".join([str(error), *getattr(error, "__notes__", [])]),
+            exit_code=error.exit_code if isinstance(error, OrchestratorError) else 1,
+        )
 
 
 def _run(

@@ -39,12 +39,12 @@ def test_pieces_all_over_a_cluster_give_the_bytes_of_one_process(
     for number in range(3):
         part = [{"text": text} for text in texts[number * 20 : number * 20 + 20]]
         write_jsonl(tmp_path / f"{number}.jsonl", part)
-    with RayTasks() as tasks:
+    with RayTasks(tmp_path) as tasks:
         whole = prepare(tmp_path, tmp_path / "whole", tasks)
     monkeypatch.setattr(sources, "GROUP_BYTES", 1)
     monkeypatch.setattr(examination, "RANGE_ROWS", 25)
     monkeypatch.setattr(tokenise, "PART_ROWS", 11)
-    with RayTasks() as tasks:
+    with RayTasks(tmp_path) as tasks:
         assert list(tasks.map(_process, [0])) == [os.getpid()]
         assert prepare(tmp_path, tmp_path / "pieces", tasks) == whole
         assert os.getpid() not in set(tasks.map(_process, [0, 1, 2]))

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -58,8 +58,20 @@ class RayCluster:
             "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "20",
         }
 
-    def start(self, name: str, *, num_cpus: int = 1) -> None:
-        """Start a node; the first is the head."""
+    def start(
+        self,
+        name: str,
+        *,
+        num_cpus: int = 1,
+        wrapper: Sequence[str] = (),
+        variables: Mapping[str, str] | None = None,
+    ) -> None:
+        """Start a node; the first is the head.
+
+        Args:
+            wrapper: Command that runs its processes, such as one with a view of its own on the machine.
+            variables: Of its environment.
+        """
         index = len(self._nodes)
         address = f"127.0.0.{11 + index}"
         place = (
@@ -73,8 +85,8 @@ class RayCluster:
             command += [f"--temp-dir={self._folder / 'ray'}", "--include-dashboard=false"]
         with (self._folder / f"{name}.log").open("wb") as log:
             self._nodes[name] = subprocess.Popen(
-                command,
-                env={**os.environ, **self.environment},
+                [*wrapper, *command],
+                env={**os.environ, **self.environment, **(variables or {})},
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,

@@ -1,0 +1,58 @@
+"""A node of a real cluster that is unlike the driver's is named before the first step."""
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from orchestrator.checkpoint.layout import RunLayout
+from tests.e2e.commands import orchestrator
+from tests.e2e.ray_cluster import ray_cluster
+from tests.e2e.test_kill_and_resume import write_job
+
+# Arguments: a folder that the command does not see, and the command.
+BLIND = """
+set -e
+hostname second
+mount -t tmpfs none "$1"
+shift
+exec "$@"
+"""
+NAMESPACE = ("unshare", "--mount", "--uts")
+
+
+@pytest.mark.ray
+@pytest.mark.exhaustive
+@pytest.mark.timeout(600)
+@pytest.mark.skipif(
+    subprocess.run([*NAMESPACE, "true"], capture_output=True).returncode != 0,
+    reason="needs the right to make namespaces",
+)
+def test_a_node_without_the_run_directory_or_with_other_versions_is_named(tmp_path: Path) -> None:
+    runs, home = tmp_path / "runs", tmp_path / "home"
+    runs.mkdir()
+    path = write_job(tmp_path, "apart", ["ddp"])
+    command = ("run", path, "--runs-dir", runs)
+    other = tmp_path / "other" / "datasets-0.0.1.dist-info"
+    other.mkdir(parents=True)
+    (other / "METADATA").write_text("Metadata-Version: 2.1\nName: datasets\nVersion: 0.0.1\n")
+    with ray_cluster() as cluster:
+        variables = {**cluster.environment, "RAY_ADDRESS": cluster.address}
+        cluster.start("head")
+        cluster.start("second", wrapper=(*NAMESPACE, "sh", "-c", BLIND, "blind", str(runs)))
+        done = orchestrator(*command, home=home, variables=variables)
+        assert done.returncode == 1, done.stderr
+        assert f"node 'second' does not see the run directory {runs / 'apart'}: put it where" in done.stderr
+        cluster.kill("second")
+        cluster.start("third", variables={"PYTHONPATH": str(other.parent)})
+        done = orchestrator(*command, home=home, variables=variables)
+        assert done.returncode == 1, done.stderr
+        assert "has datasets 0.0.1 where the driver has " in done.stderr
+        assert "Traceback" not in done.stderr
+        cluster.kill("third")
+        cluster.start("fourth")
+        done = orchestrator(*command, home=home, variables=variables)
+        assert done.returncode == 0, done.stderr
+    assert RunLayout(runs / "apart").stage("ddp").result.exists()
