@@ -7,6 +7,7 @@ import os
 import platform
 
 from tests.benchmarks.exact import ACCUM, WORLD_SIZE, measure_exact
+from tests.benchmarks.first_step import PARTS, measure_first_step
 from tests.benchmarks.goodput import measure_goodput
 from tests.benchmarks.loader import measure_loader
 from tests.benchmarks.packing import measure_packing
@@ -91,6 +92,16 @@ def main() -> None:
         goodput["optimum"],
         "at least 0.90",
     )
+    started = measure_first_step()
+    row(
+        "one step of a run / an empty TorchTrainer.fit, warm Ray, s",
+        started["run"],
+        started["bare"],
+        "at most 1.10",
+    )
+    row("second stage / first, to the end of one step, s", started["second"], started["first"], "at most 0.6")
+    parts = ", ".join(f"{name} {started[name]:.1f} s" for name in PARTS)
+    print(f"  the first stage's start: {parts}")
     startup = measure_startup()
     yardstick = startup.pop(YARDSTICK)["best_seconds"]
     for name, measured in startup.items():
