@@ -13,6 +13,7 @@ import tempfile
 import time
 import traceback
 from collections.abc import Callable
+from multiprocessing.context import ForkServerContext, SpawnContext
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
@@ -21,12 +22,14 @@ from typing import Any
 DEFAULT_TIMEOUT_SECONDS = 240.0
 FORKED = multiprocessing.get_context("forkserver")
 FORKED.set_forkserver_preload(["orchestrator.train.worker", "torch._dynamo"])
+STARTED_ANEW = multiprocessing.get_context("spawn")
 
 
 def run_ranks(
     function: Callable[..., Any],
     world_size: int,
     *arguments: Any,
+    context: ForkServerContext | SpawnContext = FORKED,
     timeout_seconds: float = DEFAULT_TIMEOUT_SECONDS,
 ) -> list[Any]:
     """Run ``function(*arguments)`` on ``world_size`` new processes of one gloo process group.
@@ -36,6 +39,8 @@ def run_ranks(
 
     Args:
         function: A module-level function; its arguments and results must pickle.
+        context: ``STARTED_ANEW``: processes that import all they need themselves, and print where this one
+            does.
         timeout_seconds: After this, the processes are killed.
 
     Returns:
@@ -46,8 +51,10 @@ def run_ranks(
     """
     with tempfile.TemporaryDirectory(prefix="ranks-") as folder:
         processes = [
-            FORKED.Process(
-                target=_run_rank, args=(function, arguments, rank, world_size, folder), daemon=True
+            context.Process(
+                target=_run_rank,
+                args=(function, arguments, dict(os.environ), rank, world_size, folder),
+                daemon=True,
             )
             for rank in range(world_size)
         ]
@@ -93,11 +100,14 @@ def _collect(processes: list[BaseProcess], folder: Path, timeout_seconds: float)
 def _run_rank(
     function: Callable[..., Any],
     arguments: tuple[Any, ...],
+    environment: dict[str, str],
     rank: int,
     world_size: int,
     folder: str,
 ) -> None:
     """One process: set up, run, leave the result or the traceback in a file."""
+    os.environ.clear()
+    os.environ.update(environment)
     variables = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world_size}
     os.environ.update({name: str(value) for name, value in variables.items()})
     os.environ.update(OMP_NUM_THREADS="1", MASTER_ADDR="127.0.0.1", TOKENIZERS_PARALLELISM="false")
