@@ -102,8 +102,8 @@ class KeepBest(Section):
 
     metric: str
     """A metric of the stage's ``evaluation``, such as ``eval/loss`` or ``eval/accuracy``."""
-    mode: Literal["min", "max"] = "min"
-    """Whether its lowest or its highest value is the best."""
+    mode: Literal["min", "max"] | None = None
+    """Whether its lowest or its highest value is the best; needed for metrics of your own objective alone."""
 
 
 class Checkpoint(Section):

@@ -18,6 +18,7 @@ from orchestrator.spec.dataset_rules import (
 )
 from orchestrator.spec.job import EvaluateStage, Job, Stage, TrainStage
 from orchestrator.spec.messages import suggestion
+from orchestrator.spec.metrics import check_keep_best
 from orchestrator.spec.optimization import Adafactor, WarmupStableDecay
 from orchestrator.spec.packing_rules import check_packing
 from orchestrator.spec.plan import batch_complaint, count_steps, input_stage, plan_batch
@@ -195,26 +196,6 @@ def _check_batch(job: Job, stage: TrainStage, path: KeyPath) -> Iterator[Complai
         yield (*path, "global_batch_size"), complaint
 
 
-def _check_keep_best(job: Job, stage: TrainStage, path: KeyPath) -> Iterator[Complaint]:
-    """Checkpoints that are compared were evaluated at their step."""
-    if stage.checkpoint.keep_best is None:
-        return
-    saved, evaluated = stage.checkpoint.every_steps, stage.evaluation and stage.evaluation.every_steps
-    if not evaluated:
-        found = "is missing" if stage.evaluation is None else "leaves every_steps out"
-        example = f"evaluation: {{datasets: [...], every_steps: {saved}}}"
-    elif saved % evaluated:
-        found = f"has every_steps {evaluated}, which does not divide checkpoint.every_steps {saved}"
-        example = f"evaluation.every_steps {saved}"
-    else:
-        return
-    yield (
-        (*path, "checkpoint", "keep_best"),
-        f"compares evaluations at the steps of checkpoints, and the stage's evaluation {found};"
-        f" set {example}",
-    )
-
-
 def _check_optimization(job: Job, stage: TrainStage, path: KeyPath) -> Iterator[Complaint]:
     strategy, schedule, workers = stage.strategy, stage.schedule, job.resources.num_workers
     if isinstance(strategy, FSDP2Strategy) and workers % strategy.replicate_degree:
@@ -254,7 +235,7 @@ FITS: Sequence[tuple[Check, Sequence[str], Sequence[str]]] = (
         ("global_batch_size", "micro_batch_size", "strategy", "optimizer", "schedule", "limits"),
         ("resources",),
     ),
-    (_check_keep_best, ("checkpoint", "evaluation"), ()),
+    (check_keep_best, ("checkpoint", "evaluation", "objective"), ()),
     (
         check_exact,
         ("global_batch_size", "micro_batch_size", "strategy", "optimizer"),

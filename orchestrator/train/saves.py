@@ -17,6 +17,7 @@ from orchestrator.checkpoint.saving import DirectSaver, Saver
 from orchestrator.contracts import Engine
 from orchestrator.errors import CheckpointError, PlanError, TrainingError
 from orchestrator.spec.job import Job, TrainStage
+from orchestrator.spec.metrics import best_mode
 from orchestrator.tracking.events import append_event
 from orchestrator.train.agreement import AgreedError
 
@@ -80,7 +81,9 @@ def record_damage(layout: RunLayout, stage: str, damage: Damage) -> None:
 def retention_of(stage: TrainStage) -> Retention:
     """Which checkpoints the job keeps."""
     kept, best = stage.checkpoint, stage.checkpoint.keep_best
-    return Retention(kept.keep_last, kept.keep_every_steps, Best(best.metric, best.mode) if best else None)
+    return Retention(
+        kept.keep_last, kept.keep_every_steps, Best(best.metric, best_mode(stage)) if best else None
+    )
 
 
 def check_best(stage: TrainStage, evaluated: Mapping[str, float]) -> None:
