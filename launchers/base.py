@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
@@ -62,6 +62,27 @@ class RemoteLauncher(Protocol):
 
         Raises:
             LaunchError: The place refused.
+        """
+
+
+@runtime_checkable
+class ArrayLauncher(Protocol):
+    """A launcher whose place takes the runs of a sweep as one array, ``<name>-0``, ``<name>-1`` and so on."""
+
+    def render_array(self, name: str, job_files: Sequence[Path], *, at_once: int | None) -> list[str]:
+        """The command that would be submitted; changes nothing.
+
+        Args:
+            name: Of the sweep.
+            job_files: One for each run, in its run directory.
+            at_once: Most runs at the same time; absent: the place decides.
+        """
+
+    def submit_array(self, name: str, job_files: Sequence[Path], *, at_once: int | None) -> list[str]:
+        """Start ``orchestrator run`` of each there; the place's own job ids.
+
+        Raises:
+            LaunchError: The place refused the jobs.
         """
 
 

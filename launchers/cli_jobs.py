@@ -30,6 +30,33 @@ def _load_job(options: Namespace) -> Job:
     return load_checked(options.job, _deepspeed_complaints, overrides=options.overrides)
 
 
+def _load_runs(job: Job, options: Namespace) -> list[Job]:
+    """The jobs of the runs of ``job``'s sweep; none where it is one run.
+
+    Raises:
+        SpecError: Everything wrong with one of them.
+    """
+    if job.sweep is None:
+        return []
+    from orchestrator.spec.expand import expand
+
+    return expand(job, options.job, _deepspeed_complaints, overrides=options.overrides)
+
+
+def _load_one(options: Namespace) -> Job:
+    """The job of a command that is for one run.
+
+    Raises:
+        SpecError: Everything wrong with it; or it is a sweep.
+    """
+    job = _load_job(options)
+    if job.sweep is not None:
+        from orchestrator.spec.expand import refuse_sweep
+
+        refuse_sweep(job, options.job)
+    return job
+
+
 def _deepspeed_complaints(job: Job) -> Iterable[tuple[KeyPath, str]]:
     """What is wrong with the DeepSpeed files that a job names; most jobs name none."""
     strategies = [getattr(stage, "strategy", None) for stage in job.stages]
@@ -58,90 +85,34 @@ def _warn_of_missing_files(job: Job) -> list[str]:
 def validate(options: Namespace) -> int:
     """Check a job file."""
     job = _load_job(options)
+    runs = _load_runs(job, options)
     warnings = _warn_of_missing_files(job)
     if options.json:
         print_json({"ok": True, "errors": [], "warnings": warnings})
         return 0
     names = [stage.name for stage in job.stages]
     count = f"{len(names)} stage" if len(names) == 1 else f"{len(names)} stages"
-    print(f"{options.job}: valid: {count} ({', '.join(names)})")
+    sweep = f", a sweep of {len(runs)} runs" if runs else ""
+    print(f"{options.job}: valid: {count} ({', '.join(names)}){sweep}")
     return 0
 
 
 def plan(options: Namespace) -> int:
     """Show what a job will do, in numbers."""
+    from launchers.plan_text import print_plan
     from launchers.planning import plan_job
 
     job = _load_job(options)
+    runs = _load_runs(job, options)
     document = plan_job(job, runs_dir=options.runs_dir, with_model=options.with_model)
+    points = job.sweep.points if job.sweep else ()
+    document["sweep"] = {run.name: dict(point) for run, point in zip(runs, points, strict=True)}
     _warn_of_missing_files(job)
     if options.json:
         print_json(document)
     else:
-        _print_plan(document)
+        print_plan(document)
     return 0
-
-
-def _print_plan(document: dict[str, Any]) -> None:
-    """A table of the training stages' numbers, then what each stage is and what it promises."""
-    resources = document["resources"]
-    trained = [stage for stage in document["stages"] if stage["kind"] == "train"]
-    title = (
-        f"{document['name']}: workers {_workers_text(resources['num_workers'])}, CPU cores each"
-        f" {resources['cpus_per_worker']}, GPUs each {resources['gpus_per_worker']},"
-        f" run directory {document['run_dir']}"
-    )
-    header = ("stage", "strategy", "batch", "seq_len", "steps", "rows", "tokens", "parameters")
-    print_table(title, header, [_plan_row(stage) for stage in trained])
-    print("batch: workers x micro-batch x accumulation = rows per step")
-    if isinstance(resources["num_workers"], dict):
-        fitting = ", ".join(map(str, document["fitting_workers"]))
-        print(f"numbers of workers that can share the batches of all stages: {fitting}")
-    print("Stages, in order:")
-    for index, stage in enumerate(document["stages"], start=1):
-        needs = f", needs {stage['needs']}" if stage["needs"] else ""
-        saved = stage.get("saved_step")
-        to_do = "to do" if saved is None else f"begun, goes on from step {saved:,}"
-        state = "done" if stage["done"] else to_do
-        print(f"  {index}. {stage['name']}: {stage['kind']}{needs}: {state}")
-        if stage["kind"] == "train":
-            print(f"     {stage['promise']}")
-            if stage["packing_efficiency"] is not None:
-                print(f"     rows are {stage['packing_efficiency']:.2%} full of tokens")
-    if document["refusal"]:
-        print(f"'run' refuses this job as it is: {document['refusal']}")
-
-
-def _workers_text(workers: int | dict[str, int]) -> str:
-    """``2``, or ``1 to 4``."""
-    return str(workers) if isinstance(workers, int) else f"{workers['min']} to {workers['max']}"
-
-
-def _plan_row(stage: dict[str, Any]) -> tuple[str, ...]:
-    batch = (
-        f"{stage['world_size']} x {stage['micro_batch_size']} x {stage['grad_accum_steps']}"
-        f" = {stage['global_batch_size']}"
-    )
-    rows = number_text(stage["rows"])
-    if stage["epochs"] is not None:
-        rows = f"{stage['epochs']:g} epochs"
-    return (
-        stage["name"],
-        stage["strategy"],
-        batch,
-        number_text(stage["seq_len"]),
-        number_text(stage["steps"]),
-        rows,
-        number_text(stage["tokens"]),
-        _parameters_text(stage["parameters"], stage["trained_parameters"]),
-    )
-
-
-def _parameters_text(num_parameters: int | None, num_trained: int | None) -> str:
-    """How many there are, and how many of them are trained where it is not all."""
-    if num_trained == num_parameters:
-        return number_text(num_parameters)
-    return f"{number_text(num_parameters)}, {number_text(num_trained)} trained"
 
 
 def data(options: Namespace) -> int:
@@ -164,6 +135,10 @@ def data(options: Namespace) -> int:
 def run(options: Namespace) -> int:
     """Run a job, or go on where it stopped."""
     job = _load_job(options)
+    if job.sweep is not None:
+        from launchers.sweep import run_sweep
+
+        return run_sweep(job.sweep, _load_runs(job, options), options)
     from launchers.run import run_job
 
     return run_job(
@@ -173,7 +148,7 @@ def run(options: Namespace) -> int:
 
 def prepare(options: Namespace) -> int:
     """Make what all stages read, and write the run directory."""
-    job = _load_job(options)
+    job = _load_one(options)
     from launchers.run import prepare_job
 
     layout = prepare_job(job, runs_dir=options.runs_dir, as_json=options.json)
@@ -197,7 +172,7 @@ def rehearse(options: Namespace) -> int:
     from launchers.rehearsal import rehearse as run_rehearsal
     from launchers.rehearsed_faults import chosen_faults
 
-    job = _load_job(options)
+    job = _load_one(options)
     faults = chosen_faults(options.faults)
 
     def say(line: str) -> None:
@@ -239,15 +214,23 @@ def _print_findings(name: str, findings: list[Finding]) -> None:
 
 def submit(options: Namespace) -> int:
     """Start a job where its launcher says, without waiting for it."""
-    from launchers.submission import submit_job
+    from launchers.submission import submit_job, submit_sweep
 
     options.overrides = [*options.overrides, *_launcher_overrides(options)]
     job = _load_job(options)
-    submitted = submit_job(job, runs_dir=options.runs_dir, dry_run=options.dry_run)
+    if job.sweep is None:
+        submitted = submit_job(job, runs_dir=options.runs_dir, dry_run=options.dry_run)
+    else:
+        runs = _load_runs(job, options)
+        submitted = submit_sweep(job, runs, runs_dir=options.runs_dir, dry_run=options.dry_run)
     if options.json:
         print_json(submitted)
     elif options.dry_run:
         print(submitted["command"])
+    elif job.sweep is not None:
+        ids = submitted["job_ids"]
+        print(f"{len(ids)} runs of {job.name} submitted to {job.launcher.name} as {ids[0]} to {ids[-1]}")
+        print("  orchestrator status")
     else:
         print(f"{job.name} submitted to {job.launcher.name} as {submitted['job_id']}")
         print(f"  orchestrator status {job.name}")

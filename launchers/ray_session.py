@@ -202,6 +202,20 @@ def check_room(resources: Resources) -> None:
     _check_nodes(resources, [node["Resources"] for node in ray.nodes() if node["Alive"]])
 
 
+def count_runs(resources: Resources) -> int:
+    """How many runs of these resources have room in the connected cluster at the same time.
+
+    Raises:
+        PlanError: Not even one has.
+    """
+    import ray
+
+    check_room(resources)
+    wanted = {"CPU": resources.cpus_per_worker, "GPU": resources.gpus_per_worker}
+    room = sum(_workers_that_fit(node["Resources"], wanted) for node in ray.nodes() if node["Alive"])
+    return max(1, room // resources.num_workers)
+
+
 def is_taken_away(resources: Resources) -> bool:
     """Whether the connected cluster has no room for a worker but on nodes that it has given notice to."""
     import ray

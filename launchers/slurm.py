@@ -8,9 +8,6 @@ from __future__ import annotations
 
 import functools
 import math
-import re
-import shutil
-import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -18,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from launchers.base import PlaceState, RefusedJobError
 from launchers.runs import run_status
+from launchers.slurm_queue import advice_on, ending, queued_jobs, run_command
 from launchers.submitted import read_submission
 from orchestrator.checkpoint.layout import RunLayout
 from orchestrator.errors import LaunchError
@@ -27,10 +25,8 @@ if TYPE_CHECKING:
     from orchestrator.spec.launchers import SlurmOptions
 
 SCRIPTS = Path(__file__).parents[1] / "slurm"
-# A controller that does not answer makes every command of SLURM wait, by default for minutes.
-TIMEOUT_SECONDS = 60
-# States in squeue of a job that waits; a requeued one is among them.
-WAITING = ("PENDING", "REQUEUED", "REQUEUE_HOLD", "REQUEUE_FED", "SPECIAL_EXIT", "SUSPENDED")
+# Stands for a run's number in what the jobs of an array are given; the script puts it in.
+TASK = "@ARRAY_TASK_ID@"
 # Reasons of waiting that only another request, or the administrator, ends. Many sites let such jobs in.
 NEVER_STARTS = {
     "PartitionConfig": "'sinfo -Nl' shows the nodes: ask for fewer of them, or for less of each",
@@ -38,19 +34,6 @@ NEVER_STARTS = {
     "PartitionTimeLimit": "'sinfo -s' shows each partition's limit: lower --time",
     "BadConstraints": "no node has these features: correct --constraint in launcher.options.flags",
 }
-ADVICE = (
-    (
-        "invalid partition",
-        "'sinfo -s' lists the partitions: correct launcher.options.partition or --partition",
-    ),
-    ("accounting/qos policy", "wait for other jobs to end, or ask for less: fewer nodes, a shorter time"),
-    ("invalid account", "'sacctmgr show assoc user=$USER' lists your accounts: give one with --account"),
-    ("node configuration", "'sinfo -Nl' shows the nodes: ask for fewer of them, or for less of each"),
-    ("node count", "'sinfo -s' shows how many nodes there are: lower --nodes"),
-    ("dependency", "a run of --after has failed or is gone from the queue: mend and submit it first"),
-    ("time limit", "'sinfo -s' shows each partition's limit: lower --time"),
-    ("unrecognized option", "it came after '--' or from launcher.options.flags: correct it there"),
-)
 
 
 class SlurmLauncher:
@@ -78,12 +61,35 @@ class SlurmLauncher:
         Raises:
             RefusedJobError: The script is not there, or sbatch would misread the run directory.
         """
+        return self._command(run_dir.name, run_dir, job_file, [f"--output={_pattern(run_dir)}/%x-%j.out"])
+
+    def render_array(self, name: str, job_files: Sequence[Path], *, at_once: int | None) -> list[str]:
+        """The arguments of sbatch for the runs ``<name>-0``, ``<name>-1`` and so on, as one job array.
+
+        Args:
+            name: Of the sweep.
+            job_files: One for each run, in its run directory.
+            at_once: Most runs at the same time; absent: as many as SLURM starts.
+
+        Raises:
+            RefusedJobError: The script is not there, or sbatch would misread the run directory.
+        """
+        runs_dir = job_files[0].parents[1]
+        limit = f"%{at_once}" if at_once else ""
+        flags = [
+            f"--array=0-{len(job_files) - 1}{limit}",
+            f"--output={_pattern(runs_dir)}/{name}-%a/{name}-%a-%A_%a.out",
+        ]
+        run_dir = runs_dir / f"{name}-{TASK}"
+        return self._command(name, run_dir, run_dir / job_files[0].name, flags)
+
+    def _command(self, name: str, run_dir: Path, job_file: Path, flags: Sequence[str]) -> list[str]:
         scripts = self._scripts()
         return [
             "sbatch",
             "--parsable",
-            f"--job-name={run_dir.name}",
-            f"--output={_pattern(run_dir)}/%x-%j.out",
+            f"--job-name={name}",
+            *flags,
             "--open-mode=append",
             "--requeue",
             # To the batch shell alone: it would kill Ray's own processes.
@@ -167,10 +173,24 @@ class SlurmLauncher:
         Raises:
             LaunchError: sbatch is not there, or refused the job.
         """
-        command = self.render(job_file, run_dir)
-        done = _run(command)
+        job_id = self._submit(self.render(job_file, run_dir))
+        self._refuse_hopeless(job_id, job_id)
+        return job_id
+
+    def submit_array(self, name: str, job_files: Sequence[Path], *, at_once: int | None) -> list[str]:
+        """Submit the runs of a sweep (``render_array``); the job id of each.
+
+        Raises:
+            LaunchError: sbatch is not there, or refused the jobs.
+        """
+        job_id = self._submit(self.render_array(name, job_files, at_once=at_once))
+        self._refuse_hopeless(job_id, f"{job_id}_0")
+        return [f"{job_id}_{task}" for task in range(len(job_files))]
+
+    def _submit(self, command: Sequence[str]) -> str:
+        done = run_command(command)
         if done.returncode != 0:
-            raise RefusedJobError(f"sbatch refused the job: {done.stderr.strip()}{_advice(done.stderr)}")
+            raise RefusedJobError(f"sbatch refused the job: {done.stderr.strip()}{advice_on(done.stderr)}")
         # On a federation of clusters it is followed by the cluster's name.
         job_id = done.stdout.strip().partition(";")[0]
         if not job_id.isdigit():
@@ -178,16 +198,18 @@ class SlurmLauncher:
                 f"sbatch printed {done.stdout.strip()!r}, expected a job id; look with 'squeue --me' whether"
                 " the job was queued"
             )
-        self._refuse_hopeless(job_id)
         return job_id
 
-    def _refuse_hopeless(self, job_id: str) -> None:
+    def _refuse_hopeless(self, job_id: str, first: str) -> None:
         """Take out of the queue what could never start there.
+
+        Args:
+            first: The job itself, or the first of an array.
 
         Raises:
             RefusedJobError: Naming SLURM's reason.
         """
-        found = self.queue().get(job_id)
+        found = self.queue().get(first)
         reason = found.detail.partition(", ")[2] if found else ""
         if reason in NEVER_STARTS:
             self.cancel(job_id, only_queued=False)
@@ -197,20 +219,12 @@ class SlurmLauncher:
             )
 
     def queue(self) -> dict[str, PlaceState]:
-        """The user's jobs that are not over, from squeue.
+        """The user's jobs that are not over.
 
         Raises:
             LaunchError: It cannot be asked.
         """
-        done = _run(["squeue", "--me", "--noheader", "--format=%i|%T|%r"])
-        if done.returncode != 0:
-            raise LaunchError(f"squeue failed: {done.stderr.strip()}")
-        states = {}
-        for line in done.stdout.splitlines():
-            job_id, state, reason = line.strip().split("|", 2)
-            detail = state if reason in ("None", "") else f"{state}, {reason}"
-            states[job_id] = PlaceState("queued" if state in WAITING else "running", detail)
-        return states
+        return queued_jobs()
 
     def output(self, job_id: str, run_dir: Path) -> str | None:
         """What the batch job has printed."""
@@ -221,19 +235,8 @@ class SlurmLauncher:
             return None
 
     def ending(self, job_id: str) -> str | None:
-        """State and exit code, from scontrol, or from sacct where there is accounting."""
-        done = _run(["scontrol", "--oneliner", "show", "job", job_id])
-        state = re.search(r"\bJobState=(\S+)", done.stdout)
-        code = re.search(r"\bExitCode=(\d+)", done.stdout)
-        if state and code:
-            return f"{state[1]}, exit code {code[1]}"
-        if shutil.which("sacct") is None:
-            return None
-        done = _run(
-            ["sacct", "-j", job_id, "--allocations", "--noheader", "--parsable2", "--format=State,ExitCode"]
-        )
-        found, _, code_text = done.stdout.strip().partition("|")
-        return f"{found}, exit code {code_text.partition(':')[0]}" if found else None
+        """State and exit code."""
+        return ending(job_id)
 
     def cancel(self, job_id: str, *, only_queued: bool) -> None:
         """End a job.
@@ -241,7 +244,7 @@ class SlurmLauncher:
         Raises:
             LaunchError: scancel refused.
         """
-        done = _run(["scancel", *(["--state=PENDING"] if only_queued else []), job_id])
+        done = run_command(["scancel", *(["--state=PENDING"] if only_queued else []), job_id])
         if done.returncode != 0:
             raise LaunchError(f"scancel refused: {done.stderr.strip()}")
 
@@ -259,33 +262,3 @@ def _pattern(folder: Path) -> str:
             " --output; name another with --runs-dir"
         )
     return text.replace("%", "%%")
-
-
-def _advice(message: str) -> str:
-    """What to do about sbatch's message."""
-    for sign, advice in ADVICE:
-        if sign in message.lower():
-            return f"\n{advice}"
-    return ""
-
-
-def _run(command: Sequence[str]) -> subprocess.CompletedProcess[str]:
-    """Run a command of SLURM to its end.
-
-    Raises:
-        LaunchError: It is not there, or does not answer.
-    """
-    try:
-        return subprocess.run(
-            command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=TIMEOUT_SECONDS
-        )
-    except FileNotFoundError as error:
-        raise RefusedJobError(
-            f"there is no {command[0]} on PATH: type this on a login node of a SLURM cluster, or load its"
-            " module first ('--dry-run' shows what would be submitted)"
-        ) from error
-    except subprocess.TimeoutExpired as error:
-        raise LaunchError(
-            f"{command[0]} has not answered for {TIMEOUT_SECONDS} s: is the SLURM controller up"
-            " ('scontrol ping')?"
-        ) from error

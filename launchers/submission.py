@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import shlex
-from contextlib import suppress
+from collections.abc import Sequence
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
-from launchers.base import make_launcher
+from launchers.base import ArrayLauncher, RefusedJobError, make_launcher
 from launchers.submitted import Submission, only_submission
 from orchestrator.checkpoint.layout import RunLayout
 from orchestrator.spec.job import Job
@@ -29,8 +30,7 @@ def submit_job(job: Job, *, runs_dir: Path, dry_run: bool) -> dict[str, Any]:
         command = shlex.join(launcher.render(layout.submitted_job, layout.root))
         return {"name": job.name, "launcher": name, "command": command}
     with only_submission(layout):
-        # It is read as a job file again: what looks like an environment variable there is text by now.
-        layout.submitted_job.write_text(dump_resolved(job).replace("${", "$${"), encoding="utf-8")
+        write_submitted(job, layout)
         try:
             job_id = launcher.submit(layout.submitted_job, layout.root)
         except BaseException:
@@ -38,6 +38,53 @@ def submit_job(job: Job, *, runs_dir: Path, dry_run: bool) -> dict[str, Any]:
             raise
         Submission.of_now(name, job_id, values).write(layout)
     return {"name": job.name, "launcher": name, "job_id": job_id}
+
+
+def submit_sweep(job: Job, runs: Sequence[Job], *, runs_dir: Path, dry_run: bool) -> dict[str, Any]:
+    """Submit all runs of a sweep as one array; ``{name, launcher, job_ids}``, or the command on a dry run.
+
+    Raises:
+        LaunchError: A run is being run or queued already, or the launcher refused it or has no arrays.
+    """
+    name, options = job.launcher.name, job.launcher.options
+    values = options.model_dump(mode="json") if isinstance(options, Section) else dict(options)
+    launcher = make_launcher(name, values, job.resources)
+    if not isinstance(launcher, ArrayLauncher):
+        raise RefusedJobError(
+            f"launcher '{name}' has no arrays for a sweep: give --launcher slurm, or type 'orchestrator run'"
+            " where RAY_ADDRESS names a cluster, which runs as many at once as there is room for"
+        )
+    other = next((run.name for run in runs if run.resources != runs[0].resources), None)
+    if other is not None:
+        raise RefusedJobError(
+            f"'{other}' of the sweep asks for other resources than '{runs[0].name}', and all jobs of an array"
+            " get the same: leave resources out of the sweep, or submit a job file for each"
+        )
+    layouts = [RunLayout(runs_dir.resolve() / run.name) for run in runs]
+    files = [layout.submitted_job for layout in layouts]
+    at_once = None if job.sweep is None else job.sweep.at_once
+    if dry_run:
+        command = shlex.join(launcher.render_array(job.name, files, at_once=at_once))
+        return {"name": job.name, "launcher": name, "command": command}
+    with ExitStack() as stack:
+        for run, layout in zip(runs, layouts, strict=True):
+            stack.enter_context(only_submission(layout))
+            write_submitted(run, layout)
+        try:
+            job_ids = launcher.submit_array(job.name, files, at_once=at_once)
+        except BaseException:
+            for layout in layouts:
+                _leave_nothing(layout)
+            raise
+        for layout, job_id in zip(layouts, job_ids, strict=True):
+            Submission.of_now(name, job_id, values).write(layout)
+    return {"name": job.name, "launcher": name, "job_ids": job_ids}
+
+
+def write_submitted(job: Job, layout: RunLayout) -> None:
+    """Write a resolved job as the job file that a driver elsewhere is given."""
+    # It is read as a job file again: what looks like an environment variable there is text by now.
+    layout.submitted_job.write_text(dump_resolved(job).replace("${", "$${"), encoding="utf-8")
 
 
 def _leave_nothing(layout: RunLayout) -> None:

@@ -13,6 +13,7 @@ from orchestrator.spec.launchers import Launcher, LocalLauncher
 from orchestrator.spec.optimization import Anomalies, Limits, Optimizer, Schedule
 from orchestrator.spec.remote import require_file_system
 from orchestrator.spec.section import ChosenBy, Must, Section, field
+from orchestrator.spec.sweep import Sweep
 from orchestrator.spec.trackers import Wandb
 from orchestrator.spec.training import (
     Data,
@@ -274,6 +275,8 @@ class Job(Section):
     """Experiment trackers."""
     launcher: Launcher = field(default_factory=LocalLauncher)
     """Where the job runs; the ``--launcher`` flag overrides it."""
+    sweep: Sweep | None = None
+    """Runs of this job that differ in some keys; absent: it is one run."""
 
     def stage(self, name: str) -> TrainStage | EvaluateStage | ExportStage:
         """The stage called ``name``.

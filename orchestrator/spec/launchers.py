@@ -16,7 +16,7 @@ Line = Annotated[str, ONE_LINE]
 TIME = re.compile(r"\d+(:\d+){0,2}|\d+-\d+(:\d+){0,2}|UNLIMITED|INFINITE", re.ASCII)
 FLAG = re.compile(r"--([a-z][a-z0-9-]*)(=[^\x00-\x1f\x7f]*)?")
 OWN_FLAGS = {
-    "array": "a run directory holds one job; submit one job file for each",
+    "array": "it is made of the job's sweep",
     "job-name": "it is the run's name",
     "parsable": "the launcher reads the job id itself",
     "test-only": "use --dry-run",

@@ -10,8 +10,10 @@ no ``extends``, no ``defaults``, no variables, every default written out.
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -25,11 +27,21 @@ from orchestrator.spec.messages import explain, is_echo, nearest, shown
 from orchestrator.spec.overrides import FLAG, OverrideError, set_key, split_override
 from orchestrator.spec.paths import make_paths_absolute
 from orchestrator.spec.salvage import check_rest
-from orchestrator.spec.tree import Items, KeyPath, Table, inherited, key_text, merge, place_of, plain
+from orchestrator.spec.tree import Items, KeyPath, Place, Table, inherited, key_text, merge, place_of, plain
 from orchestrator.spec.yaml12 import MAX_BYTES, UNREADABLE, dump, parse
 
 Check = Callable[[Job], Iterable[tuple[KeyPath, str]]]
 """What else a caller knows to be wrong with a job, by key path."""
+
+
+@dataclass(frozen=True)
+class Values:
+    """What a caller sets in a job that has been read."""
+
+    place: str = ""
+    """Where they stand, for messages; relative paths among them begin in its folder."""
+    by_key: Mapping[str, Any] = field(default_factory=dict)
+    """Named as after ``--set``."""
 
 
 def load_job(path: Path, *, overrides: Sequence[str] = (), env: Mapping[str, str] | None = None) -> Job:
@@ -42,15 +54,23 @@ def load_job(path: Path, *, overrides: Sequence[str] = (), env: Mapping[str, str
     Raises:
         SpecError: Everything wrong with the file, each with file, line and key.
     """
-    return _load(path, overrides, os.environ if env is None else env, lambda job: ())
+    return _load(path, overrides, os.environ if env is None else env, lambda job: (), Values())
 
 
-def load_checked(path: Path, check: Check, *, overrides: Sequence[str] = ()) -> Job:
-    """Like ``load_job``, with the complaints of ``check`` about a job that is sound in itself."""
-    return _load(path, overrides, os.environ, check)
+def load_checked(
+    path: Path, check: Check, *, overrides: Sequence[str] = (), values: Values | None = None
+) -> Job:
+    """Like ``load_job``, with the complaints of ``check`` about a job that is sound in itself.
+
+    Args:
+        values: Set after the overrides.
+    """
+    return _load(path, overrides, os.environ, check, values or Values())
 
 
-def _load(path: Path, overrides: Sequence[str], environment: Mapping[str, str], check: Check) -> Job:
+def _load(
+    path: Path, overrides: Sequence[str], environment: Mapping[str, str], check: Check, values: Values
+) -> Job:
     problems: list[Problem] = []
 
     def quoted(text: str) -> str:
@@ -58,6 +78,7 @@ def _load(path: Path, overrides: Sequence[str], environment: Mapping[str, str], 
 
     root = _read_with_bases(path, quoted, problems, chain=())
     _apply_overrides(root, overrides, quoted, problems)
+    _apply_values(root, values, problems)
     make_paths_absolute(root)
     _merge_defaults(root, problems)
     secrets = list(secrets_in(root, (), root.place))
@@ -161,6 +182,16 @@ def _apply_overrides(
             problems.append(error.problem)
         except SpecError as error:
             problems += [Problem(FLAG, None, key, problem.message) for problem in error.problems]
+
+
+def _apply_values(root: Table, values: Values, problems: list[Problem]) -> None:
+    place = Place(values.place, None)
+    for key, value in values.by_key.items():
+        try:
+            # JSON is YAML; what looks like a variable in it is text by now.
+            set_key(root, key, parse(json.dumps(value), values.place, quoted=str, problems=problems), place)
+        except OverrideError as error:
+            problems.append(error.problem)
 
 
 def _merge_defaults(root: Table, problems: list[Problem]) -> None:

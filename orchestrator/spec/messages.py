@@ -21,7 +21,7 @@ from orchestrator.spec.compile import (
 from orchestrator.spec.tree import KeyPath
 
 # As many keys as a job has.
-MAX_CHOICES = 11
+MAX_CHOICES = 12
 MAX_SHOWN = 60
 
 

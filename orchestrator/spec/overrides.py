@@ -41,8 +41,8 @@ def split_override(text: str) -> tuple[str, str]:
     return key.strip(), value
 
 
-def set_key(root: Table, key: str, value: Any) -> None:
-    """Set ``key`` of ``root`` to ``value``.
+def set_key(root: Table, key: str, value: Any, place: Place = PLACE) -> None:
+    """Set ``key`` of ``root`` to ``value``, which was given at ``place``.
 
     Raises:
         OverrideError: A list item on the way does not exist, or a value on the way has no keys.
@@ -59,26 +59,27 @@ def set_key(root: Table, key: str, value: Any) -> None:
     if isinstance(node, Items):
         index = _index(node, last, key, ".".join(parts[:-1]))
         node[index] = value
-        node.places[index] = PLACE
+        node.places[index] = place
         return
     if not isinstance(node, Table):
         raise OverrideError(key, f"'{'.'.join(parts[:-1])}' is {shown(node)}, which has no keys")
-    given = Table(PLACE)
-    given.put(last, value, PLACE)
+    given = Table(place)
+    given.put(last, value, place)
     for name in _displaced(node, given, path):
         del node[name]
-    node.put(last, value, PLACE)
+    node.put(last, value, place)
 
 
 def _displaced(node: Table, given: Table, path: KeyPath) -> list[str]:
     """Keys of ``node``, found at ``path``, that give way to the one in ``given``.
 
-    When that chooses another section, keys set on the command line stay, in whatever order they come, and
-    so does the name of a list item.
+    When that chooses another section, keys set at the same place stay, in whatever order they come, and so
+    does the name of a list item.
     """
     if is_another(given, node, path):
         is_item = isinstance(path[-1], int)
-        return [name for name in node if node.places[name].file != FLAG and not (is_item and name == "name")]
+        kept = {name for name in node if node.places[name].file == given.place.file}
+        return [name for name in node if name not in kept and not (is_item and name == "name")]
     section = str(path[-1]) if path else ""
     return [name for name in node if excluded(section, name, given)]
 

@@ -14,5 +14,7 @@ class Wandb(Section):
     """``offline`` writes local files for ``wandb sync``."""
     entity: str | None = None
     """W&B team or user."""
+    group: Annotated[str, Must(min_length=1, max_length=128)] | None = None
+    """Group of the job's runs; absent: the job's name, or the sweep's, whose runs share it."""
     tags: tuple[str, ...] = ()
     """Tags of every run."""

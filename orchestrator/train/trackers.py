@@ -36,7 +36,7 @@ def start_trackers(
                 job.tracking.wandb,
                 run_id=inputs.run_id,
                 name=f"{job.name}/{stage.name}",
-                group=job.name,
+                group=job.tracking.wandb.group or job.name,
                 config=config,
                 folder=layout.root,
             )

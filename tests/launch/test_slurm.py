@@ -152,6 +152,24 @@ def test_scancel_leaves_no_process(runs: Runs) -> None:
     runs.expect_nothing_left(job_id)
 
 
+def test_the_runs_of_a_sweep_are_an_array_and_each_ends_as_a_run_of_its_own(
+    runs: Runs, whole: RunLayout
+) -> None:
+    job = runs.job("swept")
+    command = ("submit", job, "--launcher", "slurm", "--nodes", "2", "--set", "sweep.grid.seed=[11, 12]")
+    array, _ = str(json.loads(runs.call(*command, "--json"))["job_ids"][0]).split("_")
+    for task in range(2):
+        name, job_id = f"swept-{task}", f"{array}_{task}"
+        assert json.loads(runs.call("status", name, "--json"))["job"]["job_id"] == job_id
+        ended = runs.cluster.ended(job_id)
+        assert (ended["JobState"], ended["ExitCode"]) == ("COMPLETED", "0:0"), runs.output(name, job_id)
+        assert json.loads(runs.call("status", name, "--json"))["state"] == "finished"
+        runs.expect_nothing_left(ended["JobId"])
+    # The seed of the one is that of the run which nothing interrupted.
+    assert weights_equal(runs.layout("swept-0"), whole)
+    assert not weights_equal(runs.layout("swept-1"), whole)
+
+
 @pytest.mark.exhaustive
 def test_cancel_saves_and_the_job_is_not_queued_again(runs: Runs) -> None:
     job_id = runs.submit(runs.job("cancelled"))

@@ -75,6 +75,45 @@ def test_a_run_waits_for_the_one_before_it_and_goes_when_that_is_cancelled(
     assert cluster.ended(second)["JobState"] == "CANCELLED", "what can never start does not wait for ever"
 
 
+def test_a_run_of_an_array_is_shown_and_cancelled_alone(
+    command: tuple[str | Path, ...], cluster: Cluster, tmp_path: Path, console: Console
+) -> None:
+    runs = tmp_path / "runs"
+    swept = (*command, "--set", "sweep.grid.seed=[1, 2, 3]", "--set", "sweep.at_once=2")
+    ids = console(*swept, "--json", *LATER).json()["job_ids"]
+    array = ids[0].partition("_")[0]
+    assert ids == [f"{array}_{task}" for task in range(3)]
+    status = console("status", "tiny-1", "--runs-dir", runs, "--json").json()
+    assert (status["state"], status["job"]["job_id"]) == ("queued", ids[1])
+    assert console("cancel", "tiny-1", "--runs-dir", runs, "--json").json()["state"] == "cancelled"
+    listed = console("status", "--runs-dir", runs).output
+    assert [line.split()[:2] for line in listed.splitlines() if "tiny-" in line] == [
+        ["tiny-0", "queued"],
+        ["tiny-1", "cancelled"],
+        ["tiny-2", "queued"],
+    ]
+    second = console(*swept, *LATER)
+    assert second.code == 1
+    assert f"{runs}/tiny-0 is queued already as slurm job {ids[0]}" in second.errors
+    cluster.command("scancel", array)
+
+
+def test_an_array_that_sbatch_refuses_leaves_nothing(
+    command: tuple[str | Path, ...], cluster: Cluster, tmp_path: Path, console: Console
+) -> None:
+    swept = (*command, "--set", "sweep.grid.seed=[1, 2]")
+    for flags, found in (
+        (("--partition", "nope"), "invalid partition"),
+        (("--nodes", "2"), "PartitionConfig"),
+    ):
+        wide = ("--set", "resources.cpus_per_worker=64") if found == "PartitionConfig" else ()
+        ended = console(*swept, *flags, *wide)
+        assert ended.code == 2
+        assert found in ended.errors
+    assert not list((tmp_path / "runs").glob("*"))
+    assert cluster.command("squeue", "--noheader") == ""
+
+
 @pytest.mark.parametrize(
     ("flags", "found", "advice"),
     [

@@ -16,7 +16,7 @@ MISTAKES = {
     ),
     changed("seed: 17", "zebra: 1"): (
         "2: zebra: unknown key. Valid keys: name, seed, reproducibility, resources, tokenizer, datasets,"
-        " stages, tracking, launcher, defaults, extends."
+        " stages, tracking, launcher, sweep, defaults, extends."
     ),
     changed("lr: 1e-3", "lr: fast"): ("21: stages[0].optimizer.lr: expected a number, found 'fast'"),
     changed("seq_len: 64", "seq_len: '64'"): (

@@ -1,0 +1,73 @@
+"""The plan of a job for a person: a table of its training stages, then what each stage is and promises."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from launchers.cli_print import number_text, print_table
+
+
+def print_plan(document: dict[str, Any]) -> None:
+    """A table of the training stages' numbers, then what each stage is and what it promises."""
+    resources = document["resources"]
+    trained = [stage for stage in document["stages"] if stage["kind"] == "train"]
+    title = (
+        f"{document['name']}: workers {_workers_text(resources['num_workers'])}, CPU cores each"
+        f" {resources['cpus_per_worker']}, GPUs each {resources['gpus_per_worker']},"
+        f" run directory {document['run_dir']}"
+    )
+    header = ("stage", "strategy", "batch", "seq_len", "steps", "rows", "tokens", "parameters")
+    print_table(title, header, [_plan_row(stage) for stage in trained])
+    print("batch: workers x micro-batch x accumulation = rows per step")
+    if isinstance(resources["num_workers"], dict):
+        fitting = ", ".join(map(str, document["fitting_workers"]))
+        print(f"numbers of workers that can share the batches of all stages: {fitting}")
+    print("Stages, in order:")
+    for index, stage in enumerate(document["stages"], start=1):
+        needs = f", needs {stage['needs']}" if stage["needs"] else ""
+        saved = stage.get("saved_step")
+        to_do = "to do" if saved is None else f"begun, goes on from step {saved:,}"
+        state = "done" if stage["done"] else to_do
+        print(f"  {index}. {stage['name']}: {stage['kind']}{needs}: {state}")
+        if stage["kind"] == "train":
+            print(f"     {stage['promise']}")
+            if stage["packing_efficiency"] is not None:
+                print(f"     rows are {stage['packing_efficiency']:.2%} full of tokens")
+    for name, point in document["sweep"].items():
+        values = ", ".join(f"{key}={json.dumps(value)}" for key, value in point.items())
+        print(f"run {name} of the sweep: {values}")
+    if document["refusal"]:
+        print(f"'run' refuses this job as it is: {document['refusal']}")
+
+
+def _workers_text(workers: int | dict[str, int]) -> str:
+    """``2``, or ``1 to 4``."""
+    return str(workers) if isinstance(workers, int) else f"{workers['min']} to {workers['max']}"
+
+
+def _plan_row(stage: dict[str, Any]) -> tuple[str, ...]:
+    batch = (
+        f"{stage['world_size']} x {stage['micro_batch_size']} x {stage['grad_accum_steps']}"
+        f" = {stage['global_batch_size']}"
+    )
+    rows = number_text(stage["rows"])
+    if stage["epochs"] is not None:
+        rows = f"{stage['epochs']:g} epochs"
+    return (
+        stage["name"],
+        stage["strategy"],
+        batch,
+        number_text(stage["seq_len"]),
+        number_text(stage["steps"]),
+        rows,
+        number_text(stage["tokens"]),
+        _parameters_text(stage["parameters"], stage["trained_parameters"]),
+    )
+
+
+def _parameters_text(num_parameters: int | None, num_trained: int | None) -> str:
+    """How many there are, and how many of them are trained where it is not all."""
+    if num_trained == num_parameters:
+        return number_text(num_parameters)
+    return f"{number_text(num_parameters)}, {number_text(num_trained)} trained"

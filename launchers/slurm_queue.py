@@ -1,0 +1,92 @@
+"""What SLURM says: of a command that it refused, of the jobs in its queue, of one that has ended."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+from collections.abc import Sequence
+
+from launchers.base import PlaceState, RefusedJobError
+from orchestrator.errors import LaunchError
+
+# A controller that does not answer makes every command of SLURM wait, by default for minutes.
+TIMEOUT_SECONDS = 60
+# States in squeue of a job that waits; a requeued one is among them.
+WAITING = ("PENDING", "REQUEUED", "REQUEUE_HOLD", "REQUEUE_FED", "SPECIAL_EXIT", "SUSPENDED")
+ADVICE = (
+    (
+        "invalid partition",
+        "'sinfo -s' lists the partitions: correct launcher.options.partition or --partition",
+    ),
+    ("accounting/qos policy", "wait for other jobs to end, or ask for less: fewer nodes, a shorter time"),
+    ("invalid account", "'sacctmgr show assoc user=$USER' lists your accounts: give one with --account"),
+    ("node configuration", "'sinfo -Nl' shows the nodes: ask for fewer of them, or for less of each"),
+    ("node count", "'sinfo -s' shows how many nodes there are: lower --nodes"),
+    ("dependency", "a run of --after has failed or is gone from the queue: mend and submit it first"),
+    ("time limit", "'sinfo -s' shows each partition's limit: lower --time"),
+    ("unrecognized option", "it came after '--' or from launcher.options.flags: correct it there"),
+)
+
+
+def queued_jobs() -> dict[str, PlaceState]:
+    """The user's jobs that are not over, from squeue; those of an array one by one.
+
+    Raises:
+        LaunchError: It cannot be asked.
+    """
+    done = run_command(["squeue", "--me", "--array", "--noheader", "--format=%i|%T|%r"])
+    if done.returncode != 0:
+        raise LaunchError(f"squeue failed: {done.stderr.strip()}")
+    states = {}
+    for line in done.stdout.splitlines():
+        job_id, state, reason = line.strip().split("|", 2)
+        detail = state if reason in ("None", "") else f"{state}, {reason}"
+        states[job_id] = PlaceState("queued" if state in WAITING else "running", detail)
+    return states
+
+
+def ending(job_id: str) -> str | None:
+    """State and exit code of a job, from scontrol, or from sacct where there is accounting."""
+    done = run_command(["scontrol", "--oneliner", "show", "job", job_id])
+    state = re.search(r"\bJobState=(\S+)", done.stdout)
+    code = re.search(r"\bExitCode=(\d+)", done.stdout)
+    if state and code:
+        return f"{state[1]}, exit code {code[1]}"
+    if shutil.which("sacct") is None:
+        return None
+    done = run_command(
+        ["sacct", "-j", job_id, "--allocations", "--noheader", "--parsable2", "--format=State,ExitCode"]
+    )
+    found, _, code_text = done.stdout.strip().partition("|")
+    return f"{found}, exit code {code_text.partition(':')[0]}" if found else None
+
+
+def advice_on(message: str) -> str:
+    """What to do about sbatch's message."""
+    for sign, advice in ADVICE:
+        if sign in message.lower():
+            return f"\n{advice}"
+    return ""
+
+
+def run_command(command: Sequence[str]) -> subprocess.CompletedProcess[str]:
+    """Run a command of SLURM to its end.
+
+    Raises:
+        LaunchError: It is not there, or does not answer.
+    """
+    try:
+        return subprocess.run(
+            command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=TIMEOUT_SECONDS
+        )
+    except FileNotFoundError as error:
+        raise RefusedJobError(
+            f"there is no {command[0]} on PATH: type this on a login node of a SLURM cluster, or load its"
+            " module first ('--dry-run' shows what would be submitted)"
+        ) from error
+    except subprocess.TimeoutExpired as error:
+        raise LaunchError(
+            f"{command[0]} has not answered for {TIMEOUT_SECONDS} s: is the SLURM controller up"
+            " ('scontrol ping')?"
+        ) from error

@@ -1,0 +1,173 @@
+"""The runs of a sweep, as many at once as there is room for, each with a driver of its own.
+
+All share one Ray: the cluster that RAY_ADDRESS names, or one inside this machine. A run that fails ends no
+other; the same command goes on with those that are not finished.
+"""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from argparse import Namespace
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+
+from launchers.cli_print import print_json, print_table
+from launchers.ray_session import check_this_machine, count_runs, ray_session
+from launchers.runs import read_result
+from launchers.submission import write_submitted
+from orchestrator.checkpoint.layout import RunLayout
+from orchestrator.spec.job import Job
+from orchestrator.spec.sweep import Sweep
+
+POLL_SECONDS = 0.2
+# What a driver ends with that was stopped and has saved.
+STOPPED = 75
+# Of what a failed driver printed.
+SHOWN_LINES = 5
+
+
+def run_sweep(sweep: Sweep, jobs: Sequence[Job], options: Namespace) -> int:
+    """Run all jobs of a sweep to their ends and print what came of each; the command's exit code.
+
+    Args:
+        options: Of ``run``.
+
+    Returns:
+        0: all have finished; 75: the sweep was stopped; 1: a run has failed.
+
+    Raises:
+        LaunchError: There is no Ray.
+        PlanError: There is no room for a single run.
+    """
+    for job in jobs:
+        check_this_machine(job.resources)
+    passed_on = [*(["--fresh"] if options.fresh else []), *(["--redo", options.redo] if options.redo else [])]
+    with ray_session():
+        room = min(count_runs(job.resources) for job in jobs)
+        drivers = _Drivers(options.runs_dir.resolve(), passed_on)
+        with _signals(drivers):
+            states = drivers.run(jobs, min(room, sweep.at_once or room))
+    results = _results(jobs, options.runs_dir.resolve())
+    if options.json:
+        runs = [
+            {"name": job.name, "state": states[job.name], "values": dict(point), "metrics": metrics}
+            for job, point, metrics in zip(jobs, sweep.points, results, strict=True)
+        ]
+        print_json({"runs": runs})
+    else:
+        _print_results(sweep, states, results)
+    if "failed" in states.values():
+        return 1
+    return 0 if set(states.values()) == {"finished"} else STOPPED
+
+
+def _results(jobs: Sequence[Job], runs_dir: Path) -> list[dict[str, float]]:
+    """Final metrics of each run, those of the last stage that has any, by ``<stage> <metric>``."""
+    found = []
+    for job in jobs:
+        layout = RunLayout(runs_dir / job.name)
+        metrics = {
+            stage.name: read_result(layout.stage(stage.name)).get("metrics", {}) for stage in job.stages
+        }
+        last = next((name for name in reversed(metrics) if metrics[name]), None)
+        found.append({f"{last} {key}": value for key, value in metrics[last].items()} if last else {})
+    return found
+
+
+def _print_results(sweep: Sweep, states: dict[str, str], results: list[dict[str, float]]) -> None:
+    """A line for each run: what it set, and what came of it."""
+    keys = list(dict.fromkeys(key for point in sweep.points for key in point))
+    names = list(dict.fromkeys(name for metrics in results for name in metrics))
+    lines = [
+        (
+            name,
+            state,
+            *(json.dumps(point[key]) if key in point else "" for key in keys),
+            *(f"{metrics[metric]:.6g}" if metric in metrics else "" for metric in names),
+        )
+        for (name, state), point, metrics in zip(states.items(), sweep.points, results, strict=True)
+    ]
+    print_table("runs of the sweep", ("run", "state", *keys, *names), lines)
+
+
+class _Drivers:
+    """Starts a driver for each run and waits for it."""
+
+    def __init__(self, runs_dir: Path, options: Sequence[str]) -> None:
+        self._runs_dir = runs_dir
+        self._options = options
+        self._alive: dict[str, subprocess.Popen[bytes]] = {}
+        self._is_stopped = False
+
+    def run(self, jobs: Sequence[Job], at_once: int) -> dict[str, str]:
+        """How each run ended, by its name."""
+        states = dict.fromkeys((job.name for job in jobs), "waiting")
+        left = list(jobs)
+        try:
+            while self._alive or (left and not self._is_stopped):
+                while left and len(self._alive) < at_once and not self._is_stopped:
+                    self._start(left.pop(0))
+                time.sleep(POLL_SECONDS)
+                for name, driver in list(self._alive.items()):
+                    if driver.poll() is not None:
+                        del self._alive[name]
+                        states[name] = self._ended(name, driver.returncode)
+        finally:
+            for driver in self._alive.values():
+                driver.kill()
+        return states
+
+    def stop(self) -> None:
+        """Ask all drivers to save and stop; once more: at once."""
+        self._is_stopped = True
+        for driver in self._alive.values():
+            driver.terminate()
+
+    def _start(self, job: Job) -> None:
+        layout = RunLayout(self._runs_dir / job.name)
+        layout.root.mkdir(parents=True, exist_ok=True)
+        write_submitted(job, layout)
+        command = [sys.executable, "-m", "launchers.cli", "run", str(layout.submitted_job)]
+        with self._output(job.name).open("ab") as output:
+            # In a session of its own: Ctrl-C reaches it once, from here.
+            self._alive[job.name] = subprocess.Popen(
+                [*command, "--runs-dir", str(self._runs_dir), *self._options],
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+        print(f"[{job.name}] started; its output is {self._output(job.name)}", file=sys.stderr)
+
+    def _ended(self, name: str, code: int) -> str:
+        state = {0: "finished", STOPPED: "stopped"}.get(code, "failed")
+        print(f"[{name}] {state}", file=sys.stderr)
+        if state == "failed":
+            lines = self._output(name).read_text("utf-8", errors="replace").rstrip().splitlines()
+            print("\n".join(f"[{name}]   {line}" for line in lines[-SHOWN_LINES:]), file=sys.stderr)
+        return state
+
+    def _output(self, name: str) -> Path:
+        return self._runs_dir / name / "driver.log"
+
+
+@contextmanager
+def _signals(drivers: _Drivers) -> Iterator[None]:
+    """Pass on SIGINT and SIGTERM to the drivers while the block runs."""
+
+    def on_signal(number: int, frame: FrameType | None) -> None:
+        print("Stopping all runs as soon as their work is saved; once more to stop at once.", file=sys.stderr)
+        drivers.stop()
+
+    before = {number: signal.signal(number, on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
