@@ -244,7 +244,14 @@ class SlurmLauncher:
         Raises:
             LaunchError: scancel refused.
         """
-        done = run_command(["scancel", *(["--state=PENDING"] if only_queued else []), job_id])
+        only = ["--state=PENDING"] if only_queued else []
+        if only_queued and "_" in job_id:
+            # scancel takes a filter for the whole array as long as that waits as one record. Held, it cannot
+            # start; what has started cannot be held.
+            if run_command(["scontrol", "hold", job_id]).returncode != 0:
+                return
+            only = []
+        done = run_command(["scancel", *only, job_id])
         if done.returncode != 0:
             raise LaunchError(f"scancel refused: {done.stderr.strip()}")
 

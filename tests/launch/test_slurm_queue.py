@@ -89,9 +89,10 @@ def test_a_run_of_an_array_is_shown_and_cancelled_alone(
     listed = console("status", "--runs-dir", runs).output
     assert [line.split()[:2] for line in listed.splitlines() if "tiny-" in line] == [
         ["tiny-0", "queued"],
-        ["tiny-1", "cancelled"],
+        ["tiny-1", "waiting"],
         ["tiny-2", "queued"],
     ]
+    assert console("status", "tiny-1", "--runs-dir", runs, "--json").json()["state"] == "cancelled"
     second = console(*swept, *LATER)
     assert second.code == 1
     assert f"{runs}/tiny-0 is queued already as slurm job {ids[0]}" in second.errors
