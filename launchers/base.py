@@ -66,6 +66,18 @@ class RemoteLauncher(Protocol):
 
 
 @runtime_checkable
+class ManifestLauncher(Protocol):
+    """A launcher whose place takes a document instead of a command."""
+
+    def manifest(self, job_file: Path, run_dir: Path) -> str:
+        """The document that would be submitted; changes nothing.
+
+        Raises:
+            LaunchError: The place cannot take the job.
+        """
+
+
+@runtime_checkable
 class ArrayLauncher(Protocol):
     """A launcher whose place takes the runs of a sweep as one array, ``<name>-0``, ``<name>-1`` and so on."""
 

@@ -158,7 +158,9 @@ def _add_job_commands(commands: Commands) -> None:
 
 def _add_launcher_options(submit: _Parser) -> None:
     """What overrides ``launcher`` of the job file."""
-    submit.add_argument("--launcher", help="local, ray, slurm, or your own (default: the job file's)")
+    submit.add_argument(
+        "--launcher", help="local, ray, slurm, kuberay, or your own (default: the job file's)"
+    )
     submit.add_argument("--address", metavar="URL", help="ray: the cluster's jobs service, http://HEAD:8265")
     submit.add_argument("--nodes", type=int, metavar="N", help="slurm: number of nodes")
     submit.add_argument("--partition", metavar="P", help="slurm: partition")

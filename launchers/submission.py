@@ -8,7 +8,7 @@ from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
-from launchers.base import ArrayLauncher, RefusedJobError, make_launcher
+from launchers.base import ArrayLauncher, ManifestLauncher, RefusedJobError, make_launcher
 from launchers.submitted import Submission, only_submission
 from orchestrator.checkpoint.layout import RunLayout
 from orchestrator.spec.job import Job
@@ -17,7 +17,7 @@ from orchestrator.spec.section import Section
 
 
 def submit_job(job: Job, *, runs_dir: Path, dry_run: bool) -> dict[str, Any]:
-    """Submit ``job``; ``{name, launcher, job_id}``, or ``{name, launcher, command}`` on a dry run.
+    """Submit ``job``; ``{name, launcher, job_id}``; on a dry run ``command`` or ``manifest`` instead.
 
     Raises:
         LaunchError: The run is being run or queued already, or the launcher refused it.
@@ -26,6 +26,9 @@ def submit_job(job: Job, *, runs_dir: Path, dry_run: bool) -> dict[str, Any]:
     name, options = job.launcher.name, job.launcher.options
     values = options.model_dump(mode="json") if isinstance(options, Section) else dict(options)
     launcher = make_launcher(name, values, job.resources)
+    if dry_run and isinstance(launcher, ManifestLauncher):
+        manifest = launcher.manifest(layout.submitted_job, layout.root)
+        return {"name": job.name, "launcher": name, "manifest": manifest}
     if dry_run:
         command = shlex.join(launcher.render(layout.submitted_job, layout.root))
         return {"name": job.name, "launcher": name, "command": command}

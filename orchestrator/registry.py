@@ -43,6 +43,7 @@ REGISTRY: Mapping[Kind, Mapping[str, str]] = MappingProxyType(
             "local": "launchers.local:LocalLauncher",
             "ray": "launchers.ray:RayLauncher",
             "slurm": "launchers.slurm:SlurmLauncher",
+            "kuberay": "launchers.kuberay:KuberayLauncher",
         },
     }
 )

@@ -120,4 +120,41 @@ class RayLauncher(Section):
     """Which cluster, and what is sent to it."""
 
 
-Launcher = Annotated[LocalLauncher | RayLauncher | SlurmLauncher | Plugin, ChosenBy("name", default="local")]
+class KuberayOptions(Section):
+    """What KubeRay starts for the job."""
+
+    image: Line
+    """Container image with Ray, orchestrator and your own modules; its Ray is the version installed here."""
+    volume_claim: Line
+    """PersistentVolumeClaim that all pods mount; ``runs/`` and the data lie on it."""
+    mount_path: Annotated[str, Must(pattern=r"^/[^\x00-\x1f\x7f]+$", hint="an absolute path")]
+    """Where it is mounted, in the pods as on the machine that submits."""
+    namespace: Line | None = None
+    """Kubernetes namespace; absent: that of kubectl's context."""
+    nodes: Positive = 1
+    """Pods with workers; each has ``num_workers / nodes`` of them, rounded up."""
+    memory_per_node: Line
+    """Memory of a pod with workers, such as ``64Gi``."""
+    head_cpus: Positive = 2
+    """CPU cores of the head, which runs the driver."""
+    head_memory: Line = "8Gi"
+    """Memory of the head."""
+    python: Line = "python"
+    """Interpreter in the image, with orchestrator installed."""
+    max_restarts: Annotated[int, Must(ge=0)] = 3
+    """How often KubeRay starts the job again, on a new Ray, after it failed."""
+
+
+class KuberayLauncher(Section):
+    """A RayJob of a Kubernetes cluster with KubeRay 1.5 or later."""
+
+    name: Literal["kuberay"]
+    """A RayJob of a Kubernetes cluster."""
+    options: KuberayOptions
+    """What KubeRay starts for the job."""
+
+
+Launcher = Annotated[
+    LocalLauncher | RayLauncher | SlurmLauncher | KuberayLauncher | Plugin,
+    ChosenBy("name", default="local"),
+]

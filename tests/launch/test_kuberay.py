@@ -1,0 +1,161 @@
+"""The RayJob that ``submit --launcher kuberay`` renders, and what a stand-in for kubectl is asked."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import pytest
+import ray
+import yaml
+
+from launchers.kuberay import KuberayLauncher
+from orchestrator.spec.job import Resources
+from tests.unit.launchers.commands import Console
+from tests.unit.spec.jobs import VALID, write_job
+
+# The YAML of KubeRay's own ray.io_rayjobs.yaml, where it is at hand.
+CRD = "ORCHESTRATOR_TEST_KUBERAY_CRD"
+OPTIONS = {
+    "image": "registry.example/orchestrator:1",
+    "volume_claim": "shared",
+    "mount_path": "/shared",
+    "nodes": 2,
+    "memory_per_node": "64Gi",
+}
+RESOURCES = Resources.model_validate({"num_workers": 3, "cpus_per_worker": 4, "gpus_per_worker": 1})
+FAKE = """#!/bin/bash
+printf '%s\\n' "$*" >>"$FAKE_LOG"
+for word in "$@"; do
+  case $word in create) cat >"$FAKE_LOG.manifest" ;; esac
+  [[ -f $FAKE_LOG.$word ]] && cat "$FAKE_LOG.$word"
+done
+exit "$(cat "$FAKE_LOG.code" 2>/dev/null || echo 0)"
+"""
+
+
+def render(name: str = "tiny", **options: Any) -> dict[str, Any]:
+    launcher = KuberayLauncher.for_resources({**OPTIONS, **options}, RESOURCES)
+    run_dir = Path("/shared/runs", name)
+    found: dict[str, Any] = yaml.safe_load(launcher.manifest(run_dir / "submitted.yaml", run_dir))
+    return found
+
+
+def test_the_manifest_asks_for_the_jobs_workers_on_a_ray_with_a_token() -> None:
+    job = render()
+    assert (job["apiVersion"], job["kind"], job["metadata"]["name"]) == ("ray.io/v1", "RayJob", "tiny")
+    spec = job["spec"]
+    assert spec["entrypoint"] == (
+        "python -m launchers.cli run /shared/runs/tiny/submitted.yaml --runs-dir=/shared/runs"
+    )
+    cluster = spec["rayClusterSpec"]
+    assert cluster["rayVersion"] == ray.__version__
+    assert cluster["authOptions"] == {"mode": "token"}
+    assert cluster["headGroupSpec"]["rayStartParams"]["num-cpus"] == "0"
+    (group,) = cluster["workerGroupSpecs"]
+    assert (group["replicas"], group["minReplicas"], group["maxReplicas"]) == (2, 2, 2)
+    (container,) = group["template"]["spec"]["containers"]
+    # Three workers on two pods.
+    assert container["resources"]["limits"] == {"cpu": "8", "memory": "64Gi", "nvidia.com/gpu": "2"}
+    for pod in (group["template"], cluster["headGroupSpec"]["template"]):
+        mounts = {mount["name"]: mount["mountPath"] for mount in pod["spec"]["containers"][0]["volumeMounts"]}
+        assert mounts == {"shared": "/shared", "shm": "/dev/shm"}
+        assert {volume["name"] for volume in pod["spec"]["volumes"]} == set(mounts)
+
+
+@pytest.mark.skipif(CRD not in os.environ, reason=f"{CRD} names no file with KubeRay's schema")
+def test_the_manifest_fits_kuberays_schema() -> None:
+    crd = yaml.safe_load(Path(os.environ[CRD]).read_text())
+    (version,) = (found for found in crd["spec"]["versions"] if found["name"] == "v1")
+    jsonschema.validate(render(), version["schema"]["openAPIV3Schema"])
+
+
+@pytest.mark.parametrize("text", ["$(touch hacked)", "; touch hacked", "a' b\" c", "{}: &a *a", "%j", "- x"])
+def test_no_value_becomes_anything_but_itself(text: str) -> None:
+    job = render(image=text, volume_claim=text, python=text, namespace=text, memory_per_node=text)
+    (container,) = job["spec"]["rayClusterSpec"]["workerGroupSpecs"][0]["template"]["spec"]["containers"]
+    assert (
+        container["image"]
+        == container["resources"]["limits"]["memory"]
+        == job["metadata"]["namespace"]
+        == text
+    )
+    assert shlex.split(job["spec"]["entrypoint"])[0] == text
+
+
+def submit(folder: Path, console: Console, *flags: str) -> Any:
+    options = {**OPTIONS, "mount_path": str(folder), "nodes": 1}
+    text = VALID + "launcher: " + json.dumps({"name": "kuberay", "options": options}) + "\n"
+    return console("submit", write_job(folder, text), "--runs-dir", folder / "runs", *flags)
+
+
+def test_a_dry_run_prints_the_manifest_and_leaves_nothing(tmp_path: Path, console: Console) -> None:
+    ended = submit(tmp_path, console, "--dry-run")
+    assert ended.code == 0
+    assert yaml.safe_load(ended.output)["kind"] == "RayJob"
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize(
+    ("flags", "expected"),
+    [
+        (("--set", "name=a.b"), "'a.b' is no name for Kubernetes, expected at most 47 lower-case letters"),
+        (("--set", "launcher.options.mount_path=/else"), "is not on the volume, which is mounted at /else"),
+        (("--set", "launcher.options.nodes=9"), "resources.num_workers is 1: a pod would have no worker"),
+        (("--set", "launcher.options.volume_claim=null"), "launcher.options.volume_claim: "),
+    ],
+)
+def test_what_kubernetes_could_not_take_is_refused(
+    flags: tuple[str, ...], expected: str, tmp_path: Path, console: Console
+) -> None:
+    for more in ((), ("--dry-run",)):
+        ended = submit(tmp_path, console, *flags, *more)
+        assert ended.code == 2
+        assert expected in ended.errors
+        assert not list((tmp_path / "runs").glob("*"))
+
+
+def test_without_kubectl_the_message_says_what_to_do(
+    tmp_path: Path, console: Console, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    ended = submit(tmp_path, console)
+    assert ended.code == 2
+    assert "there is no kubectl on PATH" in ended.errors
+    assert not list((tmp_path / "runs").glob("*"))
+
+
+def test_a_stand_in_for_kubectl_is_given_the_manifest_and_asked_for_the_state(
+    tmp_path: Path, console: Console, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bin_dir, log = tmp_path / "bin", tmp_path / "log"
+    bin_dir.mkdir()
+    (bin_dir / "kubectl").write_text(FAKE)
+    (bin_dir / "kubectl").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{bin_dir}:/usr/bin:/bin")
+    monkeypatch.setenv("FAKE_LOG", str(log))
+    flags = ("--set", "launcher.options.namespace=lab")
+    assert submit(tmp_path, console, *flags, "--json").json()["job_id"] == "tiny"
+    assert yaml.safe_load(Path(f"{log}.manifest").read_text())["metadata"]["name"] == "tiny"
+    assert log.read_text().splitlines() == [
+        "--namespace=lab get rayjob tiny --ignore-not-found --output=json",
+        "--namespace=lab create --filename=- --output=name",
+    ]
+    job = {"metadata": {"name": "tiny"}, "status": {"jobDeploymentStatus": "Initializing"}}
+    Path(f"{log}.rayjobs").write_text(json.dumps({"items": [job]}))
+    Path(f"{log}.rayjob").write_text(json.dumps(job))
+    status = console("status", "tiny", "--runs-dir", tmp_path / "runs", "--json").json()
+    assert (status["state"], status["job"]["state"]) == ("queued", "Initializing")
+    second = submit(tmp_path, console, *flags)
+    assert second.code == 1
+    assert "is queued already as kuberay job tiny (Initializing)" in second.errors
+    assert console("cancel", "tiny", "--runs-dir", tmp_path / "runs").code == 0
+    assert "--namespace=lab delete rayjob tiny --wait=false" in log.read_text()
+    Path(f"{log}.code").write_text("1")
+    failed = submit(tmp_path, console, *flags)
+    assert failed.code == 1
+    assert "kubectl" in failed.errors
