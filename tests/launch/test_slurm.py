@@ -142,6 +142,43 @@ def test_a_run_that_was_asked_to_make_room_goes_on_to_the_same_weights(runs: Run
     assert json.loads(runs.call("verify", "moved", "--json"))["ok"]
 
 
+@pytest.mark.exhaustive
+def test_turns_are_bounded_and_a_later_submission_goes_on(runs: Runs, whole: RunLayout) -> None:
+    job = runs.job("bounded")
+    job_id = runs.submit(job, "--set", "launcher.options.max_requeues=1")
+    for turn in range(2):
+        wanted = last_step(runs.layout("bounded").stage("ddp").metrics) + 3
+        runs.training("bounded", job_id, wanted)
+        runs.cluster.command("scancel", "--signal=USR1", "--batch", job_id)
+        if turn == 0:
+            runs.cluster.wait(job_id, lambda job: job["JobState"] == "PENDING")
+            runs.cluster.start_again(job_id)
+    ended = runs.cluster.ended(job_id)
+    output = runs.output("bounded", job_id)
+    assert (ended["JobState"], ended["ExitCode"], ended["Restarts"]) == ("FAILED", "75:0", "1"), output
+    assert "the work is saved; not queued again after 1 times (--max-requeues=1)" in output
+    runs.expect_nothing_left(job_id)
+    again = runs.submit(job)
+    assert runs.cluster.ended(again)["JobState"] == "COMPLETED", runs.output("bounded", again)
+    assert weights_equal(runs.layout("bounded"), whole)
+
+
+@pytest.mark.exhaustive
+def test_a_node_that_fails_gives_the_job_another_turn(runs: Runs, whole: RunLayout) -> None:
+    job_id = runs.submit(runs.job("orphaned"))
+    runs.training("orphaned", job_id)
+    # What slurmctld does of a node that does not answer (SlurmdTimeout).
+    runs.cluster.command("scontrol", "update", "NodeName=n2", "State=DOWN", "Reason=lost")
+    runs.cluster.wait(job_id, lambda job: job["JobState"] == "PENDING")
+    runs.cluster.command("scontrol", "update", "NodeName=n2", "State=RESUME")
+    runs.cluster.start_again(job_id)
+    ended = runs.cluster.ended(job_id)
+    assert (ended["JobState"], ended["Restarts"]) == ("COMPLETED", "1"), runs.output("orphaned", job_id)
+    assert weights_equal(runs.layout("orphaned"), whole)
+    assert json.loads(runs.call("verify", "orphaned", "--json"))["ok"]
+    runs.expect_nothing_left(job_id)
+
+
 def test_scancel_leaves_no_process(runs: Runs) -> None:
     job_id = runs.submit(runs.job("killed"))
     # Ray's processes are all there, and the driver is among them.
