@@ -106,13 +106,27 @@ def plan(options: Namespace) -> int:
     runs = _load_runs(job, options)
     document = plan_job(job, runs_dir=options.runs_dir, with_model=options.with_model)
     points = job.sweep.points if job.sweep else ()
-    document["sweep"] = {run.name: dict(point) for run, point in zip(runs, points, strict=True)}
+    document["sweep"] = {
+        run.name: {
+            "values": dict(point),
+            "state": _progress(plan_job(run, runs_dir=options.runs_dir, with_model=False)),
+        }
+        for run, point in zip(runs, points, strict=True)
+    }
     _warn_of_missing_files(job)
     if options.json:
         print_json(document)
     else:
         print_plan(document)
     return 0
+
+
+def _progress(document: dict[str, Any]) -> str:
+    """How far a planned run is: ``done``, ``begun`` or ``to do``."""
+    stages = document["stages"]
+    if all(stage["done"] for stage in stages):
+        return "done"
+    return "begun" if any(stage["done"] or stage.get("saved_step") for stage in stages) else "to do"
 
 
 def data(options: Namespace) -> int:

@@ -82,7 +82,9 @@ def _summarize_source(
 
     splits = {split: find_rows(source, split, catalog.tasks) for split in splits_of(source.dataset)}
     count_tokens = _token_counter(job, readers, catalog)
-    counts = splits["train"].counts
+    # That of training rows, where there are any.
+    first = next(iter(splits.values()))
+    counts = first.counts
     return {
         "source": source.dataset.source,
         "rows": counts.num_rows,
@@ -101,7 +103,7 @@ def _summarize_source(
             }
             for split, rows in splits.items()
         },
-        "samples": _samples(splits["train"]),
+        "samples": _samples(first),
     }
 
 

@@ -28,7 +28,7 @@ def print_summary(document: Mapping[str, Any]) -> None:
         splits = [_split_row(name, split) for name, split in dataset["splits"].items()]
         print_table("splits", header, splits)
         _print_labels(dataset["splits"])
-        _print_histogram(dataset["splits"]["train"])
+        _print_histogram(*next(iter(dataset["splits"].items())))
         for sample in dataset["samples"]:
             print(f"  > {' '.join(sample.split())}")
         print()
@@ -70,8 +70,8 @@ def _print_labels(splits: Mapping[str, Any]) -> None:
             print(f"  labels of {name}: {labels}")
 
 
-def _print_histogram(split: Mapping[str, Any]) -> None:
-    """Tokens of the training rows' texts, in ranges that double."""
+def _print_histogram(name: str, split: Mapping[str, Any]) -> None:
+    """Tokens of a split's texts, in ranges that double."""
     tokens = split["tokens"]
     if tokens is None:
         return
@@ -81,4 +81,4 @@ def _print_histogram(split: Mapping[str, Any]) -> None:
         (f"{bar['from']}-{bar['to']}", number_text(bar["rows"]), "#" * round(BAR_CHARS * bar["rows"] / most))
         for bar in tokens["histogram"]
     ]
-    print_table(f"tokens of training rows{of}", ("tokens", "rows", ""), rows)
+    print_table(f"tokens of {'training' if name == 'train' else name} rows{of}", ("tokens", "rows", ""), rows)

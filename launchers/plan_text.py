@@ -34,9 +34,11 @@ def print_plan(document: dict[str, Any]) -> None:
             print(f"     {stage['promise']}")
             if stage["packing_efficiency"] is not None:
                 print(f"     rows are {stage['packing_efficiency']:.2%} full of tokens")
-    for name, point in document["sweep"].items():
-        values = ", ".join(f"{key}={json.dumps(value)}" for key, value in point.items())
-        print(f"run {name} of the sweep: {values}")
+    if document["sweep"]:
+        print("Runs of the sweep, each in a run directory of its own; above is the job without their values:")
+    for name, run in document["sweep"].items():
+        values = ", ".join(f"{key}={json.dumps(value)}" for key, value in run["values"].items())
+        print(f"  {name}: {values}: {run['state']}")
     if document["refusal"]:
         print(f"'run' refuses this job as it is: {document['refusal']}")
 

@@ -199,7 +199,7 @@ class Preparation:
                 f" --redo {stage.name}."
             )
         held_out = [name.removeprefix("evaluation.") for name in other if name not in changed]
-        if held_out and isinstance(stage, TrainStage):
+        if held_out:
             self._display.note(
                 stage.name,
                 f"evaluates on other rows of {', '.join(held_out)} than before: their data changed",

@@ -155,6 +155,8 @@ def _embedded() -> Iterator[None]:
         finally:
             ray.shutdown()
     finally:
+        # The lock last: what is left of a removal that is cut short is found by it.
+        shutil.rmtree(folder / "ray", ignore_errors=True)
         shutil.rmtree(folder, ignore_errors=True)
         lock.close()
 

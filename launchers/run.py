@@ -7,9 +7,10 @@ import shlex
 import signal
 import sys
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, TypeVar
 
 from launchers.cli_print import print_json
 from launchers.display import Display
@@ -21,6 +22,7 @@ from launchers.runs import read_result, run_status
 from orchestrator.checkpoint.layout import RunLayout
 from orchestrator.spec.job import Job, TrainStage
 
+Result = TypeVar("Result")
 # What shells report of a process that ended by SIGINT.
 INTERRUPTED = 130
 EXIT_CODES: dict[State, int] = {"finished": 0, "stopped": 75}
@@ -48,29 +50,42 @@ def prepare_job(job: Job, *, runs_dir: Path, as_json: bool) -> RunLayout:
 
 
 def _run_stoppable(job: Job, layout: RunLayout, display: Display, *, fresh: bool, redo: str | None) -> State:
-    """Run the driver in a thread, so that this one stays free for signals.
-
-    The first SIGINT or SIGTERM asks the workers to save and stop; a second one ends the driver at once.
-    """
-    results: list[State] = []
-    errors: list[BaseException] = []
+    """Run the driver until it ends or is asked to stop."""
     stop = StopWish(layout)
+    return stoppable(
+        lambda: run_stages(job, layout, display, fresh=fresh, redo=redo, stop=stop), stop.set, lambda: None
+    )
 
-    def work() -> None:
+
+def stoppable(work: Callable[[], Result], stop: Callable[[str], None], end: Callable[[], None]) -> Result:
+    """Do ``work`` in a thread, so that this one stays free for signals.
+
+    Args:
+        stop: Called at the first SIGINT or SIGTERM, with its name: save and stop.
+        end: Called at a second one, after which this process ends at once.
+    """
+    results: list[Result] = []
+    errors: list[BaseException] = []
+    is_stopping = False
+
+    def take_down() -> None:
         try:
-            results.append(run_stages(job, layout, display, fresh=fresh, redo=redo, stop=stop))
+            results.append(work())
         except BaseException as error:
             errors.append(error)
 
     def on_signal(number: int, frame: FrameType | None) -> None:
-        if stop.is_set():
+        nonlocal is_stopping
+        if is_stopping:
             # Threads of native libraries cannot be ended one by one; what the run needs is on the disk.
             print("Stopped at once; the same command goes on from the last checkpoint.", file=sys.stderr)
+            end()
             os._exit(INTERRUPTED)
-        stop.set(signal.Signals(number).name)
+        is_stopping = True
+        stop(signal.Signals(number).name)
         print("Stopping as soon as the work is saved; once more to stop at once.", file=sys.stderr)
 
-    thread = threading.Thread(target=work, name="driver", daemon=True)
+    thread = threading.Thread(target=take_down, name="driver", daemon=True)
     thread.start()
     while thread.is_alive():
         # Again and again: Ray puts handlers of its own, which end the process, in their place when it starts.

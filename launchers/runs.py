@@ -232,6 +232,9 @@ def _stage_state(stage: StageLayout, events: list[dict[str, Any]], run_state: st
         return "waiting"
     if marks[-1] == "stage_started":
         return run_state
+    if marks[-1] == "stage_finished":
+        # Its result was set aside, and it has not started over yet.
+        return "waiting"
     return marks[-1].removeprefix("stage_")
 
 

@@ -7,18 +7,16 @@ other; the same command goes on with those that are not finished.
 from __future__ import annotations
 
 import json
-import signal
 import subprocess
 import sys
 import time
 from argparse import Namespace
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from types import FrameType
 
 from launchers.cli_print import print_json, print_table
 from launchers.ray_session import check_this_machine, count_runs, ray_session
+from launchers.run import stoppable
 from launchers.runs import read_result
 from launchers.submission import write_submitted
 from orchestrator.checkpoint.layout import RunLayout
@@ -48,11 +46,14 @@ def run_sweep(sweep: Sweep, jobs: Sequence[Job], options: Namespace) -> int:
     for job in jobs:
         check_this_machine(job.resources)
     passed_on = [*(["--fresh"] if options.fresh else []), *(["--redo", options.redo] if options.redo else [])]
-    with ray_session():
-        room = min(count_runs(job.resources) for job in jobs)
-        drivers = _Drivers(options.runs_dir.resolve(), passed_on)
-        with _signals(drivers):
-            states = drivers.run(jobs, min(room, sweep.at_once or room))
+    drivers = _Drivers(options.runs_dir.resolve(), passed_on)
+
+    def work() -> dict[str, str]:
+        with ray_session():
+            room = min(count_runs(job.resources) for job in jobs)
+            return drivers.run(jobs, min(room, sweep.at_once or room))
+
+    states = stoppable(work, drivers.stop, drivers.kill)
     results = _results(jobs, options.runs_dir.resolve())
     if options.json:
         runs = [
@@ -68,16 +69,25 @@ def run_sweep(sweep: Sweep, jobs: Sequence[Job], options: Namespace) -> int:
 
 
 def _results(jobs: Sequence[Job], runs_dir: Path) -> list[dict[str, float]]:
-    """Final metrics of each run, those of the last stage that has any, by ``<stage> <metric>``."""
+    """Metrics of each run by ``<stage> <metric>``: of the last stage that evaluates, or else that trains."""
     found = []
     for job in jobs:
         layout = RunLayout(runs_dir / job.name)
         metrics = {
             stage.name: read_result(layout.stage(stage.name)).get("metrics", {}) for stage in job.stages
         }
-        last = next((name for name in reversed(metrics) if metrics[name]), None)
-        found.append({f"{last} {key}": value for key, value in metrics[last].items()} if last else {})
+        for prefix in ("eval/", "train/"):
+            last = next((name for name in reversed(metrics) if _of(prefix, metrics[name])), None)
+            if last is not None:
+                found.append({f"{last} {key}": value for key, value in _of(prefix, metrics[last]).items()})
+                break
+        else:
+            found.append({})
     return found
+
+
+def _of(prefix: str, metrics: Mapping[str, float]) -> dict[str, float]:
+    return {key: value for key, value in metrics.items() if key.startswith(prefix)}
 
 
 def _print_results(sweep: Sweep, states: dict[str, str], results: list[dict[str, float]]) -> None:
@@ -119,15 +129,19 @@ class _Drivers:
                         del self._alive[name]
                         states[name] = self._ended(name, driver.returncode)
         finally:
-            for driver in self._alive.values():
-                driver.kill()
+            self.kill()
         return states
 
-    def stop(self) -> None:
-        """Ask all drivers to save and stop; once more: at once."""
+    def stop(self, signal_name: str) -> None:
+        """Ask all drivers to save and stop."""
         self._is_stopped = True
-        for driver in self._alive.values():
+        for driver in list(self._alive.values()):
             driver.terminate()
+
+    def kill(self) -> None:
+        """End all drivers at once."""
+        for driver in list(self._alive.values()):
+            driver.kill()
 
     def _start(self, job: Job) -> None:
         layout = RunLayout(self._runs_dir / job.name)
@@ -143,6 +157,9 @@ class _Drivers:
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
             )
+        if self._is_stopped:
+            # Asked to while this one was being started.
+            self._alive[job.name].terminate()
         print(f"[{job.name}] started; its output is {self._output(job.name)}", file=sys.stderr)
 
     def _ended(self, name: str, code: int) -> str:
@@ -155,19 +172,3 @@ class _Drivers:
 
     def _output(self, name: str) -> Path:
         return self._runs_dir / name / "driver.log"
-
-
-@contextmanager
-def _signals(drivers: _Drivers) -> Iterator[None]:
-    """Pass on SIGINT and SIGTERM to the drivers while the block runs."""
-
-    def on_signal(number: int, frame: FrameType | None) -> None:
-        print("Stopping all runs as soon as their work is saved; once more to stop at once.", file=sys.stderr)
-        drivers.stop()
-
-    before = {number: signal.signal(number, on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

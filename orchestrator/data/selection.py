@@ -20,7 +20,8 @@ Split = Literal["train", "validation", "test"]
 def splits_of(dataset: DatasetSection) -> list[Split]:
     """The splits that a dataset has by its fractions."""
     fractions: dict[Split, float] = {"validation": dataset.validation_fraction, "test": dataset.test_fraction}
-    return ["train", *(split for split, fraction in fractions.items() if fraction > 0.0)]
+    trained: list[Split] = ["train"] if sum(fractions.values()) < 1.0 else []
+    return [*trained, *(split for split, fraction in fractions.items() if fraction > 0.0)]
 
 
 def hash_texts(texts: Iterable[str]) -> np.ndarray:
@@ -55,11 +56,9 @@ def select_rows(hashes: np.ndarray, dataset: DatasetSection, split: Split) -> np
     if dataset.max_rows is not None and len(rows) > dataset.max_rows:
         lowest = np.argsort(hashes[rows, 1], kind="stable")[: dataset.max_rows]
         rows = rows[np.sort(lowest)]
-    test_end = _threshold(dataset.test_fraction)
-    validation_end = _threshold(dataset.test_fraction + dataset.validation_fraction)
     first = hashes[rows, 0]
-    in_test = first < test_end
-    in_validation = ~in_test & (first < validation_end)
+    in_test = _is_below(first, dataset.test_fraction)
+    in_validation = ~in_test & _is_below(first, dataset.test_fraction + dataset.validation_fraction)
     chosen = {"test": in_test, "validation": in_validation, "train": ~in_test & ~in_validation}
     selected: np.ndarray = rows[chosen[split]]
     return selected
@@ -72,6 +71,9 @@ def choose_rows(hashes: np.ndarray, num_rows: int, dataset: DatasetSection, spli
     return np.arange(num_rows if split == "train" else 0)
 
 
-def _threshold(fraction: float) -> np.uint64:
-    """The hash below which ``fraction`` of all hashes lie."""
-    return np.uint64(min(int(fraction * 2.0**64), 2**64 - 1))
+def _is_below(hashes: np.ndarray, fraction: float) -> np.ndarray:
+    """Which hashes lie among the lowest ``fraction`` of all there could be."""
+    if fraction >= 1.0:
+        return np.ones(len(hashes), dtype=bool)
+    found: np.ndarray = hashes < np.uint64(fraction * 2.0**64)
+    return found

@@ -73,6 +73,14 @@ def check_data(job: Job, stage: TrainStage, path: KeyPath) -> Iterator[Complaint
         )
     for where, name in used:
         yield from _check_columns(job, stage, where, name)
+    for name in stage.data.mixture:
+        dataset = job.datasets.get(name)
+        if dataset is not None and dataset.validation_fraction + dataset.test_fraction >= 1.0:
+            yield (
+                (*path, "data", "mixture", name),
+                f"dataset '{name}' has no training rows: its validation_fraction and test_fraction hold out"
+                " all of it. Lower them, or leave the dataset out",
+            )
 
 
 def check_evaluate(job: Job, stage: EvaluateStage, path: KeyPath) -> Iterator[Complaint]:
@@ -92,7 +100,7 @@ def _check_held_out(job: Job, path: KeyPath, name: str, split: str) -> Iterator[
         yield (
             path,
             f"dataset '{name}' has no {split} rows: its {split}_fraction is 0."
-            f" Give it one, such as 'datasets.{name}.{split}_fraction: 0.1'",
+            f" Give it one, such as 'datasets.{name}.{split}_fraction: 0.1'; 1 holds out all of it",
         )
 
 

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 from orchestrator.spec.cleaning import Decontamination, NearDuplicates, Quality
 from orchestrator.spec.section import ChosenBy, Must, Section, field
 
-Fraction = Annotated[float, Must(ge=0.0, lt=1.0)]
+Fraction = Annotated[float, Must(ge=0.0, le=1.0)]
 Scalar = str | int | float | bool
 PersonalData = Literal["email", "phone", "card"]
 COMMIT = re.compile(r"[0-9a-f]{40}")
@@ -56,19 +56,19 @@ class DatasetSection(Section):
     decontaminate: Decontamination | None = None
     """Drop training rows that share text with evaluation rows; absent: none."""
     validation_fraction: Fraction = 0.0
-    """Fraction of rows, chosen by a hash of their text, held out for evaluation during training."""
+    """Fraction of rows, chosen by a hash of their text, held out for evaluation during training; 1 holds out
+    all."""
     test_fraction: Fraction = 0.0
-    """Fraction of rows, chosen by a hash of their text, held out for evaluate stages."""
+    """Fraction of rows, chosen by a hash of their text, held out for evaluate stages; 1 holds out all."""
     max_rows: Annotated[int, Must(ge=1)] | None = None
     """Read at most this many rows, chosen by a hash of their text; absent: all."""
 
     def __post_init__(self) -> None:
         held_out = self.validation_fraction + self.test_fraction
-        if held_out >= 1.0:
+        if held_out > 1.0:
             raise ValueError(
-                f"validation_fraction {self.validation_fraction} + test_fraction"
-                f" {self.test_fraction} = {held_out} leaves no row for training; their sum must be"
-                " below 1"
+                f"validation_fraction {self.validation_fraction} + test_fraction {self.test_fraction} ="
+                f" {held_out} is more than all rows; their sum must be at most 1"
             )
         if (self.prompt_column is None) != (self.completion_column is None):
             missing, given = "prompt_column", self.completion_column

@@ -117,7 +117,7 @@ class Checkpoint(Section):
     keep_every_steps: Positive | None = None
     """Keep each checkpoint whose step is a multiple of this, too; a multiple of ``every_steps``."""
     keep_best: KeepBest | None = None
-    """Keep the checkpoint of the best evaluation, too."""
+    """Keep the checkpoint of the best evaluation, too; the stage's weights are those of its last step."""
     asynchronous: bool = True
     """Write while training goes on, from a copy in host memory (on each worker, of the bytes it writes);
     false: training waits, and there is no copy."""

@@ -38,7 +38,7 @@ def test_runs_share_a_ray_and_one_that_fails_ends_no_other(tmp_path: Path) -> No
         ("swept-2", "finished"),
     ]
     assert [run["values"]["seed"] for run in found] == [1, 2, 3]
-    assert found[0]["metrics"].keys() == {"ddp train/loss"} or found[0]["metrics"]
+    assert "ddp train/loss" in found[0]["metrics"]
     assert "[swept-1]   " in done.stderr
     assert "missing" in done.stderr
     begun = {name: events(runs / name)[0]["time"] for name in ("swept-0", "swept-2")}

@@ -120,6 +120,20 @@ def test_duplicates_are_counted_where_nobody_drops_them(job: Path, console: Cons
     assert "duplicates" in shown
 
 
+def test_a_dataset_may_be_held_out_as_a_whole(job: Path, console: Console, tmp_path: Path) -> None:
+    text = job.read_text("utf-8").replace("validation_fraction: 0.4", "test_fraction: 1.0")
+    job.write_text(text.replace("{exam: 1.0}", "{exam: 1.0, web: 1.0}"), "utf-8")
+    refused = console("validate", job)
+    assert refused.code == 2
+    assert "data.mixture.exam: dataset 'exam' has no training rows: its validation_fraction" in refused.errors
+    text = job.read_text("utf-8").partition("  - name: classify")[0]
+    job.write_text(text, "utf-8")
+    exam = console("data", job, "--json", "--runs-dir", tmp_path / "runs").json()["datasets"][1]
+    assert {name: split["rows"] for name, split in exam["splits"].items()} == {"test": 20}
+    assert len(exam["samples"]) == 3
+    assert "tokens of test rows" in console("data", job, "--runs-dir", tmp_path / "runs").output
+
+
 def test_what_is_shown_is_what_preparation_finds(job: Path, console: Console, tmp_path: Path) -> None:
     runs = tmp_path / "runs"
     train = console("data", job, "--json", "--runs-dir", runs).json()["datasets"][0]["splits"]["train"]

@@ -85,3 +85,24 @@ def test_other_evaluation_rows_are_said(tmp_path: Path) -> None:
     prepare(job, layout)
     (event,) = read_json_lines(layout.events)
     assert (event["event"], event["datasets"]) == ("evaluation_data_changed", ["held"])
+
+
+def test_other_rows_of_a_finished_evaluation_are_said(tmp_path: Path) -> None:
+    job, layout = make_job(tmp_path), RunLayout(tmp_path / "runs" / "job")
+    held = write_jsonl(tmp_path / "held.jsonl", [{"text": f"held {n}", "y": "a"} for n in range(20)])
+    keys = job.model_dump(mode="json", by_alias=True)
+    section = {"label_column": "y", "label_names": ["a", "b", "c"], "test_fraction": 1.0}
+    keys["datasets"]["held"] = {"source": "json", "files": str(held), **section}
+    keys["stages"].append({"name": "test", "kind": "evaluate", "from": "classify", "datasets": ["held"]})
+    job = Job.model_validate(keys)
+    preparation = Preparation(job, layout, ProgressDisplay(io.StringIO(), layout), "run", IN_PROCESS)
+    for stage in job.stages:
+        layout.stage(stage.name).root.mkdir(parents=True)
+        preparation.prepare(stage)
+        layout.stage(stage.name).result.write_text('{"step": 8}')
+    held.write_text(held.read_text().replace("held", "hold"))
+    preparation = Preparation(job, layout, ProgressDisplay(io.StringIO(), layout), "run", IN_PROCESS)
+    for stage in job.stages:
+        preparation.prepare(stage)
+    (event,) = read_json_lines(layout.events)
+    assert (event["event"], event["stage"]) == ("evaluation_data_changed", "test")

@@ -28,8 +28,8 @@ MISTAKES = {
     changed("seed: 17", "seed: -1"): "2: seed: expected at least 0, found -1",
     changed("lr: 1e-3", "lr: 0"): ("21: stages[0].optimizer.lr: expected a number above 0, found 0"),
     changed("lr: 1e-3", "lr: .inf"): ("21: stages[0].optimizer.lr: expected a finite number, found inf"),
-    changed("validation_fraction: 0.1", "validation_fraction: 1.0"): (
-        "9: datasets.rfc.validation_fraction: expected a number below 1, found 1.0"
+    changed("validation_fraction: 0.1", "validation_fraction: 1.5"): (
+        "9: datasets.rfc.validation_fraction: expected at most 1, found 1.5"
     ),
     changed("seed: 17", "seed: 17\nresources: {gpus_per_worker: 2}"): (
         "3: resources.gpus_per_worker: expected at most 1, found 2"
@@ -125,9 +125,9 @@ MISTAKES = {
         "18: stages[0].strategy.offload_param: nvme_path belongs to device 'nvme' and is needed there; device"
         " is 'cpu'"
     ),
-    changed("validation_fraction: 0.1", "validation_fraction: 0.5\n    test_fraction: 0.5"): (
-        "6: datasets.rfc: validation_fraction 0.5 + test_fraction 0.5 = 1.0 leaves no row for training; their"
-        " sum must be below 1"
+    changed("validation_fraction: 0.1", "validation_fraction: 0.5\n    test_fraction: 0.75"): (
+        "6: datasets.rfc: validation_fraction 0.5 + test_fraction 0.75 = 1.25 is more than all rows; their"
+        " sum must be at most 1"
     ),
     changed("vocab_size: 512", "vocab_size: 512, lowercase: true"): (
         "4: tokenizer.train: lowercase: true needs algorithm 'wordpiece', found 'bpe'"

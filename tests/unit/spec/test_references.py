@@ -54,11 +54,12 @@ MISTAKES = {
     ),
     changed("    validation_fraction: 0.1\n", "") + "    evaluation: {datasets: [rfc]}\n": (
         "23: stages[0].evaluation.datasets[0]: dataset 'rfc' has no validation rows: its"
-        " validation_fraction is 0. Give it one, such as 'datasets.rfc.validation_fraction: 0.1'"
+        " validation_fraction is 0. Give it one, such as 'datasets.rfc.validation_fraction: 0.1';"
+        " 1 holds out all of it"
     ),
     VALID + EVALUATE.replace(", split: validation", ""): (
         "24: stages[1].datasets[0]: dataset 'rfc' has no test rows: its test_fraction is 0."
-        " Give it one, such as 'datasets.rfc.test_fraction: 0.1'"
+        " Give it one, such as 'datasets.rfc.test_fraction: 0.1'; 1 holds out all of it"
     ),
     VALID + EVALUATE.replace("[rfc]", "[rfd]"): (
         "24: stages[1].datasets[0]: no dataset is called 'rfd'. Did you mean 'rfc'?"
