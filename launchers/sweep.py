@@ -69,14 +69,14 @@ def run_sweep(sweep: Sweep, jobs: Sequence[Job], options: Namespace) -> int:
 
 
 def _results(jobs: Sequence[Job], runs_dir: Path) -> list[dict[str, float]]:
-    """Metrics of each run by ``<stage> <metric>``: of the last stage that evaluates, or else that trains."""
+    """Metrics of each run by ``<stage> <metric>``: of the last stage that evaluates, else the last loss."""
     found = []
     for job in jobs:
         layout = RunLayout(runs_dir / job.name)
         metrics = {
             stage.name: read_result(layout.stage(stage.name)).get("metrics", {}) for stage in job.stages
         }
-        for prefix in ("eval/", "train/"):
+        for prefix in ("eval/", "train/loss"):
             last = next((name for name in reversed(metrics) if _of(prefix, metrics[name])), None)
             if last is not None:
                 found.append({f"{last} {key}": value for key, value in _of(prefix, metrics[last]).items()})
