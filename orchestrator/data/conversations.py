@@ -137,11 +137,22 @@ class ConversationEncoder(Encoder):
             TemplateError: The template refuses the messages.
         """
         from jinja2 import TemplateError as JinjaError
+        from transformers.utils.chat_template_utils import render_jinja_template
 
         try:
-            text = self._tokenizer.apply_chat_template(
-                list(messages), tokenize=False, add_generation_prompt=asks
-            )
+            if messages:
+                text = self._tokenizer.apply_chat_template(
+                    list(messages), tokenize=False, add_generation_prompt=asks
+                )
+            else:
+                # What stands before an answer that begins a conversation; the method above refuses to say.
+                tokenizer = self._tokenizer
+                ((text,), _) = render_jinja_template(
+                    conversations=[[]],
+                    chat_template=tokenizer.get_chat_template(),
+                    add_generation_prompt=asks,
+                    **tokenizer.special_tokens_map,
+                )
         except (JinjaError, TypeError, ValueError, KeyError, IndexError) as error:
             roles = ", ".join(str(message["role"]) for message in messages[:10]) or "none"
             raise TemplateError(

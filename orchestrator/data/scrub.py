@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import re
 import sys
+from bisect import bisect_left
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -79,16 +80,38 @@ def _scrub_cards(text: str, phone_regions: Sequence[str]) -> tuple[str, int]:
 def _scrub_run(run: str) -> tuple[str, int]:
     """A run of digit groups with its card numbers replaced: groups next to each other, the longest first."""
     groups = re.split(r"([ -])", run)
-    for length in reversed(_CARD_LENGTHS):
-        for start in range(0, len(groups), 2):
-            for end in range(start + 1, len(groups) + 1, 2):
-                digits = "".join(groups[start:end:2])
-                if len(digits) >= length:
-                    break
-            if len(digits) == length and _is_card(digits):
-                rest, found = _scrub_run("".join(groups[end:])) if end < len(groups) else ("", 0)
-                return "".join(groups[:start]) + "<card>" + rest, found + 1
-    return run, 0
+    found = {length: _cards(groups, length) for length in reversed(_CARD_LENGTHS)}
+    parts: list[str] = []
+    place = count = 0
+    while True:
+        following = (_next_from(starts, place) for starts in found.values())
+        start, end = next((card for card in following if card is not None), (len(groups), None))
+        # What separates a card from the one right before it goes with it.
+        parts += groups[place:start] if count == 0 or start > place + 1 else []
+        if end is None:
+            return "".join(parts), count
+        parts.append("<card>")
+        place, count = end, count + 1
+
+
+def _cards(groups: Sequence[str], length: int) -> tuple[list[int], list[int]]:
+    """First group and end of each card number of this length, rising."""
+    starts, ends = [], []
+    for start in range(0, len(groups), 2):
+        digits, end = "", start
+        while len(digits) < length and end < len(groups):
+            digits, end = digits + groups[end], end + 2
+        if len(digits) == length and _is_card(digits):
+            starts.append(start)
+            ends.append(end - 1)
+    return starts, ends
+
+
+def _next_from(cards: tuple[list[int], list[int]], place: int) -> tuple[int, int] | None:
+    """The first card that begins at a group or later; ``None``: there is none."""
+    starts, ends = cards
+    index = bisect_left(starts, place)
+    return (starts[index], ends[index]) if index < len(starts) else None
 
 
 def _is_card(digits: str) -> bool:

@@ -170,7 +170,7 @@ def test_a_node_that_fails_gives_the_job_another_turn(runs: Runs, whole: RunLayo
     # What slurmctld does of a node that does not answer (SlurmdTimeout).
     runs.cluster.command("scontrol", "update", "NodeName=n2", "State=DOWN", "Reason=lost")
     runs.cluster.wait(job_id, lambda job: job["JobState"] == "PENDING")
-    runs.cluster.command("scontrol", "update", "NodeName=n2", "State=RESUME")
+    # It registers again and is back (ReturnToService).
     runs.cluster.start_again(job_id)
     ended = runs.cluster.ended(job_id)
     assert (ended["JobState"], ended["Restarts"]) == ("COMPLETED", "1"), runs.output("orphaned", job_id)

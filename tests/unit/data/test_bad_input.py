@@ -10,9 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import datasets
+import pyarrow
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pyarrow import parquet
 
 from orchestrator.data import conversion, sources
 from orchestrator.data.json_records import is_list_file
@@ -257,3 +259,13 @@ def test_a_source_of_bad_records_alone_is_not_called_empty_without_them(
         f"0 rows in {path}, expected text. 2 records that cannot be read are skipped, first {path}:"
         f" line {first}: "
     ) in message
+
+
+def test_a_page_of_a_parquet_file_that_fails_its_checksum_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "a.parquet"
+    table = pyarrow.table({"text": [f"number {row}" for row in range(100)]})
+    parquet.write_table(table, path, compression="none", use_dictionary=False, write_page_checksum=True)
+    assert len(read(path, source="parquet").numbers) == 100
+    content = path.read_bytes().replace(b"number 77", b"nulber 77")
+    path.write_bytes(content)
+    assert f"{path} cannot be read as parquet: " in error(path, source="parquet")

@@ -12,7 +12,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from orchestrator.contracts import RowLayout
-from orchestrator.data.conversations import ConversationEncoder, TemplateError, prepare_chat_template
+from orchestrator.data.conversations import (
+    CHATML,
+    ConversationEncoder,
+    TemplateError,
+    prepare_chat_template,
+)
 from orchestrator.data.encode import Encoded, Unfit
 from orchestrator.data.loader import RowReader
 from orchestrator.data.prepared import Meta
@@ -79,6 +84,18 @@ def test_the_plain_template_learns_answers_and_their_end(
     if algorithm == "bpe":
         assert tokenizer.decode(encoded.ids) == f"User: who\nAssistant: me{end}\nUser: why\nAssistant: {end}"
     assert tokenizer.convert_tokens_to_ids(end) in made.end_of_turn_ids()
+
+
+@pytest.mark.parametrize("template", ["plain", "chatml"])
+def test_an_answer_may_begin_a_conversation(template: str, bpe: Path, tmp_path: Path) -> None:
+    tokenizer = load_tokenizer(prepare_chat_template(bpe, "plain", tmp_path))
+    if template == "chatml":
+        tokenizer.chat_template = CHATML
+    made = ConversationEncoder(ALONE, tokenizer)
+    messages = [{"role": "assistant", "content": "hello"}, *say("who", "me")]
+    (encoded,) = made.encode([messages])
+    found = [text.strip() for text in learned_text(tokenizer, encoded)]
+    assert [text.partition("<")[0].strip() for text in found] == ["hello", "me"]
 
 
 contents = st.text(st.characters(exclude_categories=["Cs"]), max_size=12)
