@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
     from orchestrator.data.catalog import Catalog
     from orchestrator.data.rows import Rows
+    from orchestrator.data.selection import Split
     from orchestrator.data.sources import Source
     from orchestrator.data.tasks import Tasks
     from orchestrator.data.texts import TextPart
@@ -80,7 +81,9 @@ def _summarize_source(
     from orchestrator.data.rows import find_rows
     from orchestrator.data.selection import splits_of
 
-    splits = {split: find_rows(source, split, catalog.tasks) for split in splits_of(source.dataset)}
+    found = {split: find_rows(source, split, catalog.tasks) for split in splits_of(source.dataset)}
+    splits = {split: _labelled(rows, split, readers) for split, rows in found.items()}
+    num_unlabelled = sum(len(found[split].numbers) - len(rows.numbers) for split, rows in splits.items())
     count_tokens = _token_counter(job, readers, catalog)
     # That of training rows, where there are any.
     first = next(iter(splits.values()))
@@ -91,7 +94,7 @@ def _summarize_source(
         "filtered": counts.num_filtered,
         "skipped": counts.num_skipped,
         "skipped_first": [{"place": place, "problem": problem} for place, problem in counts.skipped],
-        "dropped": dict(counts.dropped),
+        "dropped": {**counts.dropped, **({"label_column": num_unlabelled} if num_unlabelled else {})},
         "scrubbed": dict(counts.scrubbed),
         "splits": {
             split: {
@@ -119,6 +122,22 @@ def _as_read(source: Source, readers: Sequence[TrainStage]) -> Source:
         return source.without_labels()
     layout = next((layout for layout in layouts if layout.labelled), layouts[0])
     return source.with_section(section_for(source.dataset, layout))
+
+
+def _labelled(rows: Rows, split: Split, readers: Sequence[TrainStage]) -> Rows:
+    """The rows whose label the first stage that classifies texts can use; all where none does.
+
+    Raises:
+        DataError: A label cannot be used and is not to be skipped, as preparation would.
+    """
+    from orchestrator.data.labelling import find_labels
+
+    for stage in readers:
+        layout = resolve("objective", stage.objective.name).row_layout(stage.objective, stage.data)
+        if layout.labelled and layout.document == "text":
+            num_labels = getattr(stage.objective, "num_outputs", None)
+            return find_labels(rows, rows.open(), split, layout, None, num_labels)[0]
+    return rows
 
 
 def _readers(job: Job, name: str) -> list[TrainStage]:
@@ -211,8 +230,13 @@ def _labels(rows: Rows) -> dict[str, int]:
     """Rows of each label, the most frequent first; of lists of labels each counts."""
     counts: Counter[str] = Counter()
     for label in rows.open()["label"][:]:
-        counts.update(map(str, label) if isinstance(label, list) else [str(label)])
+        counts.update(_label_text(value) for value in (label if isinstance(label, list) else [label]))
     return dict(counts.most_common(MOST_LABELS))
+
+
+def _label_text(label: Any) -> str:
+    """A label; a whole number as such, also where one fraction made the column one of floats."""
+    return str(int(label)) if isinstance(label, float) and label.is_integer() else str(label)
 
 
 def _samples(rows: Rows) -> list[str]:

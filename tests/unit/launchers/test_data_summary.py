@@ -120,6 +120,17 @@ def test_duplicates_are_counted_where_nobody_drops_them(job: Path, console: Cons
     assert "duplicates" in shown
 
 
+def test_rows_whose_label_a_stage_cannot_use_are_counted(job: Path, console: Console, tmp_path: Path) -> None:
+    labels = [0, 1, 2, -1, 1.5, None, 1]
+    records = [{"text": text, "y": y} for text, y in zip(make_texts(7, seed=5), labels, strict=True)]
+    write_jsonl(tmp_path / "exam.jsonl", records)
+    text = job.read_text("utf-8").replace("    validation_fraction: 0.4\n", "    on_bad_row: skip\n")
+    job.write_text(text.replace("    decontaminate: {against: [exam]}\n", ""), "utf-8")
+    exam = console("data", job, "--json", "--runs-dir", tmp_path / "runs").json()["datasets"][1]
+    assert (exam["rows"], exam["skipped"], exam["dropped"]["label_column"]) == (7, 1, 3)
+    assert exam["splits"]["train"]["labels"] == {"1": 2, "0": 1}
+
+
 def test_a_dataset_may_be_held_out_as_a_whole(job: Path, console: Console, tmp_path: Path) -> None:
     text = job.read_text("utf-8").replace("validation_fraction: 0.4", "test_fraction: 1.0")
     job.write_text(text.replace("{exam: 1.0}", "{exam: 1.0, web: 1.0}"), "utf-8")
