@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 import os
 import shlex
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import jsonschema
 import pytest
-import ray
 import yaml
 
 from launchers.kuberay import KuberayLauncher
@@ -53,7 +53,7 @@ def test_the_manifest_asks_for_the_jobs_workers_on_a_ray_with_a_token() -> None:
         "python -m launchers.cli run /shared/runs/tiny/submitted.yaml --runs-dir=/shared/runs"
     )
     cluster = spec["rayClusterSpec"]
-    assert cluster["rayVersion"] == ray.__version__
+    assert cluster["rayVersion"] == metadata.version("ray")
     assert cluster["authOptions"] == {"mode": "token"}
     assert cluster["headGroupSpec"]["rayStartParams"]["num-cpus"] == "0"
     (group,) = cluster["workerGroupSpecs"]
