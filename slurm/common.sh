@@ -2,6 +2,10 @@
 # What ray.sbatch and torchrun.sbatch share: the nodes of the job and their addresses, steps, and how
 # a job gets another turn.
 
+# What scancel and scontrol are told: the job id of one task of an array may be that of the whole array.
+job_ref=${SLURM_ARRAY_TASK_ID:+${SLURM_ARRAY_JOB_ID-}_$SLURM_ARRAY_TASK_ID}
+job_ref=${job_ref:-${SLURM_JOB_ID-}}
+
 say() { echo "[$(date +%T)] job ${SLURM_JOB_ID:-?}, start ${SLURM_RESTART_COUNT:-0}: $*"; }
 
 fail() {
@@ -57,5 +61,5 @@ requeue() {
   fi
   say "the work is saved; queued again"
   # SLURM ends this script then.
-  scontrol requeue "$SLURM_JOB_ID" && sleep 300
+  scontrol requeue "$job_ref" && sleep 300
 }

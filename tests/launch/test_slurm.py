@@ -189,6 +189,7 @@ def test_scancel_leaves_no_process(runs: Runs) -> None:
     runs.expect_nothing_left(job_id)
 
 
+@pytest.mark.exhaustive
 def test_the_runs_of_a_sweep_are_an_array_and_each_ends_as_a_run_of_its_own(
     runs: Runs, whole: RunLayout
 ) -> None:
