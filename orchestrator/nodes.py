@@ -56,8 +56,10 @@ def differences(expected: Mapping[str, Any], found: Mapping[str, Any]) -> list[s
     pairs = [("Python", expected["python"], found["python"])]
     pairs += [(name, version, found["packages"][name]) for name, version in expected["packages"].items()]
     # A file that differs from the commit is the same one on a shared file system, and may be any.
-    here, there = (str(node["commit"]).removesuffix(DIRTY) for node in (expected, found))
-    pairs += [("orchestrator at commit", here, there)]
+    here, there = (node["commit"] and node["commit"].removesuffix(DIRTY) for node in (expected, found))
+    if here and there:
+        # Where git is missing, as on many compute nodes, nobody knows it, and the versions must do.
+        pairs += [("orchestrator at commit", here, there)]
     return [f"{name} {there} where the driver has {here}" for name, here, there in pairs if here != there]
 
 

@@ -42,6 +42,8 @@ def test_other_versions_are_named_and_files_that_differ_from_the_commit_are_not(
         f"torch 1.0 where the driver has {torch_here}",
         f"deepspeed not installed where the driver has {deepspeed_here}",
     ]
+    for unknown in ({**here, "commit": None}, here):
+        assert differences(unknown, {**here, "commit": None}) == []
     there = {**here, "commit": "b" * 40}
     assert differences(here, there) == [f"orchestrator at commit {'b' * 40} where the driver has {'a' * 40}"]
 
