@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -102,6 +103,20 @@ class RefusedJobError(LaunchError):
     """The place does not take the job as it is asked for."""
 
     exit_code = 2
+
+
+def workers_per_node(resources: Resources, nodes: int) -> int:
+    """Workers that each of ``launcher.options.nodes`` nodes must hold.
+
+    Raises:
+        RefusedJobError: A node would have none.
+    """
+    if nodes > resources.num_workers:
+        raise RefusedJobError(
+            f"launcher.options.nodes is {nodes}, and resources.num_workers is {resources.num_workers}: a node"
+            f" would have no worker. Ask for at most {resources.num_workers} nodes, or for more workers"
+        )
+    return math.ceil(resources.num_workers / nodes)
 
 
 def make_launcher(name: str, options: Mapping[str, Any], resources: Resources) -> Launcher:

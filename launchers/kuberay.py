@@ -9,7 +9,6 @@ Source of the manifest's fields: the KubeRay API reference, ``ray.io/v1``.
 from __future__ import annotations
 
 import json
-import math
 import re
 import shlex
 import subprocess
@@ -20,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from launchers.base import PlaceState, RefusedJobError
+from launchers.base import PlaceState, RefusedJobError, workers_per_node
 from orchestrator.errors import LaunchError
 
 if TYPE_CHECKING:
@@ -130,13 +129,7 @@ class KuberayLauncher:
         from orchestrator.spec.job import Resources
 
         options, resources = self._options, self._resources or Resources()
-        if options.nodes > resources.num_workers:
-            raise RefusedJobError(
-                f"launcher.options.nodes is {options.nodes}, and resources.num_workers is"
-                f" {resources.num_workers}: a pod would have no worker. Ask for at most"
-                f" {resources.num_workers} nodes, or for more workers"
-            )
-        workers = math.ceil(resources.num_workers / options.nodes)
+        workers = workers_per_node(resources, options.nodes)
         return workers * resources.cpus_per_worker, workers * resources.gpus_per_worker
 
     def _pod(self, name: str, cpus: int, gpus: int, memory: str) -> dict[str, Any]:

@@ -7,13 +7,12 @@ in the project and works by hand as well. Commands are started without a shell.
 from __future__ import annotations
 
 import functools
-import math
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from launchers.base import PlaceState, RefusedJobError
+from launchers.base import PlaceState, RefusedJobError, workers_per_node
 from launchers.runs import run_status
 from launchers.slurm_queue import advice_on, ending, queued_jobs, run_command
 from launchers.submitted import read_submission
@@ -121,13 +120,7 @@ class SlurmLauncher:
         from orchestrator.spec.job import Resources
 
         options, resources = self._options, self._resources or Resources()
-        if options.nodes > resources.num_workers:
-            raise RefusedJobError(
-                f"launcher.options.nodes is {options.nodes}, and resources.num_workers is"
-                f" {resources.num_workers}: a node would have no worker. Ask for at most"
-                f" {resources.num_workers} nodes, or for more workers"
-            )
-        workers = math.ceil(resources.num_workers / options.nodes)
+        workers = workers_per_node(resources, options.nodes)
         cpus = options.cpus_per_node or workers * resources.cpus_per_worker
         gpus = options.gpus_per_node
         if gpus is None:

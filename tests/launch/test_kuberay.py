@@ -105,7 +105,7 @@ def test_a_dry_run_prints_the_manifest_and_leaves_nothing(tmp_path: Path, consol
     [
         (("--set", "name=a.b"), "'a.b' is no name for Kubernetes, expected at most 47 lower-case letters"),
         (("--set", "launcher.options.mount_path=/else"), "is not on the volume, which is mounted at /else"),
-        (("--set", "launcher.options.nodes=9"), "resources.num_workers is 1: a pod would have no worker"),
+        (("--set", "launcher.options.nodes=9"), "resources.num_workers is 1: a node would have no worker"),
         (("--set", "launcher.options.volume_claim=null"), "launcher.options.volume_claim: "),
     ],
 )
