@@ -70,13 +70,15 @@ def submit_sweep(job: Job, runs: Sequence[Job], *, runs_dir: Path, dry_run: bool
         command = shlex.join(launcher.render_array(job.name, files, at_once=at_once))
         return {"name": job.name, "launcher": name, "command": command}
     with ExitStack() as stack:
-        for run, layout in zip(runs, layouts, strict=True):
-            stack.enter_context(only_submission(layout))
-            write_submitted(run, layout)
+        begun: list[RunLayout] = []
         try:
+            for run, layout in zip(runs, layouts, strict=True):
+                stack.enter_context(only_submission(layout))
+                begun.append(layout)
+                write_submitted(run, layout)
             job_ids = launcher.submit_array(job.name, files, at_once=at_once)
         except BaseException:
-            for layout in layouts:
+            for layout in begun:
                 _leave_nothing(layout)
             raise
         for layout, job_id in zip(layouts, job_ids, strict=True):

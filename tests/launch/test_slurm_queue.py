@@ -96,6 +96,13 @@ def test_a_run_of_an_array_is_shown_and_cancelled_alone(
     second = console(*swept, *LATER)
     assert second.code == 1
     assert f"{runs}/tiny-0 is queued already as slurm job {ids[0]}" in second.errors
+    # One that is alive refuses all, and those before it leave nothing.
+    cluster.command("scancel", ids[0])
+    shutil.rmtree(runs / "tiny-0")
+    third = console(*swept, *LATER)
+    assert third.code == 1
+    assert f"{runs}/tiny-2 is queued already as slurm job {ids[2]}" in third.errors
+    assert not (runs / "tiny-0").exists()
     cluster.command("scancel", array)
 
 
