@@ -40,7 +40,7 @@ from orchestrator.errors import DataError
 # A million rows are examined in several seconds, by rules of quality in minutes: worth a process elsewhere.
 RANGE_ROWS = 1_000_000
 # Raised when a row is judged or hashed in another way.
-EXAMINATION_VERSION = 5
+EXAMINATION_VERSION = 6
 # Skipped rows that are written down with their problem.
 NUM_NAMED = 100
 

@@ -1,9 +1,10 @@
 """Personal data in a text, replaced by placeholders: ``<email>``, ``<phone>``, ``<card>``.
 
-E-mail addresses are found by a pattern. Payment card numbers are groups of 13 to 19 digits in all that pass
-Luhn's check (ISO/IEC 7812-1) and begin as issuers' numbers do. Phone numbers are those that the library
-``phonenumbers`` calls valid: with a + of any country, else as the given countries write them. What is
-scrubbed holds none of what was looked for: it is looked through again until nothing is found.
+E-mail addresses are found by a pattern. Payment card numbers are 13 to 19 digits, in one piece or in groups
+of at least 3 (the last may be shorter), that pass Luhn's check (ISO/IEC 7812-1) and begin as issuers' numbers
+do. Phone numbers are those that the library ``phonenumbers`` calls valid: with a + of any country, else as
+the given countries write them. What is scrubbed holds none of what was looked for: it is looked through again
+until nothing is found.
 """
 
 from __future__ import annotations
@@ -17,10 +18,14 @@ from typing import Any
 
 # Possessive and at the beginning of a run alone, so that a long run without @ is read once.
 _EMAIL = re.compile(r"(?<![\w.%+'-])[\w.%+'-]++@[\w-]+(?:\.[\w-]+)+")
-_CARD_DIGITS = re.compile(r"(?<![0-9])[0-9](?:[ -]?[0-9]){12,}+")
+# One or two of them stand between groups: spaces, full stops, hyphens and dashes.
+_SEPARATORS = r"[ \u00a0\u202f.\u2010-\u2015-]{1,2}"
+_CARD_DIGITS = re.compile(rf"(?<![0-9])[0-9](?:(?:{_SEPARATORS})?[0-9]){{12,}}+")
 _CARD_LENGTHS = range(13, 20)
-# First digits of American Express, Diners, JCB (3), Visa (4), Mastercard (2, 5), Maestro and Discover (5, 6).
-_CARD_STARTS = "23456"
+# Of all groups but the last: numbers in a table, of one digit or two each, are no card.
+_CARD_GROUP = 3
+# Mir, Mastercard (2), Diners, American Express, JCB (3), Visa (4), Mastercard, Maestro, Discover, UnionPay.
+_CARD_STARTS = re.compile(r"220[0-4]|22[2-9]|2[3-6]|27[01]|2720|30[0-59]|3[4-9]|4|5|6")
 # At least 7 digits, with what stands between digits of phone numbers.
 _MAYBE_PHONE = re.compile(r"\d(?:[\s().,/~x+-]{0,4}\d){6}")
 
@@ -79,7 +84,7 @@ def _scrub_cards(text: str, phone_regions: Sequence[str]) -> tuple[str, int]:
 
 def _scrub_run(run: str) -> tuple[str, int]:
     """A run of digit groups with its card numbers replaced: groups next to each other, the longest first."""
-    groups = re.split(r"([ -])", run)
+    groups = re.split(f"({_SEPARATORS})", run)
     found = {length: _cards(groups, length) for length in reversed(_CARD_LENGTHS)}
     parts: list[str] = []
     place = count = 0
@@ -100,6 +105,8 @@ def _cards(groups: Sequence[str], length: int) -> tuple[list[int], list[int]]:
     for start in range(0, len(groups), 2):
         digits, end = "", start
         while len(digits) < length and end < len(groups):
+            if end > start and len(groups[end - 2]) < _CARD_GROUP:
+                break
             digits, end = digits + groups[end], end + 2
         if len(digits) == length and _is_card(digits):
             starts.append(start)
@@ -116,7 +123,7 @@ def _next_from(cards: tuple[list[int], list[int]], place: int) -> tuple[int, int
 
 def _is_card(digits: str) -> bool:
     """Luhn's check: every second digit from the right doubled, the digits of the results add up to tens."""
-    if digits[0] not in _CARD_STARTS:
+    if _CARD_STARTS.match(digits) is None:
         return False
     doubled = (str(2 * int(digit)) for digit in digits[-2::-2])
     total = sum(map(int, digits[-1::-2])) + sum(int(digit) for number in doubled for digit in number)
