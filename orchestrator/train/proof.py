@@ -247,6 +247,11 @@ class _ReplayedLedger:
             raise _ViolationError(
                 step, f"its rows were read in the order of seed {record.seed}, the job's is {self._job.seed}"
             )
+        unknown = next((name for name in record.data or () if name not in digests), None)
+        if unknown is not None:
+            raise _ViolationError(
+                step, "it read data of it, and the stage has no such source", source=unknown
+            )
         for name, digest in digests.items():
             recorded = digest if record.data is None else record.data.get(name)
             if recorded != digest:

@@ -151,6 +151,11 @@ def claim_no_workers(trained: TrainedStage) -> None:
     trained.rewrite_record(1, world_size=0)
 
 
+def invent_data(trained: TrainedStage) -> None:
+    (record, *_) = map(json.loads, trained.layout.ledger.read_text().splitlines())
+    trained.rewrite_record(1, data={**record["data"], "z": "0" * 32})
+
+
 def claim_other_data(trained: TrainedStage) -> None:
     data = {name: content_digest(folder) for name, folder in trained.folders.items()}
     trained.rewrite_record(1, data={**data, "b": "0" * 32})
@@ -201,6 +206,7 @@ LIES: dict[Callable[[TrainedStage], None], str] = {
         " micro_batch_size 1 x dp_degree 5 = 5. Nearest: 20 or 25."
     ),
     claim_no_workers: "step 6: recorded with 0 workers: ",
+    invent_data: "step 6, source 'z': it read data of it, and the stage has no such source",
     claim_other_data: f"step 6, source 'b': it read data with digest {'0' * 32}, now it is ",
     drop_last_record: (
         "step 16: the ledger ends with step 15, and the newest checkpoint or result is of step 20"
