@@ -125,7 +125,7 @@ def _as_read(source: Source, readers: Sequence[TrainStage]) -> Source:
 
 
 def _labelled(rows: Rows, split: Split, readers: Sequence[TrainStage]) -> Rows:
-    """The rows whose label the first stage that classifies texts can use; all where none does.
+    """The rows whose label the first stage that classifies can use; all where none does.
 
     Raises:
         DataError: A label cannot be used and is not to be skipped, as preparation would.
@@ -134,7 +134,7 @@ def _labelled(rows: Rows, split: Split, readers: Sequence[TrainStage]) -> Rows:
 
     for stage in readers:
         layout = resolve("objective", stage.objective.name).row_layout(stage.objective, stage.data)
-        if layout.labelled and layout.document == "text":
+        if layout.labelled:
             num_labels = getattr(stage.objective, "num_outputs", None)
             return find_labels(rows, rows.open(), split, layout, None, num_labels)[0]
     return rows

@@ -18,6 +18,9 @@ from orchestrator.data.selection import Split
 from orchestrator.data.sources import Source
 from orchestrator.errors import DataError
 
+# Some MB of tags at a time.
+BATCH_ROWS = 1000
+
 log = logging.getLogger(__name__)
 
 
@@ -75,7 +78,8 @@ def find_labels(
         num_labels = len(names) if names is not None else _most(opened["label"][:])
     ids = LabelIds.of(where, names, num_labels)
     if layout.document == "words":
-        return rows, Labels(None, ids.names)
+        found = [ids.tags_problem(tags) for batch in opened.iter(BATCH_ROWS) for tags in batch["label"]]
+        return _sound(rows, where, found, found)[0], Labels(None, ids.names)
     values = opened["label"][:]
     rows, values = _sound(rows, where, values, [ids.problem(labels) for labels in values])
     return rows, Labels(label_sets(values, ids), ids.names)

@@ -144,6 +144,13 @@ class LabelIds:
         unknown = next((label for label in labels if self.find(label) is None), None)
         return None if unknown is None and None not in labels else self.complaint(unknown)
 
+    def tags_problem(self, tags: Sequence[Any]) -> str | None:
+        """What is wrong with the tags of a row's words."""
+        for word, tag in enumerate(tags):
+            if self.find(tag) is None:
+                return f"word {word} (counted from 0) has {self.complaint(tag)}"
+        return None
+
     def complaint(self, value: Any) -> str:
         """What to say of a value without an id."""
         return f"label {value!r}, expected one of {_shown(self.names)} or their ids"

@@ -121,23 +121,24 @@ def distinct_labels(source: Source) -> list[Any]:
     Raises:
         DataError: Texts are among other values.
     """
-    found: set[Any] = set()
+    first_rows: dict[Any, int] = {}
     with quiet():
-        opened = source.open()
-        rows = opened.select(survey(source, IN_PROCESS).numbers)
-        for batch in read_batches(select_columns(source.name, source.dataset, rows), ["label"]):
-            for label in batch["label"]:
-                values = label if isinstance(label, list) else [label]
-                found.update(value for value in values if isinstance(value, Hashable))
-    found -= {None, ""}
-    texts = [label for label in found if isinstance(label, str)]
-    if 0 < len(texts) < len(found):
-        other = next(label for label in found if not isinstance(label, str))
+        numbers = survey(source, IN_PROCESS).numbers
+        rows = select_columns(source.name, source.dataset, source.open().select(numbers))
+        labels = (label for batch in read_batches(rows, ["label"]) for label in batch["label"])
+        for number, label in zip(numbers.tolist(), labels, strict=True):
+            for value in label if isinstance(label, list) else [label]:
+                if isinstance(value, Hashable) and value not in (None, ""):
+                    first_rows.setdefault(value, number)
+    texts = next((label for label in first_rows if isinstance(label, str)), None)
+    other = next((label for label in first_rows if not isinstance(label, str)), None)
+    if texts is not None and other is not None:
+        places = [f"{source.place_of(first_rows[label])} holds {label!r}" for label in (texts, other)]
         raise DataError(
-            f"datasets.{source.name}: column '{source.dataset.label_column}' holds texts such as {texts[0]!r}"
-            f" and other values such as {other!r}, expected labels of one kind. Correct or filter the rows."
+            f"datasets.{source.name}: column '{source.dataset.label_column}': {places[0]} and {places[1]},"
+            " expected labels of one kind. Correct or filter the rows, or set label_names."
         )
-    return sorted(found)
+    return sorted(first_rows)
 
 
 def _held_out(source: Source, tasks: Tasks) -> list[TextPart]:

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from orchestrator.contracts import IGNORE_INDEX, RowLayout
-from orchestrator.data.encode import Encoded, Encoder, Unfit
+from orchestrator.data.encode import Encoded, Encoder
 from orchestrator.data.labels import LabelIds
 
 
@@ -29,19 +29,15 @@ class WordEncoder(Encoder):
         super().__init__(layout, tokenizer)
         self._tags = tags
 
-    def encode(self, documents: Sequence[Any]) -> Iterator[Encoded | Unfit | None]:
-        """One result for each pair of words and tags, in order; ``None`` where no word has a token."""
+    def encode(self, documents: Sequence[Any]) -> Iterator[Encoded | None]:
+        """One result for each pair of words and known tags, in order; ``None`` where no word has a token."""
         spaced = [_spaced(words) for words, _ in documents]
         encodings = self._backend.encode_batch(spaced, is_pretokenized=True)
         for encoding, (_, tags) in zip(encodings, documents, strict=True):
             if len(encoding.ids) <= self._num_added:
                 yield None
                 continue
-            ids = [self._tags.find(tag) for tag in tags]
-            if None in ids:
-                word = ids.index(None)
-                yield Unfit(f"word {word} (counted from 0) has {self._tags.complaint(tags[word])}", True)
-                continue
+            ids = [self._tags.id_of(tag) for tag in tags]
             begun = [None if word is None else ids[word] for word in first_words(encoding)]
             targets = [IGNORE_INDEX if target is None else target for target in begun]
             yield Encoded(encoding.ids, bool(encoding.overflowing), targets=targets)

@@ -306,6 +306,20 @@ def test_a_row_with_an_unknown_tag_is_counted_as_skipped(tmp_path: Path) -> None
     assert found.numbers.tolist() == [0]
 
 
+def test_a_row_with_a_tag_that_is_no_id_is_named_or_left_out(
+    tmp_path: Path, bpe: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    rows = [{"w": ["x"], "t": [0]}, {"w": ["a", "b"], "t": [2, 3]}, {"w": ["y"], "t": [1]}]
+    keys = {"words_column": "w", "label_column": "t"}
+    place = f"{tmp_path / 'rows.jsonl'}: row 1 (counted from 0): word 1 (counted from 0) has label 3"
+    with pytest.raises(DataError) as caught:
+        prepare(corpus(tmp_path / "rows.jsonl", rows, **keys), WORDS, bpe, tmp_path, num_labels=3)
+    assert place in str(caught.value)
+    dataset = corpus(tmp_path / "rows.jsonl", rows, on_bad_row="skip", **keys)
+    assert Meta.open(prepare(dataset, WORDS, bpe, tmp_path, num_labels=3)).num_documents == 2
+    assert f"1 of 3 rows are skipped, first {place}" in caplog.text
+
+
 def test_numbers_that_are_missing_or_no_numbers_are_left_out_of_a_csv(tmp_path: Path, bpe: Path) -> None:
     path = write_csv(
         tmp_path / "a.csv", {"text": ["a b", "c d", "e f", "g h"], "y": ["3", "", "nan", "four"]}
@@ -316,8 +330,11 @@ def test_numbers_that_are_missing_or_no_numbers_are_left_out_of_a_csv(tmp_path: 
 
 def test_labels_of_two_kinds_are_refused(tmp_path: Path, bpe: Path) -> None:
     dataset = corpus(tmp_path / "rows.jsonl", texts(["a", 3, "b"]), label_column="y")
-    with pytest.raises(DataError, match=r"column 'y' holds texts such as '.' and other values such as 3"):
+    path = tmp_path / "rows.jsonl"
+    with pytest.raises(DataError) as caught:
         prepare(dataset, ONE, bpe, tmp_path)
+    rows = f"{path}: row 0 (counted from 0) holds 'a' and {path}: row 1 (counted from 0) holds 3"
+    assert f"column 'y': {rows}, expected labels of one kind" in str(caught.value)
 
 
 MIXED: list[tuple[list[Any], Any, str]] = [

@@ -131,6 +131,18 @@ def test_rows_whose_label_a_stage_cannot_use_are_counted(job: Path, console: Con
     assert exam["splits"]["train"]["labels"] == {"1": 2, "0": 1}
 
 
+def test_rows_with_a_tag_a_stage_cannot_use_are_counted(job: Path, console: Console, tmp_path: Path) -> None:
+    tags = [[0, 1], [1, 2], [0, 0], [-1, 0]]
+    write_jsonl(tmp_path / "exam.jsonl", [{"text": "a b", "w": ["a", "b"], "y": given} for given in tags])
+    text = job.read_text("utf-8").replace("    validation_fraction: 0.4\n", "    on_bad_row: skip\n")
+    text = text.replace("    label_column: y\n", "    label_column: y\n    words_column: w\n")
+    text = text.replace("name: sequence_classification", "name: token_classification")
+    job.write_text(text.replace("    decontaminate: {against: [exam]}\n", ""), "utf-8")
+    exam = console("data", job, "--json", "--runs-dir", tmp_path / "runs").json()["datasets"][1]
+    assert (exam["rows"], exam["dropped"]["label_column"]) == (4, 2)
+    assert exam["splits"]["train"]["labels"] == {"0": 3, "1": 1}
+
+
 def test_a_dataset_may_be_held_out_as_a_whole(job: Path, console: Console, tmp_path: Path) -> None:
     text = job.read_text("utf-8").replace("validation_fraction: 0.4", "test_fraction: 1.0")
     job.write_text(text.replace("{exam: 1.0}", "{exam: 1.0, web: 1.0}"), "utf-8")
