@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,13 @@ def is_list_file(path: Path) -> bool:
     """Whether a file holds one list or one object, over several lines or none but the first."""
     with path.open("rb") as stream:
         lines = (line.removeprefix(b"\xef\xbb\xbf").strip() for line in stream)
-        first = next((line for line in lines if line), b"")
-    # An object in one line stays an object if the rest is cut off.
-    return first.startswith(b"[") or (first.startswith(b"{") and first.endswith((b"{", b"[", b",")))
+        first, second, third = [*islice((line for line in lines if line), 3), b"", b"", b""][:3]
+    if not first.startswith(b"{") or not first.endswith((b"{", b"[", b",")):
+        return first.startswith(b"[")
+    # Of lines with an object each, the first may be cut off anywhere; what follows is no part of it then.
+    if first.endswith(b"["):
+        return not (second.startswith(b"{") and second.endswith(b"}") and third.startswith(b"{"))
+    return not second.startswith(b"{")
 
 
 def json_lines(lines: Iterator[str]) -> Iterator[Record]:
@@ -73,6 +78,25 @@ def json_list(path: Path, field: str | None) -> Iterator[Record]:
             continue
         problem = undecodable(json.dumps(values, ensure_ascii=False))
         yield Record(f"record {number}", (), values if problem is None else None, problem)
+
+
+def wide_number(values: Mapping[str, Any], columns: Iterable[str]) -> str | None:
+    """What is wrong with a record that holds a whole number too large for a column."""
+    for column in columns:
+        if column in values and (number := _widest(values[column])) is not None:
+            return f"column '{column}' holds the whole number {number}, expected one of at most 64 bits"
+    return None
+
+
+def _widest(value: Any) -> int | None:
+    """A whole number of more than 64 bits somewhere in a JSON value."""
+    if isinstance(value, int):
+        return None if -(2**63) <= value < 2**64 else value
+    if isinstance(value, dict):
+        value = list(value.values())
+    if isinstance(value, list):
+        return next((found for item in value if (found := _widest(item)) is not None), None)
+    return None
 
 
 def _json_columns(found: dict[str, Any]) -> list[dict[str, Any]]:

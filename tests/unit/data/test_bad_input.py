@@ -81,6 +81,20 @@ FILES = {
         ["a"],
         "the surrogate 0xd800 after",
     ),
+    "json first line cut off after a comma": (
+        "json",
+        b'{"text": "a",\n{"text": "b"}\n{"text": "c"}\n',
+        1,
+        ["b", "c"],
+        "no JSON: Expecting property name",
+    ),
+    "json first line cut off in a list": (
+        "json",
+        b'\n{"tags": [\n{"text": "b"}\n{"text": "c"}\n',
+        2,
+        ["b", "c"],
+        "no JSON: Expecting value",
+    ),
     "json no object": ("json", b'{"text": "a"}\n[5]\n', 2, ["a"], "holds [5], expected an object"),
     "json key twice": ("json", b'{"text": "a"}\n{"text": "b", "text": "c"}\n', 2, ["a"], "no JSON: the key"),
 }

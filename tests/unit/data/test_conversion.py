@@ -82,10 +82,19 @@ def test_values_of_json_are_those_that_stand_there(
     assert [plain(value) for value in source.open()["y"]] == values
 
 
-def test_a_number_of_too_many_bits_is_refused(tmp_path: Path) -> None:
-    path = write_jsonl(tmp_path / "a.jsonl", [{"text": "t", "y": 1 << 70}])
-    with pytest.raises(DataError, match=f"{path} cannot be read as json: column 'y' holds a whole number of"):
-        read(path, source="json", label_column="y")
+@pytest.mark.parametrize("value", [1 << 70, [1, -(1 << 64)], {"a": [{"b": 1 << 64}]}])
+def test_a_number_of_too_many_bits_is_named_with_its_line(value: Any, tmp_path: Path) -> None:
+    good = [{"text": "t", "y": None, "unread": 1 << 70}, {"text": "u", "y": None}]
+    path = write_jsonl(tmp_path / "a.jsonl", [good[0], {"text": "t", "y": value}, good[1]])
+    keys = {"source": "json", "label_column": "y"}
+    with pytest.raises(
+        DataError, match=r"line 2: column 'y' holds the whole number -?1[0-9]+, expected one of"
+    ):
+        find_source("corpus", section(files=str(path), **keys), tmp_path / "cache").open()
+    dataset = section(files=str(path), on_bad_row="skip", **keys)
+    source = find_source("corpus", dataset, tmp_path / "cache")
+    assert source.open()["text"][:] == ["t", "u"]
+    assert source.left_out()[0] == 1
 
 
 @pytest.mark.parametrize(
