@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +33,6 @@ from orchestrator.data.cache import is_no_room, make_folder
 from orchestrator.data.csv_records import read_header
 from orchestrator.data.fields import kind_of
 from orchestrator.data.files import digest_file, digest_values
-from orchestrator.data.json_records import wide_number
 from orchestrator.data.readers import root_cause
 from orchestrator.data.record import Record, UnreadableFileError
 from orchestrator.data.records import FileFormat, read_records
@@ -147,6 +146,7 @@ class Conversion:
             delimiter=dataset.delimiter if isinstance(dataset, CSVDataset) else ",",
             sample_by=dataset.sample_by if isinstance(dataset, TextDataset) else "line",
             field=dataset.field if isinstance(dataset, JSONDataset) else None,
+            typed=tuple(name for name in self.wanted if name != dataset.messages_column),
         )
 
     def _folder(self, room: str, more: dict[str, Any]) -> Path:
@@ -231,8 +231,7 @@ class Conversion:
         """
         file, size = len(report.num_rows) - 1, 0
         batch: list[Mapping[str, Any]] = []
-        for found in read_records(path, self._form()):
-            record = self._narrow(found)
+        for record in read_records(path, self._form()):
             if record.problem is not None:
                 self._leave_out(path, record, file, report)
             if record.values is None:
@@ -244,14 +243,6 @@ class Conversion:
                 batch, size = [], 0
         if batch:
             yield batch
-
-    def _narrow(self, record: Record) -> Record:
-        """The record; without values where a column cannot hold one of its numbers."""
-        if kind_of(self.dataset) != "json" or record.values is None:
-            return record
-        typed = [column for column in self.wanted if column != self.dataset.messages_column]
-        problem = wide_number(record.values, typed)
-        return record if problem is None else replace(record, values=None, problem=problem)
 
     def _leave_out(self, path: Path, record: Record, file: int, report: Report) -> None:
         if self.dataset.on_bad_row == "error":

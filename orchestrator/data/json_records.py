@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -24,14 +24,14 @@ def is_list_file(path: Path) -> bool:
     return not second.startswith(b"{")
 
 
-def json_lines(lines: Iterator[str]) -> Iterator[Record]:
-    """An object on each line."""
+def json_lines(lines: Iterator[str], typed: Sequence[str]) -> Iterator[Record]:
+    """An object on each line, whose numbers fit into the ``typed`` columns."""
     for number, line in enumerate(lines, start=1):
-        problem, values = _json_object(line) if line.strip() else (None, None)
+        problem, values = _json_object(line, typed) if line.strip() else (None, None)
         yield Record(f"line {number}", (line,), values, problem)
 
 
-def _json_object(line: str) -> tuple[str | None, dict[str, Any] | None]:
+def _json_object(line: str, typed: Sequence[str]) -> tuple[str | None, dict[str, Any] | None]:
     """The problem of a line, or the object it holds."""
     problem = undecodable(line)
     if problem is not None:
@@ -45,10 +45,11 @@ def _json_object(line: str) -> tuple[str | None, dict[str, Any] | None]:
     if not isinstance(record, dict):
         return f"holds {line.strip()[:40]}, expected an object", None
     problem = undecodable(json.dumps(record, ensure_ascii=False)) if "\\u" in line else None
+    problem = problem or _wide_number(record, typed)
     return problem, record if problem is None else None
 
 
-def json_list(path: Path, field: str | None) -> Iterator[Record]:
+def json_list(path: Path, field: str | None, typed: Sequence[str]) -> Iterator[Record]:
     """Records of a file that holds one list, or one object with a list for each column.
 
     Raises:
@@ -76,11 +77,11 @@ def json_list(path: Path, field: str | None) -> Iterator[Record]:
         if not isinstance(values, dict):
             yield Record(f"record {number}", (), problem=f"holds {str(record)[:40]}, expected an object")
             continue
-        problem = undecodable(json.dumps(values, ensure_ascii=False))
+        problem = undecodable(json.dumps(values, ensure_ascii=False)) or _wide_number(values, typed)
         yield Record(f"record {number}", (), values if problem is None else None, problem)
 
 
-def wide_number(values: Mapping[str, Any], columns: Iterable[str]) -> str | None:
+def _wide_number(values: Mapping[str, Any], columns: Sequence[str]) -> str | None:
     """What is wrong with a record that holds a whole number too large for a column."""
     for column in columns:
         if column in values and (number := _widest(values[column])) is not None:

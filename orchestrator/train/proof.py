@@ -235,7 +235,7 @@ class _ReplayedLedger:
         """The record names the data that is there."""
         step = record.steps[0] + 1
         silent = [
-            f"'{key}'" for key in ("world_size", "sources", "data", "seed") if getattr(record, key) is None
+            repr(key) for key in ("world_size", "sources", "data", "seed") if getattr(record, key) is None
         ]
         if silent:
             self._unproved = self._unproved or _ViolationError(
@@ -247,17 +247,13 @@ class _ReplayedLedger:
             raise _ViolationError(
                 step, f"its rows were read in the order of seed {record.seed}, the job's is {self._job.seed}"
             )
-        unknown = next((name for name in record.data or () if name not in digests), None)
-        if unknown is not None:
-            raise _ViolationError(
-                step, "it read data of it, and the stage has no such source", source=unknown
-            )
-        for name, digest in digests.items():
-            recorded = digest if record.data is None else record.data.get(name)
-            if recorded != digest:
-                raise _ViolationError(
-                    step, f"it read data with digest {recorded}, now it is {digest}", source=name
-                )
+        if record.data is None:
+            return
+        for name in {**digests, **record.data}:
+            found, expected = record.data.get(name), digests.get(name)
+            if found != expected:
+                now = f"now it is {expected}" if expected else "and the stage has no such source"
+                raise _ViolationError(step, f"it read data with digest {found}, {now}", source=name)
 
     def _replay(self, record: Record, replay: Replay) -> None:
         """Consume all rows of the record's steps; its sources gave the draws it says."""

@@ -206,7 +206,9 @@ LIES: dict[Callable[[TrainedStage], None], str] = {
         " micro_batch_size 1 x dp_degree 5 = 5. Nearest: 20 or 25."
     ),
     claim_no_workers: "step 6: recorded with 0 workers: ",
-    invent_data: "step 6, source 'z': it read data of it, and the stage has no such source",
+    invent_data: "step 6, source 'z': it read data with digest "
+    + "0" * 32
+    + ", and the stage has no such source",
     claim_other_data: f"step 6, source 'b': it read data with digest {'0' * 32}, now it is ",
     drop_last_record: (
         "step 16: the ledger ends with step 15, and the newest checkpoint or result is of step 20"
