@@ -111,9 +111,12 @@ def encode_rows(
         Part(part, work, parts_dir / f"{PART_VERSION}-{PART_ROWS}-{index:06d}")
         for index, part in enumerate(cut_rows(rows.source, rows.numbers, PART_ROWS))
     ]
-    done = 0
-    for part, _ in zip(parts, tasks.map(encode_part, parts), strict=True):
-        done += len(part.rows.numbers)
+    sizes = [0 if part.folder.exists() else len(part.rows.numbers) for part in parts]
+    # Before the first one is done: a rate begins here, without parts of an earlier start.
+    done = total - sum(sizes)
+    on_progress(done, total)
+    for size, _ in zip(sizes, tasks.map(encode_part, parts), strict=True):
+        done += size
         on_progress(done, total)
     return join_parts([(part.folder, 0) for part in parts], rows.numbers, folder)
 

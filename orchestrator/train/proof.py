@@ -234,14 +234,12 @@ class _ReplayedLedger:
     def _check_data(self, record: Record, digests: Mapping[str, str]) -> None:
         """The record names the data that is there."""
         step = record.steps[0] + 1
-        silent = [
-            repr(key) for key in ("world_size", "sources", "data", "seed") if getattr(record, key) is None
-        ]
+        silent = [key for key in ("world_size", "sources", "data", "seed") if getattr(record, key) is None]
         if silent:
             self._unproved = self._unproved or _ViolationError(
                 step,
-                f"its record has no {', '.join(silent)}, as those of earlier versions, so what it would say"
-                " cannot be proved; everything else holds",
+                f"its record has no {', '.join(map(repr, silent))}, as those of earlier versions, so what it"
+                " would say cannot be proved; everything else holds",
             )
         if record.seed not in (None, self._job.seed):
             raise _ViolationError(
