@@ -260,3 +260,35 @@ def test_weights_that_overflowed_are_never_saved(runs: Runs) -> None:
     for message in outcomes["overflow"]:
         assert "tensors of weights or optimizer state hold NaN or infinity" in message
     assert not any(layout_of(folder, "overflow").checkpoints.glob("step-*/COMPLETE"))
+
+
+STRATEGIES: dict[str, dict[str, Any]] = {
+    "ddp": {"name": "ddp"},
+    "fsdp2": {"name": "fsdp2"},
+    "replicas": {"name": "fsdp2", "replicate_degree": 2},
+    **{f"zero-{stage}": {"name": "zero", "stage": stage} for stage in (0, 1, 2, 3)},
+}
+
+
+@pytest.mark.exhaustive
+@pytest.mark.timeout(1200)
+def test_nan_on_one_rank_is_left_out_alike_under_every_strategy(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(tmp_path)
+    skip = {"anomalies": {"nonfinite": "skip"}}
+    layouts = {
+        name: prepare(tmp_path, name, strategy=strategy, **skip) for name, strategy in STRATEGIES.items()
+    }
+    set_poison(tmp_path, layouts["ddp"], float("nan"))
+    for rank in run_ranks(run, 2, str(tmp_path), list(STRATEGIES), timeout_seconds=1000):
+        assert rank == dict.fromkeys(STRATEGIES, "finished")
+    reference = anomalies(tmp_path, "ddp")
+    assert reference
+    for name in STRATEGIES:
+        assert [(e["step"], e["ranks"]) for e in anomalies(tmp_path, name)] == [
+            (e["step"], e["ranks"]) for e in reference
+        ]
+        assert left_out(tmp_path, name) == left_out(tmp_path, "ddp")
+        assert different(weights(tmp_path, name), weights(tmp_path, "ddp")) == [], name
+        assert verify_run(tmp_path / "runs" / name, None)["ok"]
