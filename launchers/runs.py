@@ -68,10 +68,10 @@ def list_runs(runs_dir: Path) -> list[Path]:
 def run_status(run_dir: Path) -> dict[str, Any]:
     """``{name, state, problem, seconds, stages: [...]}`` of one run.
 
-    A stage is ``{name, state, step, saved_step, metrics, damaged}``: ``step`` is the last that was logged,
-    ``saved_step`` that of the newest checkpoint, ``damaged`` the checkpoints that were set aside, ``{step,
-    problem, kept_as}``, as long as they are there. ``problem`` is why a failed run failed, and ``None``
-    otherwise; ``seconds`` is where its time went.
+    A stage is ``{name, state, step, saved_step, metrics, damaged}``: ``step`` is the last that was logged, or
+    saved before any was; ``saved_step`` that of the newest checkpoint, ``damaged`` the checkpoints that were
+    set aside, ``{step, problem, kept_as}``, while they are there. ``problem`` is why a failed run failed, and
+    ``None`` otherwise; ``seconds`` is where its time went.
     """
     layout = RunLayout(run_dir)
     events = list(read_json_lines(layout.events))
@@ -79,13 +79,13 @@ def run_status(run_dir: Path) -> dict[str, Any]:
     stages = []
     for name in _stage_names(layout, events):
         stage = layout.stage(name)
-        step, metrics = _progress(stage)
+        (step, metrics), saved_step = _progress(stage), newest_step(stage.checkpoints)
         stages.append(
             {
                 "name": name,
                 "state": _stage_state(stage, events, state),
-                "step": step,
-                "saved_step": newest_step(stage.checkpoints),
+                "step": saved_step if step is None else step,
+                "saved_step": saved_step,
                 "metrics": metrics,
                 "damaged": _damaged(layout, events, name),
             }

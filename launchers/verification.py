@@ -12,7 +12,7 @@ from typing import Any
 from launchers.runs import UnknownRunError
 from orchestrator.checkpoint.layout import RunLayout
 from orchestrator.checkpoint.weights import weights_problem
-from orchestrator.spec.job import Job, TrainStage
+from orchestrator.spec.job import EvaluateStage, Job, TrainStage
 from orchestrator.spec.load import load_resolved
 from orchestrator.train.proof import StageProof, prove_stage
 
@@ -39,7 +39,8 @@ def verify_run(run_dir: Path, stage_name: str | None) -> dict[str, Any]:
     weights = [
         {"stage": found.name, "ok": problem is None, "problem": problem}
         for found in job.stages
-        if stage_name in (None, found.name) and layout.stage(found.name).result.exists()
+        if stage_name in (None, found.name) and not isinstance(found, EvaluateStage)
+        if layout.stage(found.name).result.exists()
         for problem in [weights_problem(layout.stage(found.name))]
     ]
     problems = [proof.ledger.problem for proof in proofs if proof.ledger.problem is not None]

@@ -105,6 +105,17 @@ def test_progress_comes_from_the_last_whole_line_or_the_result(console: Console,
     ]
 
 
+def test_a_stage_stopped_before_it_logged_a_step_is_at_its_checkpoint(
+    console: Console, tmp_path: Path
+) -> None:
+    run = FakeRun(tmp_path)
+    saved = run.layout.stage("pretrain").checkpoints / "step-00000003"
+    saved.mkdir(parents=True)
+    (saved / "COMPLETE").write_text("{}")
+    (stage, _) = console("status", "tiny", "--runs-dir", tmp_path, "--json").json()["stages"]
+    assert (stage["step"], stage["saved_step"]) == (3, 3)
+
+
 def test_damaged_checkpoints_are_told_while_they_are_there(console: Console, tmp_path: Path) -> None:
     run = FakeRun(tmp_path)
     kept_as = "pretrain/checkpoints/quarantine-step-00000004"

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import yaml
 
 from orchestrator.checkpoint.steps import step_name
 from tests.prepared import write_rows
@@ -107,6 +108,19 @@ def test_a_finished_stage_without_a_ledger_is_not_proved(console: Console, tmp_p
         "stage 'pretrain', step 1: the ledger ends with step 0, and the newest checkpoint or result is of"
         " step 10"
     )
+
+
+def test_a_stage_that_writes_no_weights_has_none_to_check(console: Console, trained: TrainedStage) -> None:
+    job = yaml.safe_load(trained.run.job.read_text())
+    job["stages"].append(
+        {"name": "test", "kind": "evaluate", "from": "pretrain", "datasets": ["a"], "split": "train"}
+    )
+    trained.run.job.write_text(yaml.safe_dump(job))
+    result = trained.run.stage("test").result
+    result.parent.mkdir()
+    result.write_text('{"step": 4, "metrics": {}}')
+    document = console("verify", trained.run.root, "--json").json()
+    assert [found["stage"] for found in document["weights"]] == ["pretrain"]
 
 
 def test_an_unknown_run_is_the_users_error(console: Console, tmp_path: Path) -> None:
