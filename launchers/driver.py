@@ -87,7 +87,7 @@ def _walk(job: Job, layout: RunLayout, display: Display, run_id: str) -> State:
             return "finished"
         refuse_to_go_on(layout)
         tasks.connect()
-        check_room(job.resources)
+        check_room(job.resources, lambda message: display.note(waiting[0].name, message))
         return _run_waiting(job, [stage.name for stage in waiting], layout, display)
 
 

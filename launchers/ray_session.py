@@ -12,7 +12,7 @@ import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
@@ -33,6 +33,8 @@ ABANDONED_SECONDS = 60
 
 # A Ray node takes about 10 s to start; where Python comes from a slow shared file system, a multiple.
 JOIN_SECONDS = 180
+# As long after its newest node has started, a cluster may have more to come.
+SETTLED_SECONDS = 60
 
 # Seconds between two looks of Ray Train's controller at its workers; its default of 2 delays every end.
 HEALTH_CHECK_SECONDS = "0.5"
@@ -193,26 +195,53 @@ def check_this_machine(resources: Resources) -> None:
         _check_nodes(resources, [{"CPU": available_cpus(), "GPU": gpus}])
 
 
-def check_room(resources: Resources) -> None:
+def check_room(resources: Resources, on_wait: Callable[[str], None]) -> None:
     """Refuse a job that the connected cluster can never place; Ray would wait for ever.
+
+    Args:
+        on_wait: Told once that a cluster is waited for that has just been started and is too small so far.
 
     Raises:
         PlanError: Too few CPUs or GPUs.
     """
     import ray
 
-    _check_nodes(resources, [node["Resources"] for node in ray.nodes() if node["Alive"]])
+    deadline, is_told = time.monotonic() + SETTLED_SECONDS, False
+    while True:
+        try:
+            _check_nodes(resources, [node["Resources"] for node in ray.nodes() if node["Alive"]])
+            return
+        except PlanError as error:
+            # A Ray of its own has one node, and for the nodes of a batch job was waited already.
+            is_complete = is_own_ray() or "ORCHESTRATOR_RAY_NODES" in os.environ
+            if is_complete or time.monotonic() > deadline or _newest_node_age() > SETTLED_SECONDS:
+                raise
+            if not is_told:
+                on_wait(f"waits up to {SETTLED_SECONDS} s for more Ray nodes to join: {error}")
+        is_told = True
+        time.sleep(0.5)
 
 
-def count_runs(resources: Resources) -> int:
+def _newest_node_age() -> float:
+    """Seconds since the connected cluster's newest node has started, by that node's clock."""
+    from ray._private.worker import global_worker
+
+    nodes = global_worker.gcs_client.get_all_node_info().values()
+    return float(time.time() - max(node.start_time_ms for node in nodes) / 1000)
+
+
+def count_runs(resources: Resources, on_wait: Callable[[str], None]) -> int:
     """How many runs of these resources have room in the connected cluster at the same time.
+
+    Args:
+        on_wait: As for ``check_room``.
 
     Raises:
         PlanError: Not even one has.
     """
     import ray
 
-    check_room(resources)
+    check_room(resources, on_wait)
     wanted = {"CPU": resources.cpus_per_worker, "GPU": resources.gpus_per_worker}
     room = sum(_workers_that_fit(node["Resources"], wanted) for node in ray.nodes() if node["Alive"])
     return max(1, room // resources.num_workers)

@@ -50,7 +50,7 @@ def run_sweep(sweep: Sweep, jobs: Sequence[Job], options: Namespace) -> int:
 
     def work() -> dict[str, str]:
         with ray_session():
-            room = min(count_runs(job.resources) for job in jobs)
+            room = min(count_runs(job.resources, _note) for job in jobs)
             return drivers.run(jobs, min(room, sweep.at_once or room))
 
     states = stoppable(work, drivers.stop, drivers.kill)
@@ -66,6 +66,10 @@ def run_sweep(sweep: Sweep, jobs: Sequence[Job], options: Namespace) -> int:
     if "failed" in states.values():
         return 1
     return 0 if set(states.values()) == {"finished"} else STOPPED
+
+
+def _note(message: str) -> None:
+    print(f"[sweep] {message}", file=sys.stderr)
 
 
 def _results(jobs: Sequence[Job], runs_dir: Path) -> list[dict[str, float]]:

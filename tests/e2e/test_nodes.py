@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -56,3 +58,41 @@ def test_a_node_without_the_run_directory_or_with_other_versions_is_named(tmp_pa
         done = orchestrator(*command, home=home, variables=variables)
         assert done.returncode == 0, done.stderr
     assert RunLayout(runs / "apart").stage("ddp").result.exists()
+
+
+LOOK = """
+from launchers import ray_session
+from orchestrator.errors import PlanError
+from orchestrator.spec.job import Resources
+
+wanted = Resources.model_validate({"num_workers": 2})
+with ray_session.ray_session():
+    ray_session.check_room(wanted, lambda message: print(message, flush=True))
+    print("there is room", flush=True)
+    ray_session.SETTLED_SECONDS = 0
+    try:
+        ray_session.check_room(Resources.model_validate({"num_workers": 3}), print)
+    except PlanError as error:
+        print(error, flush=True)
+"""
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_a_cluster_whose_nodes_are_still_joining_is_waited_for() -> None:
+    with ray_cluster() as cluster:
+        cluster.start("head")
+        variables = {**os.environ, **cluster.environment, "RAY_ADDRESS": cluster.address}
+        look = subprocess.Popen(
+            [sys.executable, "-c", LOOK], env=variables, stdout=subprocess.PIPE, text=True
+        )
+        with look:
+            assert look.stdout is not None
+            waits = look.stdout.readline()
+            assert "waits up to 60 s for more Ray nodes to join: resources: 2 workers x 1 CPU" in waits
+            cluster.start("second")
+            assert look.stdout.readline() == "there is room\n"
+            # One that has been up for long is as large as it will be.
+            assert "there are 2 node(s) with 2 CPU and 0 GPU, room for 2." in look.stdout.readline()
+        assert look.returncode == 0
