@@ -230,8 +230,8 @@ def _why_changed(
 
 
 def _weights_fingerprint(job: Job, stage: Stage, inputs: dict[str, str], digests: dict[str, str]) -> str:
-    """What the stage's weights depend on: all of its fingerprint but evaluation."""
-    if isinstance(stage, TrainStage):
+    """What the stage's weights depend on: all of its fingerprint but evaluation, where that chooses none."""
+    if isinstance(stage, TrainStage) and stage.checkpoint.weights == "last":
         stage = stage.model_copy(update={"evaluation": None})
         digests = {name: digest for name, digest in digests.items() if not name.startswith("evaluation.")}
     return stage_fingerprint(job, stage, input_fingerprints=inputs, data_digests=digests)

@@ -69,6 +69,8 @@ class StageNews:
                 yield f"rank {event['rank']} failed: {text}"
             if event["event"] == DAMAGED:
                 yield damage_text(event)
+            if event["event"] == "weights_chosen" and event["step"] != event["last_step"]:
+                yield f"weights/ are those of step {event['step']}, its best evaluation"
             if event["event"] == "checkpoint_not_uploaded":
                 text = str(event["problem"]).splitlines()[0][:SHOWN_CHARACTERS]
                 yield f"checkpoints are here, but could not be copied: {text}; the next save tries again"

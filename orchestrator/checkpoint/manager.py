@@ -166,6 +166,15 @@ class CheckpointManager:
         """What is wrong with ``path``, unless ``newest`` has just checked it."""
         return None if path == self._verified else seal.verify(path)
 
+    def sound_weights(self, step: int) -> dict[str, Tensor] | None:
+        """As ``read_weights`` of a step that is there; ``None``: it is damaged, and set aside like others."""
+        found = next(found for found in list_steps(self._folder) if found.step == step)
+        problem = seal.verify(found.path)
+        if problem is None:
+            return read_tensors(found.path, prefix="model.")
+        self._tell(_set_aside(found, problem))
+        return None
+
     @staticmethod
     def read_weights(path: Path) -> dict[str, Tensor]:
         """All parameters by name, float32, in this process alone.

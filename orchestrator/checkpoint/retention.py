@@ -41,16 +41,18 @@ class Retention:
         kept = set(complete[-self.keep_last :])
         if self.keep_every_steps is not None:
             kept |= {step for step in complete if step % self.keep_every_steps == 0}
-        if self.best is not None and (best := _best_of(complete, self.best, state_of)) is not None:
-            kept.add(best)
+        if self.best is not None:
+            kept |= {step for step, _ in best_first(complete, self.best, state_of)[:1]}
         return [step for step in complete if step not in kept]
 
 
-def _best_of(complete: Sequence[int], best: Best, state_of: Callable[[int], Mapping[str, Any]]) -> int | None:
-    """Step with the best value, the latest of equals; ``None``: none was evaluated."""
+def best_first(
+    complete: Sequence[int], best: Best, state_of: Callable[[int], Mapping[str, Any]]
+) -> list[tuple[int, float]]:
+    """Steps that were evaluated and their values, the best first, the latest of equals."""
     values = {step: value for step in complete if (value := _value(step, best.metric, state_of)) is not None}
     sign = 1 if best.mode == "max" else -1
-    return max(values, key=lambda step: (sign * values[step], step), default=None)
+    return sorted(values.items(), key=lambda found: (sign * found[1], found[0]), reverse=True)
 
 
 def _value(step: int, metric: str, state_of: Callable[[int], Mapping[str, Any]]) -> float | None:

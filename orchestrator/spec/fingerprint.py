@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from orchestrator.spec.job import EvaluateStage, ExportStage, Job, Stage, TrainStage
+from orchestrator.spec.metrics import best_mode
 from orchestrator.spec.plan import input_stage
 
 TRAJECTORY = (
@@ -116,12 +117,23 @@ def _stage_keys(job: Job, stage: Stage) -> dict[str, Any]:
                 "evaluated": evaluated,
                 "max_rows": max_rows,
             },
+            **_choice_of_weights(stage),
         }
     if isinstance(stage, EvaluateStage):
         keys = stage.model_dump(mode="json", by_alias=True, exclude=("micro_batch_size",))
         return {"seed": job.seed, **_inputs(job, list(stage.datasets)), "stages": {stage.name: keys}}
     assert isinstance(stage, ExportStage)
     return {"stages": {stage.name: stage.model_dump(mode="json", by_alias=True)}}
+
+
+def _choice_of_weights(stage: TrainStage) -> dict[str, Any]:
+    """What decides which step's weights are kept, where it is not the last one's."""
+    if stage.checkpoint.weights == "last":
+        return {}
+    assert stage.checkpoint.keep_best is not None
+    assert stage.evaluation is not None
+    every = {"saved": stage.checkpoint.every_steps, "evaluated": stage.evaluation.every_steps}
+    return {"best": {"metric": stage.checkpoint.keep_best.metric, "mode": best_mode(stage), **every}}
 
 
 def _inputs(job: Job, datasets: list[str]) -> dict[str, Any]:

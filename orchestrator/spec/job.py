@@ -117,7 +117,9 @@ class Checkpoint(Section):
     keep_every_steps: Positive | None = None
     """Keep each checkpoint whose step is a multiple of this, too; a multiple of ``every_steps``."""
     keep_best: KeepBest | None = None
-    """Keep the checkpoint of the best evaluation, too; the stage's weights are those of its last step."""
+    """Keep the checkpoint of the best evaluation, too."""
+    weights: Literal["last", "best"] = "last"
+    """Of which step ``weights/`` is, which later stages read: the last, or the best by ``keep_best``."""
     asynchronous: bool = True
     """Write while training goes on, from a copy in host memory (on each worker, of the bytes it writes);
     false: training waits, and there is no copy."""
@@ -128,6 +130,8 @@ class Checkpoint(Section):
     def __post_init__(self) -> None:
         if self.remote is not None:
             require_file_system(self.remote)
+        if self.weights == "best" and self.keep_best is None:
+            raise ValueError("weights 'best' needs keep_best: {metric: ...} to know which is")
         if self.keep_every_steps and self.keep_every_steps % self.every_steps:
             raise ValueError(
                 f"keep_every_steps {self.keep_every_steps} is not a multiple of every_steps"

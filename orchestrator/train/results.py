@@ -24,18 +24,25 @@ def replace_folder(folder: Path, write: Callable[[Path], None]) -> None:
 
 
 def write_result(
-    layout: StageLayout, inputs: StageInputs, *, step: int | None, metrics: Mapping[str, float]
+    layout: StageLayout,
+    inputs: StageInputs,
+    *,
+    step: int | None,
+    metrics: Mapping[str, float],
+    weights_step: int | None = None,
 ) -> None:
     """Write ``result.json``, which says that the stage is finished and which weights it wrote.
 
     Args:
         step: Optimizer steps completed; ``None`` for a stage that does not train.
+        weights_step: The step that its weights are of; absent for a stage that does not train.
     """
     record = {
         "stage": layout.root.name,
         "fingerprint": inputs.fingerprint,
         "spec_fingerprint": inputs.spec_fingerprint,
         "step": step,
+        **({} if weights_step is None else {"weights_step": weights_step}),
         "metrics": dict(metrics),
         KEY: weights_digests(layout.weights),
     }

@@ -30,6 +30,7 @@ from orchestrator.spec.job import Job, TrainStage
 from orchestrator.tracking.events import append_event
 from orchestrator.train.agreement import AgreedError, together
 from orchestrator.train.anomalies import AnomalyWatch
+from orchestrator.train.best import Weights, best_of
 from orchestrator.train.building import Parts, build_parts
 from orchestrator.train.evaluate import evaluate_datasets
 from orchestrator.train.ledger import Ledger
@@ -247,14 +248,29 @@ class _Run:
         def write() -> None:
             if weights is None:
                 return
-            write_weights = partial(save_weights, self.parts.model, weights, self.parts.tokenizer)
-            replace_folder(self.stage_layout.weights, write_weights)
-            all_metrics = {**last_training_metrics(self.stage_layout), **metrics}
             step = self.parts.max_steps
+            chosen = self._choose(Weights(step, metrics, weights))
+            write_weights = partial(save_weights, self.parts.model, chosen.tensors, self.parts.tokenizer)
+            replace_folder(self.stage_layout.weights, write_weights)
+            all_metrics = {**last_training_metrics(self.stage_layout), **chosen.metrics}
             # The log line comes after: a death between costs it, a repetition would double it.
-            write_result(self.stage_layout, self.parts.inputs, step=step, metrics=all_metrics)
+            write_result(
+                self.stage_layout,
+                self.parts.inputs,
+                step=step,
+                metrics=all_metrics,
+                weights_step=chosen.step,
+            )
             for tracker in trackers:
                 if metrics:
                     tracker.log(step, metrics)
 
         together("writing the weights", write)
+
+    def _choose(self, last: Weights) -> Weights:
+        """The weights that the job wants of this stage."""
+        if self.stage.checkpoint.weights == "last":
+            return last
+        chosen = best_of(self.stage, self.stage_layout, self.manager, last)
+        self._record("weights_chosen", step=chosen.step, last_step=last.step)
+        return chosen

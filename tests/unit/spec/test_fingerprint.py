@@ -111,6 +111,26 @@ def test_another_result_has_another_fingerprint(override: str, tmp_path: Path) -
     assert fingerprints(old)[0] != fingerprints(new)[0]
 
 
+def test_which_weights_a_stage_leaves_is_part_of_it_where_they_are_not_the_last(tmp_path: Path) -> None:
+    best = (
+        "    evaluation: {datasets: [rfc], every_steps: 2}\n"
+        "    checkpoint: {every_steps: 2, keep_best: {metric: eval/loss}}\n"
+    )
+    text = TEXT.replace("  - {name: test", best + "  - {name: test")
+    found = [
+        fingerprints(load(tmp_path, text, *(f"stages.pretrain.{override}" for override in overrides)))[0]
+        for overrides in (
+            [],
+            ["checkpoint.every_steps=4"],
+            ["checkpoint.weights=best"],
+            ["checkpoint.weights=best", "checkpoint.every_steps=4"],
+            ["checkpoint.weights=best", "checkpoint.keep_best.metric=eval/perplexity"],
+        )
+    ]
+    assert found[0] == found[1]
+    assert len(set(found)) == 4
+
+
 def test_inputs_and_data_are_part_of_a_fingerprint(tmp_path: Path) -> None:
     job = load(tmp_path, TEXT)
     found = {

@@ -33,6 +33,9 @@ MISTAKES = {
         "24: stages[0].checkpoint.keep_best: compares evaluations at the steps of checkpoints, and the"
         " stage's evaluation is missing; set evaluation: {datasets: [...], every_steps: 4}"
     ),
+    VALID + "    checkpoint: {every_steps: 4, weights: best}\n": (
+        "24: stages[0].checkpoint: weights 'best' needs keep_best: {metric: ...} to know which is"
+    ),
     VALID
     + "    checkpoint: {every_steps: 4, keep_best: {metric: eval/loss}}\n"
     + "    evaluation: {datasets: [rfc], every_steps: 3}\n": (

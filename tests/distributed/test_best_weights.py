@@ -1,0 +1,115 @@
+"""weights: best: the weights of the best evaluation are what a stage leaves to later ones."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from safetensors.torch import load_file
+
+from launchers.cli import main
+from launchers.verification import verify_run
+from orchestrator.checkpoint.layout import RunLayout
+from orchestrator.checkpoint.manager import CheckpointManager
+from orchestrator.checkpoint.steps import list_steps, step_name
+from orchestrator.tracking.events import read_json_lines
+from tests.distributed.training import different
+from tests.support import run_ranks
+from tests.unit.data.corpus import make_texts
+
+pytestmark = pytest.mark.slow
+MAX_STEPS = 10
+# Rises so high that later evaluations are worse.
+OPTIMIZER = {"name": "sgd", "lr": 20.0, "max_grad_norm": 1.0}
+MODEL = {"model_type": "gpt2", "n_layer": 1, "n_head": 2, "n_embd": 32, "n_positions": 32}
+
+
+def prepare(folder: Path, **checkpoint: Any) -> RunLayout:
+    """A job whose evaluation is best somewhere in the middle."""
+    (folder / "corpus.txt").write_text("\n".join(make_texts(80)))
+    stage = {
+        "name": "train",
+        "objective": {"name": "causal_lm"},
+        "model": {"config": MODEL},
+        "data": {"mixture": {"corpus": 1.0}, "seq_len": 32},
+        "global_batch_size": 4,
+        "micro_batch_size": 2,
+        "strategy": {"name": "fsdp2"},
+        "optimizer": OPTIMIZER,
+        "schedule": {"name": "constant", "warmup_steps": MAX_STEPS},
+        "limits": {"max_steps": MAX_STEPS},
+        "evaluation": {"datasets": ["corpus"], "every_steps": 2},
+        "checkpoint": {"every_steps": 2, "keep_last": 2, "keep_best": {"metric": "eval/loss"}, **checkpoint},
+        "logging": {"every_steps": 1},
+    }
+    job = {
+        "name": "run",
+        "resources": {"num_workers": 2},
+        "tokenizer": {"train": {"algorithm": "bpe", "vocab_size": 300, "datasets": ["corpus"]}},
+        "datasets": {"corpus": {"source": "text", "files": "corpus.txt", "validation_fraction": 0.2}},
+        "stages": [stage],
+    }
+    path = folder / "job.yaml"
+    path.write_text(yaml.safe_dump(job, sort_keys=False))
+    assert main(["prepare", str(path), "--runs-dir", str(folder / "runs")]) == 0
+    return RunLayout(folder / "runs" / "run")
+
+
+def run(root: str) -> str:
+    from orchestrator.train.worker import run_stage
+
+    return run_stage(Path(root), "train")
+
+
+def evaluations(layout: RunLayout) -> dict[int, float]:
+    """The loss of each evaluation, by step."""
+    lines = read_json_lines(layout.stage("train").metrics)
+    return {line["step"]: line["eval/loss"] for line in lines if "eval/loss" in line}
+
+
+def test_weights_are_the_best_evaluations_and_the_next_bests_where_that_is_damaged(
+    tmp_path: Path,
+) -> None:
+    layout = prepare(tmp_path, weights="best", keep_last=MAX_STEPS)
+    stage = layout.stage("train")
+    assert run_ranks(run, 2, str(layout.root)) == ["finished", "finished"]
+    losses = evaluations(layout)
+    assert all(losses.values()), losses
+    first, second, *_ = sorted(losses, key=losses.__getitem__)
+    assert MAX_STEPS not in (first, second), "the job must get worse"
+    result = json.loads(stage.result.read_text())
+    assert (result["step"], result["weights_step"]) == (MAX_STEPS, first)
+    assert result["metrics"]["eval/loss"] == losses[first]
+    weights = load_file(stage.weights / "model.safetensors")
+    assert different(weights, CheckpointManager.read_weights(stage.checkpoints / step_name(first))) == []
+    assert verify_run(layout.root, None)["ok"]
+
+    # Weights that are lost are written anew by the next start.
+    shutil.rmtree(stage.weights)
+    stage.result.unlink()
+    shard = max((stage.checkpoints / step_name(first)).iterdir(), key=lambda path: path.stat().st_size)
+    content = bytearray(shard.read_bytes())
+    content[len(content) // 2] ^= 4
+    shard.write_bytes(content)
+    assert run_ranks(run, 2, str(layout.root)) == ["finished", "finished"]
+    assert json.loads(stage.result.read_text())["weights_step"] == second
+    (damaged,) = [event for event in read_json_lines(layout.events) if event["event"] == "checkpoint_damaged"]
+    assert damaged["step"] == first
+
+
+def test_the_best_checkpoint_is_kept_and_the_last_weights_are_the_stages_unless_told(tmp_path: Path) -> None:
+    layout = prepare(tmp_path)
+    stage = layout.stage("train")
+    assert run_ranks(run, 2, str(layout.root)) == ["finished", "finished"]
+    losses = evaluations(layout)
+    best = min(losses, key=losses.__getitem__)
+    assert best < MAX_STEPS - 2
+    assert [found.step for found in list_steps(stage.checkpoints)] == [best, MAX_STEPS - 2, MAX_STEPS]
+    result = json.loads(stage.result.read_text())
+    assert (result["weights_step"], result["metrics"]["eval/loss"]) == (MAX_STEPS, losses[MAX_STEPS])
+    last = CheckpointManager.read_weights(stage.checkpoints / step_name(MAX_STEPS))
+    assert different(load_file(stage.weights / "model.safetensors"), last) == []
