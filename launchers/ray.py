@@ -9,6 +9,7 @@ from __future__ import annotations
 import shlex
 import sys
 import tempfile
+import time
 import urllib.parse
 from collections.abc import Mapping
 from pathlib import Path
@@ -23,6 +24,9 @@ from orchestrator.spec.launchers import RayOptions
 PHASES: Mapping[str, Literal["queued", "running"]] = {"PENDING": "queued", "RUNNING": "running"}
 # Workers keep the folder that was sent, where the user's own modules are.
 ENVIRONMENT = {"RAY_CHDIR_TO_TRIAL_DIR": "0"}
+
+# A cluster that has just been started answers before the part of its head that takes jobs is there.
+NO_AGENT, AGENT_SECONDS = "No available agent", 60
 
 
 class RayLauncher:
@@ -64,19 +68,24 @@ class RayLauncher:
         with tempfile.TemporaryDirectory() as folder:
             size = collect(job_file, Path(folder), max_bytes=self._options.max_package_megabytes * 1e6)
             print(f"sending {size / 1e3:.1f} kB to {self._service.address}", file=sys.stderr)
-            try:
-                client = JobSubmissionClient(self._service.address, headers=headers)
-                submitted = client.submit_job(
-                    entrypoint=shlex.join(self._entrypoint(run_dir)),
-                    submission_id=run_dir.name,
-                    runtime_env={"working_dir": folder, "env_vars": ENVIRONMENT},
-                    entrypoint_num_cpus=self._options.entrypoint_cpus,
-                )
-            except (RuntimeError, ConnectionError) as error:
-                raise LaunchError(
-                    f"the Ray cluster at {self._service.address} refused the job: {error}"
-                ) from error
-        return str(submitted)
+            client = JobSubmissionClient(self._service.address, headers=headers)
+            deadline = time.monotonic() + AGENT_SECONDS
+            while True:
+                try:
+                    return str(
+                        client.submit_job(
+                            entrypoint=shlex.join(self._entrypoint(run_dir)),
+                            submission_id=run_dir.name,
+                            runtime_env={"working_dir": folder, "env_vars": ENVIRONMENT},
+                            entrypoint_num_cpus=self._options.entrypoint_cpus,
+                        )
+                    )
+                except (RuntimeError, ConnectionError) as error:
+                    if NO_AGENT not in str(error) or time.monotonic() > deadline:
+                        raise LaunchError(
+                            f"the Ray cluster at {self._service.address} refused the job: {error}"
+                        ) from error
+                time.sleep(1)
 
     def _make_room(self, name: str) -> None:
         """Ray keeps ended jobs by their ids: forget one of this name, so that the run may go on.
