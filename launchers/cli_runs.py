@@ -187,14 +187,21 @@ def _print_verification(document: dict[str, Any]) -> None:
         for found in document["weights"]
         if not found["ok"]
     ]
+    problems += [
+        f"stage '{found['stage']}', held-out rows of '{found['dataset']}': {found['problem']}"
+        for found in document["held_out"]
+        if not found["ok"]
+    ]
     header = ("stage", "steps", "rows", "workers", "epochs", "each row once an epoch, data unchanged")
     print_table(f"{document['name']}: ledgers", header, ledgers)
-    if checkpoints:
-        rows = [(found["stage"], number_text(found["step"]), _verdict(found)) for found in checkpoints]
-        rows += [(found["stage"], "weights", _verdict(found)) for found in document["weights"]]
-        print_table(
-            f"{document['name']}: checkpoints and weights", ("stage", "step", "every byte as written"), rows
-        )
+    rows = [(found["stage"], number_text(found["step"]), _verdict(found)) for found in checkpoints]
+    rows += [(found["stage"], "weights", _verdict(found)) for found in document["weights"]]
+    rows += [
+        (found["stage"], f"held-out rows of {found['dataset']}", _verdict(found))
+        for found in document["held_out"]
+    ]
+    if rows:
+        print_table(f"{document['name']}: files", ("stage", "step", "every byte as written"), rows)
     is_empty = not checkpoints and not any(stage["ledger"]["steps"] for stage in document["stages"])
     verdict = "nothing to verify yet: no stage has a checkpoint" if is_empty else "everything holds"
     print("\n".join(problems) if problems else f"{document['name']}: {verdict}")

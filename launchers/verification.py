@@ -5,28 +5,31 @@ Needs numpy and xxhash, and none of torch, transformers and Ray.
 
 from __future__ import annotations
 
+import json
+from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from launchers.runs import UnknownRunError
-from orchestrator.checkpoint.layout import RunLayout
+from orchestrator.checkpoint.layout import RunLayout, StageLayout
 from orchestrator.checkpoint.weights import weights_problem
+from orchestrator.data.cache import damage
 from orchestrator.spec.job import EvaluateStage, Job, TrainStage
 from orchestrator.spec.load import load_resolved
 from orchestrator.train.proof import StageProof, prove_stage
 
 
 def verify_run(run_dir: Path, stage_name: str | None) -> dict[str, Any]:
-    """Check checkpoints and ledgers of a run's training stages, and all weights.
+    """Check checkpoints and ledgers of a run's training stages, all weights and all held-out rows.
 
     Args:
         stage_name: The training stage to check; absent: all of them.
 
     Returns:
         ``{name, ok, checkpoints: [{stage, step, ok, problem}], weights: [{stage, ok, problem}],
-        ledger: {ok, rows, problem}, stages}``; ``stages`` has the same for each training stage:
-        ``{name, ok, checkpoints, ledger}``.
+        held_out: [{stage, dataset, ok, problem}], ledger: {ok, rows, problem}, stages}``; ``stages`` has the
+        same for each training stage: ``{name, ok, checkpoints, ledger}``.
 
     Raises:
         UnknownRunError: There is no such training stage.
@@ -43,14 +46,21 @@ def verify_run(run_dir: Path, stage_name: str | None) -> dict[str, Any]:
         if layout.stage(found.name).result.exists()
         for problem in [weights_problem(layout.stage(found.name))]
     ]
+    held_out = [
+        {"stage": name, "dataset": dataset, "ok": problem is None, "problem": problem}
+        for name in (found.name for found in job.stages if stage_name in (None, found.name))
+        for dataset, problem in _held_out(layout.stage(name))
+    ]
     problems = [proof.ledger.problem for proof in proofs if proof.ledger.problem is not None]
     return {
         "name": run_dir.resolve().name,
-        "ok": all(proof.is_proved for proof in proofs) and all(found["ok"] for found in weights),
+        "ok": all(proof.is_proved for proof in proofs)
+        and all(found["ok"] for found in (*weights, *held_out)),
         "checkpoints": [
             {"stage": stage["name"], **found} for stage in stages for found in stage["checkpoints"]
         ],
         "weights": weights,
+        "held_out": held_out,
         "ledger": {
             "ok": not problems,
             "rows": sum(proof.ledger.rows for proof in proofs),
@@ -80,6 +90,18 @@ def _prove(job: Job, name: str, layout: RunLayout) -> StageProof:
     stage = job.stage(name)
     assert isinstance(stage, TrainStage)
     return prove_stage(job, stage, stage_layout)
+
+
+def _held_out(stage: StageLayout) -> Iterator[tuple[str, str | None]]:
+    """Datasets that a stage evaluates on, and what is wrong with their rows, every byte read."""
+    try:
+        folders: dict[str, str] = json.loads(stage.inputs.read_text(encoding="utf-8"))["evaluation"]
+    except (OSError, ValueError, KeyError):
+        # A stage that was not prepared; of one that has trained, the ledger's proof says what is wrong.
+        return
+    for dataset, folder in folders.items():
+        problem = damage(Path(folder)) if Path(folder).is_dir() else "it is missing"
+        yield dataset, None if problem is None else f"{folder}: {problem}; the next start makes them anew"
 
 
 def _stage_document(proof: StageProof) -> dict[str, Any]:

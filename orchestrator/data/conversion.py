@@ -36,11 +36,10 @@ from orchestrator.data.files import digest_file, digest_values
 from orchestrator.data.readers import root_cause
 from orchestrator.data.record import Record, UnreadableFileError
 from orchestrator.data.records import FileFormat, read_records
+from orchestrator.data.versions import CONVERSION
 from orchestrator.errors import DataError
 from orchestrator.spec.datasets import CSVDataset, Dataset, JSONDataset, TextDataset
 
-# Raised when files are read in another way.
-CONVERSION_VERSION = 2
 # Bad records of a group of files that are written down.
 NUM_NAMED = 100
 # Files of a folder.
@@ -151,7 +150,7 @@ class Conversion:
 
     def _folder(self, room: str, more: dict[str, Any]) -> Path:
         key = {
-            "version": CONVERSION_VERSION,
+            "version": CONVERSION,
             "form": asdict(self._form()),
             "on_bad_row": self.dataset.on_bad_row,
             "wanted": self.wanted,

@@ -18,7 +18,6 @@ from pathlib import Path
 import numpy as np
 
 from orchestrator.data.cache import make_folder
-from orchestrator.data.files import digest_values
 from orchestrator.data.ngrams import ngram_hashes
 from orchestrator.data.sources import Source
 from orchestrator.data.tasks import Tasks
@@ -29,8 +28,6 @@ from orchestrator.spec.cleaning import Decontamination
 PART_ROWS = 100_000
 # N-grams that wait to be sorted, at least: 32 MB.
 AT_ONCE = 1 << 22
-# Raised when n-grams are made or compared in another way.
-DECONTAMINATION_VERSION = 1
 
 
 def clean_rows(
@@ -49,7 +46,6 @@ def clean_rows(
         settings: The section's ``decontaminate``.
         tasks: Runs parts of the work.
     """
-    key = {"version": DECONTAMINATION_VERSION, "source": source.digest}
 
     def build(folder: Path) -> None:
         parts = [part for rows in held_out() for part in cut_rows(rows.source, rows.numbers, PART_ROWS)]
@@ -62,7 +58,7 @@ def clean_rows(
         np.save(folder / "kept.npy", np.flatnonzero(np.concatenate(flags)))
         ngrams.unlink()
 
-    folder = make_folder(source.cache_dir / "decontaminated" / digest_values(key), build)
+    folder = make_folder(source.cache_dir / "decontaminated" / source.digest, build)
     kept: np.ndarray = np.load(folder / "kept.npy", allow_pickle=False)
     return kept
 

@@ -26,7 +26,6 @@ from orchestrator.data.columns import (
 )
 from orchestrator.data.examined import Examined, renumbered
 from orchestrator.data.fields import Batch, identities, problems
-from orchestrator.data.files import digest_values
 from orchestrator.data.near_duplicates import distinct_rows
 from orchestrator.data.quality import why_dropped
 from orchestrator.data.readers import quiet
@@ -39,8 +38,6 @@ from orchestrator.errors import DataError
 
 # A million rows are examined in several seconds, by rules of quality in minutes: worth a process elsewhere.
 RANGE_ROWS = 1_000_000
-# Raised when a row is judged or hashed in another way.
-EXAMINATION_VERSION = 6
 # Skipped rows that are written down with their problem.
 NUM_NAMED = 100
 
@@ -73,8 +70,7 @@ def survey(source: Source, tasks: Tasks) -> Survey:
     Raises:
         DataError: The source is empty, a column is missing, or a row is unsound and not to be skipped.
     """
-    key = {"version": EXAMINATION_VERSION, "source": source.digest}
-    target = source.cache_dir / "examined" / digest_values(key)
+    target = source.cache_dir / "examined" / source.digest
     folder = make_folder(target, lambda folder: _write_survey(source, tasks, folder))
     counts = json.loads((folder / "counts.json").read_text("utf-8"))
     skipped = tuple(Unsound(**row) for row in counts.pop("skipped"))
@@ -144,8 +140,7 @@ def _examined(source: Source, tasks: Tasks) -> list[Examined]:
 
 def shard_folder(source: StreamedSource, number: int) -> Path:
     """Where ``Examined`` of one shard is kept."""
-    key = {"version": EXAMINATION_VERSION, "source": source.digest}
-    return source.cache_dir / "shards" / digest_values(key) / f"{number:06d}"
+    return source.cache_dir / "shards" / source.digest / f"{number:06d}"
 
 
 def _distinct(

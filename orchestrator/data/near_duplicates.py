@@ -23,7 +23,6 @@ from pathlib import Path
 import numpy as np
 
 from orchestrator.data.cache import make_folder
-from orchestrator.data.files import digest_values
 from orchestrator.data.ngrams import ngram_hashes
 from orchestrator.data.sources import Source
 from orchestrator.data.tasks import Tasks
@@ -33,7 +32,6 @@ from orchestrator.spec.cleaning import NearDuplicates
 # 100,000 reviews are signed in under a minute on one core: little to lose, and worth a process.
 PART_ROWS = 100_000
 SEED = 1
-SIGNATURE_VERSION = 1
 # The bands' number and width minimise 0.05 x false candidates + 0.95 x missed pairs: a false candidate costs
 # a comparison, a missed pair stays. At threshold 0.8 and 128 hashes: 16 bands of 8, which miss 5% at 0.8,
 # 0.6% at 0.85 and none at 0.9.
@@ -45,8 +43,7 @@ _EMPTY = np.uint32(0xFFFFFFFF)
 
 def distinct_rows(source: Source, numbers: np.ndarray, near: NearDuplicates, tasks: Tasks) -> np.ndarray:
     """Positions in ``numbers`` of rows that nearly repeat no earlier one, int64 and rising."""
-    key = {"version": SIGNATURE_VERSION, "source": source.digest}
-    folder = source.cache_dir / "signatures" / digest_values(key)
+    folder = source.cache_dir / "signatures" / source.digest
     parts = cut_rows(source, numbers, PART_ROWS)
     work = [_Part(part, near, folder / f"{index:06d}") for index, part in enumerate(parts)]
     for _ in tasks.map(_sign_part, work):

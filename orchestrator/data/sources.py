@@ -30,6 +30,7 @@ from orchestrator.data.readers import (
     saved_folder,
 )
 from orchestrator.data.tasks import IN_PROCESS, Tasks
+from orchestrator.data.versions import ROWS
 from orchestrator.errors import DataError
 from orchestrator.spec.datasets import (
     Dataset,
@@ -66,14 +67,15 @@ class Source:
 
     @cached_property
     def digest(self) -> str:
-        """Digest of the content: the bytes of the files and the keys that shape its rows.
+        """Digest of the content: bytes of the files, keys that shape the rows, versions of the code.
 
         Where the files lie does not matter. A hub dataset is digested as its Arrow files. Sources whose
         evaluation rows are kept out of the training rows are content too.
         """
         keys = self.dataset.model_dump(mode="json", exclude=KEYS_WITHOUT_CONTENT)
         against = [other.digest for other in self.against]
-        return digest_values({"keys": keys, "content": list(self.content), "against": against})
+        content = {"content": list(self.content), "against": against}
+        return digest_values({"versions": ROWS, "keys": keys, **content})
 
     @property
     def files(self) -> dict[str, str]:

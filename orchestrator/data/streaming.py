@@ -23,7 +23,7 @@ import numpy as np
 
 from orchestrator.data.arrow import copy_rows, join, open_copy
 from orchestrator.data.cache import is_whole, make_folder
-from orchestrator.data.examination import EXAMINATION_VERSION, examine, shard_folder
+from orchestrator.data.examination import examine, shard_folder
 from orchestrator.data.examined import Examined
 from orchestrator.data.files import digest_values
 from orchestrator.data.labelling import holds_text
@@ -121,7 +121,6 @@ def parts_folder(source: StreamedSource, split: Split, work: Work) -> Path:
     key = {
         "format_version": FORMAT_VERSION,
         "part_version": PART_VERSION,
-        "examination_version": EXAMINATION_VERSION,
         "source": source.digest,
         "split": split,
         "tokenizer": tokenizer_digest(work.tokenizer_dir),

@@ -18,7 +18,7 @@ from orchestrator.contracts import TokenInfo
 from orchestrator.data.catalog import Catalog
 from orchestrator.data.conversations import prepare_chat_template
 from orchestrator.data.prepare import prepare_rows, verify
-from orchestrator.data.prepared import Meta
+from orchestrator.data.prepared import Meta, content_digest
 from orchestrator.data.selection import Split
 from orchestrator.data.tokenizer import (
     load_tokenizer,
@@ -101,8 +101,8 @@ class PreparedData:
         """Content digest of everything prepared, by name."""
         folders = {f"train.{name}": path for name, path in self.train.items()}
         folders |= {f"evaluation.{name}": path for name, path in self.evaluation.items()}
-        # A folder of prepared rows is named by the digest of all that its content depends on.
-        rows = {name: path.name for name, path in folders.items()}
+        # Not the folder's name, which is another one where a new version prepares the same content.
+        rows = {name: content_digest(path) for name, path in folders.items()}
         return {"tokenizer": vocabulary_digest(self.tokenizer), **rows}
 
 

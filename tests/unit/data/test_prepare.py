@@ -21,10 +21,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from orchestrator.contracts import RowLayout
+from orchestrator.data import versions
 from orchestrator.data.cache import COMPLETE, make_folder
 from orchestrator.data.loader import RowReader
-from orchestrator.data.prepare import cut_segments, verify
+from orchestrator.data.prepare import cut_segments, prepare_rows, verify
 from orchestrator.data.prepared import FORMAT_VERSION, Meta
+from orchestrator.data.sources import find_source
 from orchestrator.data.tokenizer import end_id, for_classification, load_tokenizer
 from orchestrator.errors import DataError, NoRoomError
 from orchestrator.spec.datasets import Dataset
@@ -490,3 +492,20 @@ def test_the_scrubbed_text_is_what_is_hashed_and_tokenised(tmp_path: Path, bpe: 
     tokenizer = load_tokenizer(bpe)
     ids = joined(ids_of(prepare(dataset, PACKED, bpe, tmp_path)))
     assert tokenizer.decode(ids) == f"write to <email>{tokenizer.eos_token}or call{tokenizer.eos_token}"
+
+
+def test_rows_that_another_version_of_the_code_made_are_not_taken(
+    tmp_path: Path, bpe: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write_jsonl(tmp_path / "rows.jsonl", [{"text": text} for text in make_texts(4)])
+    dataset = section(source="json", files=str(path), scrub=("email",), deduplicate=True)
+
+    def names() -> set[Path]:
+        source = find_source("corpus", dataset, tmp_path / "cache")
+        layout = RowLayout("packed", 8, framed=False, labelled=False)
+        return {prepare_rows(source, "train", layout, bpe), *(tmp_path / "cache" / "examined").iterdir()}
+
+    for part in ("conversion", "examination", "near_duplicates", "decontamination"):
+        before = names()
+        monkeypatch.setitem(versions.ROWS, part, versions.ROWS[part] + 1)
+        assert len(names() - before) == 2, part

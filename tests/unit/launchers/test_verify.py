@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -34,6 +35,7 @@ def test_a_run_that_holds_is_reported_in_full(console: Console, trained: Trained
         "ok": True,
         "checkpoints": [{"stage": "pretrain", **found} for found in checkpoints],
         "weights": [{"stage": "pretrain", **good}],
+        "held_out": [],
         "ledger": {"ok": True, "rows": 96, "problem": None},
         "stages": [
             {
@@ -56,7 +58,7 @@ def test_a_run_that_holds_is_reported_in_full(console: Console, trained: Trained
         "run: ledgers",
         "  stage     steps  rows  workers  epochs         each row once an epoch, data unchanged",
         "  pretrain  4      96    2, 4     a 0.75  b 2.4  yes",
-        "run: checkpoints and weights",
+        "run: files",
         "  stage     step     every byte as written",
         "  pretrain  2        yes",
         "  pretrain  4        yes",
@@ -108,6 +110,21 @@ def test_a_finished_stage_without_a_ledger_is_not_proved(console: Console, tmp_p
         "stage 'pretrain', step 1: the ledger ends with step 0, and the newest checkpoint or result is of"
         " step 10"
     )
+
+
+def test_a_flipped_bit_of_held_out_rows_is_found(console: Console, trained: TrainedStage) -> None:
+    rows = write_rows(trained.run.root.parent / "held-out", 4)
+    inputs = json.loads(trained.layout.inputs.read_text())
+    trained.layout.inputs.write_text(json.dumps({**inputs, "evaluation": {"exam": str(rows)}}))
+    good = console("verify", trained.run.root, "--json").json()
+    assert good["held_out"] == [{"stage": "pretrain", "dataset": "exam", "ok": True, "problem": None}]
+    tokens = bytearray((rows / "tokens.bin").read_bytes())
+    tokens[0] ^= 1
+    (rows / "tokens.bin").write_bytes(tokens)
+    ended = console("verify", trained.run.root)
+    assert ended.code == 1
+    assert "stage 'pretrain', held-out rows of 'exam': " in ended.output
+    assert "tokens.bin does not have the digest" in ended.output
 
 
 def test_a_stage_that_writes_no_weights_has_none_to_check(console: Console, trained: TrainedStage) -> None:

@@ -1,0 +1,17 @@
+"""Versions of the code that makes rows of a source's bytes: raised when a part of it gives other rows.
+
+All are in the digest of a source, and so in every key of the cache that depends on its rows: what an earlier
+version left there is not taken for what this one would make.
+"""
+
+from __future__ import annotations
+
+CONVERSION = 2
+"""Files to Arrow."""
+ROWS = {
+    "conversion": CONVERSION,
+    # Rows are judged, scrubbed and hashed.
+    "examination": 6,
+    "near_duplicates": 1,
+    "decontamination": 1,
+}
