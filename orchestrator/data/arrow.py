@@ -65,18 +65,31 @@ def join_schemas(schemas: Sequence[Any], *, or_json: bool = False) -> Any:
         or_json: What has no common type is kept as JSON.
 
     Raises:
-        TypeError: Naming a column whose types have nothing in common.
+        TypeError: Naming a column whose types have nothing in common, or whose ids mean other classes.
     """
     import pyarrow
 
     types: dict[str, Any] = {}
+    class_names: dict[str, list[str]] = {}
     for schema in schemas:
+        for column, names in _class_names(schema).items():
+            if class_names.setdefault(column, names) != names:
+                raise TypeError(f"column '{column}' has classes {class_names[column]} and {names}")
         for field in schema:
             known = types.setdefault(field.name, field.type)
             if known != field.type:
                 types[field.name] = _join_types(field.name, known, field.type, or_json=or_json)
     metadata = next((schema.metadata for schema in schemas if schema.metadata), None)
     return pyarrow.schema(list(types.items()), metadata=metadata)
+
+
+def _class_names(schema: Any) -> dict[str, list[str]]:
+    """What ids of the columns of a schema stand for, as ``datasets`` writes it into Parquet files."""
+    written = (schema.metadata or {}).get(b"huggingface")
+    features = json.loads(written)["info"]["features"] if written else {}
+    columns = {name: features[name] for name in schema.names if isinstance(features.get(name), dict)}
+    inner = {name: column.get("feature", column) for name, column in columns.items()}
+    return {name: found["names"] for name, found in inner.items() if "names" in found}
 
 
 def _join_types(name: str, first: Any, second: Any, *, or_json: bool) -> Any:

@@ -143,6 +143,7 @@ class Conversion:
         return FileFormat(
             kind_of(dataset),
             delimiter=dataset.delimiter if isinstance(dataset, CSVDataset) else ",",
+            quoted=dataset.quoted if isinstance(dataset, CSVDataset) else True,
             sample_by=dataset.sample_by if isinstance(dataset, TextDataset) else "line",
             field=dataset.field if isinstance(dataset, JSONDataset) else None,
             typed=tuple(name for name in self.wanted if name != dataset.messages_column),
@@ -167,7 +168,8 @@ class Conversion:
         with self._reading(path):
             if kind == "parquet":
                 return Columns(*parquet_schema(path, self.wanted))
-            names = read_header(path, self._form().delimiter) if kind == "csv" else ["text"]
+            form = self._form()
+            names = read_header(path, form.delimiter, quoted=form.quoted) if kind == "csv" else ["text"]
             return Columns(tuple(names), text_schema([name for name in names if name in self.wanted]))
 
     def _write_columns(self, folder: Path) -> None:

@@ -20,23 +20,26 @@ MAX_FIELD_CHARS = 1 << 28
 SEPARATORS = ";\t|"
 
 
-def read_header(path: Path, delimiter: str) -> list[str]:
+def read_header(path: Path, delimiter: str, *, quoted: bool) -> list[str]:
     """Columns of a CSV file; none of one without a line.
 
     Raises:
         UnreadableFileError: Saying where and why.
     """
     with open_lines(path) as lines:
-        for record in csv_records(lines, delimiter, header_alone=True):
+        for record in csv_records(lines, delimiter, quoted=quoted, header_alone=True):
             if record.values is not None:
                 return list(record.values)
     return []
 
 
-def csv_records(lines: Iterator[str], delimiter: str, *, header_alone: bool = False) -> Iterator[Record]:
+def csv_records(
+    lines: Iterator[str], delimiter: str, *, quoted: bool, header_alone: bool = False
+) -> Iterator[Record]:
     """Records of a CSV file; each must have the fields of the header, with quotes as RFC 4180 wants them.
 
     Args:
+        quoted: Whether fields may be in quotes; otherwise a quote is a character as others are.
         header_alone: Give the header as a record whose values are its columns, and nothing after it.
 
     Raises:
@@ -53,9 +56,14 @@ def csv_records(lines: Iterator[str], delimiter: str, *, header_alone: bool = Fa
             taken.append(line)
             yield line
 
+    def make_reader() -> Iterator[list[str]]:
+        if quoted:
+            return csv.reader(feed(), delimiter=delimiter, strict=True)
+        return csv.reader(feed(), delimiter=delimiter, quoting=csv.QUOTE_NONE)
+
     limit = csv.field_size_limit(MAX_FIELD_CHARS)
     try:
-        reader = csv.reader(feed(), delimiter=delimiter, strict=True)
+        reader = make_reader()
         number, header = 1, list[str]()
         while True:
             taken.clear()
@@ -69,7 +77,7 @@ def csv_records(lines: Iterator[str], delimiter: str, *, header_alone: bool = Fa
                 waiting.extendleft(reversed(taken[1:]))
                 del taken[1:]
                 problem: str | None = f"a quote is not closed, or is not doubled inside a field ({error})"
-                reader = csv.reader(feed(), delimiter=delimiter, strict=True)
+                reader = make_reader()
             else:
                 problem = _record_problem(fields, header, taken)
             values = None
@@ -105,7 +113,7 @@ def _record_problem(fields: list[str], header: list[str], lines: list[str]) -> s
     """Why a record is not sound; one without fields is a blank line, and no header yet means it is that."""
     if fields and header and len(fields) != len(header):
         return f"{len(fields)} {'field' if len(fields) == 1 else 'fields'}, {_expected(header)}"
-    return None if "".join(lines).isascii() else undecodable("".join(lines))
+    return undecodable("".join(lines))
 
 
 def _expected(header: list[str]) -> str:

@@ -26,6 +26,8 @@ OPTIONAL_KEYS = (
 CONVERSATION_KEYS = ("messages_column", "prompt_column", "completion_column")
 LABEL_KEYS = ("label_column", "label_names")
 TEXT_FIELDS = ("text", "text_pair", "prompt", "completion")
+# What other formats call the assistant.
+LIKE_ASSISTANT = ("assistant", "gpt", "bot", "model", "ai", "chatgpt")
 # Characters of a value that a message shows.
 SHOWN = 200
 
@@ -106,15 +108,16 @@ def as_messages(value: Any) -> Any:
 
 
 def _given(message: Mapping[str, Any]) -> dict[str, Any]:
-    """A message without the keys that only other messages of the source have."""
-    return {key: value for key, value in message.items() if value is not None}
+    """A message without keys that only others of the source have; who calls a tool may say nothing."""
+    return {"content": "", **{key: value for key, value in message.items() if value is not None}}
 
 
 def texts_of(batch: Batch) -> list[str]:
     """All text of each row, such as a tokenizer learns from."""
     if "messages" in batch:
         return [
-            "\n".join(message["content"] for message in as_messages(value)) for value in batch["messages"]
+            "\n".join(message.get("content") or "" for message in as_messages(value))
+            for value in batch["messages"]
         ]
     if "words" in batch:
         return [" ".join(words) for words in batch["words"]]
@@ -181,6 +184,18 @@ def _messages_problem(column: str, messages: Any) -> str | None:
     for number, message in enumerate(messages):
         for key in ("role", "content"):
             value = message.get(key) if isinstance(message, Mapping) else None
+            if (
+                key == "content"
+                and value is None
+                and isinstance(message, Mapping)
+                and message.get("tool_calls")
+            ):
+                continue
+            if key == "role" and str(value).lower() in LIKE_ASSISTANT and value != "assistant":
+                return (
+                    f"column '{column}', message {number} (counted from 0) has role {value!r}, of which"
+                    " nothing would be learned, expected 'assistant'"
+                )
             if not isinstance(value, str):
                 return (
                     f"column '{column}', message {number} (counted from 0) has {key} {_shown(value)},"

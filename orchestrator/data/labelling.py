@@ -114,6 +114,12 @@ def _names(source: Source, rows: Any) -> Sequence[str] | None:
     """The section's names, the source's own or its texts; ``None`` for plain numbers."""
     feature = rows.features["label"]
     own: Sequence[str] | None = getattr(getattr(feature, "feature", feature), "names", None)
+    given = source.dataset.label_names
+    if own and given and sorted(own) == sorted(given) and list(own) != list(given):
+        raise DataError(
+            f"datasets.{source.name}: label_names {list(given)} are in another order than the column's own"
+            f" {list(own)}, whose ids are their places. Leave label_names out, or give them in that order."
+        )
     if source.dataset.label_names is not None or own is not None:
         return source.dataset.label_names or own
     if not holds_text(feature):

@@ -9,6 +9,17 @@ from itertools import chain, pairwise
 from pathlib import Path
 from typing import Any
 
+FOREIGN = {
+    b"\x1f\x8b": "compressed with gzip: unpack it",
+    b"BZh91AY&SY": "compressed with bzip2: unpack it",
+    b"\xfd7zXZ": "compressed with xz: unpack it",
+    b"\x28\xb5\x2f\xfd": "compressed with zstd: unpack it",
+    b"PK\x03\x04": "a ZIP archive: unpack it",
+    b"\xff\xfe": "UTF-16: convert it to UTF-8",
+    b"\xfe\xff": "UTF-16: convert it to UTF-8",
+}
+"""What a file is that begins so, and what to do."""
+
 
 @dataclass(frozen=True)
 class Record:
@@ -34,7 +45,9 @@ class UnreadableFileError(Exception):
 
 
 def undecodable(text: str) -> str | None:
-    """The problem of text whose bytes are not UTF-8."""
+    """The problem of text whose bytes are not UTF-8, or hardly are text."""
+    if "\0" in text:
+        return f"a NUL character after {text.index(chr(0))} characters, which no text has: is it UTF-16?"
     try:
         text.encode("utf-8")
     except UnicodeEncodeError as error:
@@ -54,7 +67,15 @@ def open_lines(path: Path) -> Iterator[Iterator[str]]:
     """Lines of a file with their ends, without a byte order mark; bytes that are no UTF-8 as lone surrogates.
 
     The codec ``utf-8-sig`` would drop the beginning of a mark at the end of a file.
+
+    Raises:
+        UnreadableFileError: It begins as files do that are no UTF-8 text.
     """
+    with path.open("rb") as stream:
+        beginning = stream.read(len(max(FOREIGN, key=len)))
+    found = next((what for magic, what in FOREIGN.items() if beginning.startswith(magic)), None)
+    if found is not None:
+        raise UnreadableFileError(f"it is {found} before it is read")
     with path.open(encoding="utf-8", errors="surrogateescape", newline="") as stream:
         first = stream.readline().removeprefix("\ufeff")
         yield chain([first] if first else [], stream)

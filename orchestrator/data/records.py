@@ -24,6 +24,8 @@ class FileFormat:
     """``text``, ``json`` or ``csv``."""
     delimiter: str = ","
     """Of CSV columns."""
+    quoted: bool = True
+    """Whether CSV fields may be in quotes."""
     sample_by: str = "line"
     """What a row of a text file is: ``line``, ``paragraph`` or ``document``."""
     field: str | None = None
@@ -43,7 +45,7 @@ def read_records(path: Path, form: FileFormat) -> Iterator[Record]:
         return
     with open_lines(path) as lines:
         if form.kind == "csv":
-            yield from csv_records(lines, form.delimiter)
+            yield from csv_records(lines, form.delimiter, quoted=form.quoted)
         elif form.kind == "json":
             yield from json_lines(lines, form.typed)
         else:

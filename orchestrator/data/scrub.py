@@ -17,7 +17,8 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 # Possessive and at the beginning of a run alone, so that a long run without @ is read once.
-_EMAIL = re.compile(r"(?<![\w.%+'-])[\w.%+'-]++@[\w-]+(?:\.[\w-]+)+")
+# The last part of a domain has letters alone: pkg@4.17.21 is a version.
+_EMAIL = re.compile(r"(?<![\w.%+'&-])[\w.%+'&-]++@(?:[\w-]+\.)+(?:xn--[\w-]+|[^\W\d_]{2,})(?![^\W_])")
 # One or two of them stand between groups: spaces, full stops, hyphens and dashes.
 _SEPARATORS = r"[ \u00a0\u202f.\u2010-\u2015-]{1,2}"
 _CARD_DIGITS = re.compile(rf"(?<![0-9])[0-9](?:(?:{_SEPARATORS})?[0-9]){{12,}}+")

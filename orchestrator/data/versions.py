@@ -6,12 +6,12 @@ version left there is not taken for what this one would make.
 
 from __future__ import annotations
 
-CONVERSION = 2
+CONVERSION = 3
 """Files to Arrow."""
 ROWS = {
     "conversion": CONVERSION,
     # Rows are judged, scrubbed and hashed.
-    "examination": 6,
+    "examination": 7,
     "near_duplicates": 1,
     "decontamination": 1,
 }

@@ -137,6 +137,9 @@ class CSVDataset(DatasetSection):
     """File or glob pattern, or a list of them; relative paths start at the job file's folder."""
     delimiter: Annotated[str, Must(min_length=1, max_length=1)] = ","
     """Character between two columns."""
+    quoted: bool = True
+    """Whether fields may be in double quotes (RFC 4180); false: a quote is a character like others, and a
+    row is a line, as in many tab-separated files."""
 
 
 class ParquetDataset(DatasetSection):

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import bz2
 import csv
+import gzip
 import io
 import json
 import logging
@@ -95,6 +97,14 @@ FILES = {
         ["b", "c"],
         "no JSON: Expecting value",
     ),
+    "csv with NUL": (
+        "csv",
+        b"text,y\na,1\nb\0,2\nc,3\n",
+        3,
+        ["a", "c"],
+        "a NUL character after 1 characters",
+    ),
+    "text with NUL": ("text", b"a\nb\0b\nc\n", 2, ["a", "c"], "a NUL character after 1 characters"),
     "json no object": ("json", b'{"text": "a"}\n[5]\n', 2, ["a"], "holds [5], expected an object"),
     "json key twice": ("json", b'{"text": "a"}\n{"text": "b", "text": "c"}\n', 2, ["a"], "no JSON: the key"),
 }
@@ -283,3 +293,43 @@ def test_a_page_of_a_parquet_file_that_fails_its_checksum_is_refused(tmp_path: P
     content = path.read_bytes().replace(b"number 77", b"nulber 77")
     path.write_bytes(content)
     assert f"{path} cannot be read as parquet: " in error(path, source="parquet")
+
+
+@pytest.mark.parametrize("kind", ["text", "csv", "json"])
+@pytest.mark.parametrize("on_bad_row", ["error", "skip"])
+def test_a_file_that_is_no_text_is_refused_as_what_it_is(kind: str, on_bad_row: str, tmp_path: Path) -> None:
+    lines = "text\nabc\n" if kind != "json" else '{"text": "abc"}\n'
+    for content, expected in (
+        (gzip.compress(lines.encode()), "it is compressed with gzip: unpack it before it is read"),
+        (bz2.compress(lines.encode()), "it is compressed with bzip2"),
+        (lines.encode("utf-16"), "it is UTF-16: convert it to UTF-8"),
+        (lines.encode("utf-16-be"), "NUL"),
+    ):
+        path = write(tmp_path / "a", content)
+        with pytest.raises(DataError) as raised:
+            read(path, source=kind, on_bad_row=on_bad_row)
+        assert f"{path}" in str(raised.value)
+        assert expected in str(raised.value)
+
+
+def test_quotes_mean_nothing_where_fields_are_not_quoted(tmp_path: Path) -> None:
+    content = b'text\tlabel\n"Yes\t1\nNo"\t0\nMay "be"\t1\n'
+    path = write(tmp_path / "a.tsv", content)
+    keys = {"source": "csv", "delimiter": "\t", "label_column": "label"}
+    rows = read(path, quoted=False, **keys).open()
+    assert rows["text"][:] == ['"Yes', 'No"', 'May "be"']
+    assert rows["label"][:] == ["1", "0", "1"]
+    assert read(path, **keys).open()["text"][:] == ["Yes\t1\nNo", 'May "be"']
+
+
+def test_parquet_files_whose_ids_mean_other_classes_are_refused(tmp_path: Path) -> None:
+    for file, names in (("a", ["neg", "pos"]), ("b", ["pos", "neg"])):
+        classes = datasets.ClassLabel(names=names)
+        features = datasets.Features({"text": datasets.Value("string"), "y": classes})
+        rows = datasets.Dataset.from_dict({"text": ["t"], "y": [0]}, features=features)
+        rows.to_parquet(tmp_path / f"{file}.parquet")
+    files = [tmp_path / "a.parquet", tmp_path / "b.parquet"]
+    with pytest.raises(DataError) as raised:
+        read(files, source="parquet", label_column="y")
+    assert f"column 'y' has classes ['neg', 'pos'] and ['pos', 'neg'], {files[0]}" in str(raised.value)
+    assert len(read(files, source="parquet").numbers) == 2

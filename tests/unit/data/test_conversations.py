@@ -259,7 +259,33 @@ BAD = {
         [{"role": "user", "content": None}],
         "column 'm', message 0 (counted from 0) has content None, expected a string",
     ),
+    "another name for the assistant": (
+        [{"role": "user", "content": "a"}, {"role": "gpt", "content": "b"}],
+        "column 'm', message 1 (counted from 0) has role 'gpt', of which nothing would be learned, expected"
+        " 'assistant'",
+    ),
 }
+
+
+def test_who_calls_a_tool_may_say_nothing(tmp_path: Path, bpe: Path) -> None:
+    template = tmp_path / "tools.jinja"
+    call = "{% if message.tool_calls %}{{ message.tool_calls[0].function.name }}{% endif %}"
+    template.write_text(
+        MARKED.replace("message.content + eos_token }}", "message.content }}" + call + "{{ eos_token }}")
+    )
+    folder = prepare_chat_template(bpe, str(template), tmp_path)
+    question = {"role": "user", "content": "where"}
+    calls = {"role": "assistant", "content": None, "tool_calls": [{"function": {"name": "look"}}]}
+    says = {"role": "assistant", "content": "look"}
+    rows = [{"m": [question, calls]}, {"m": [question, says]}]
+    dataset = conversations(tmp_path / "rows.jsonl", rows, messages_column="m")
+    reader = RowReader.open(
+        prepared("chat", dataset, "train", ALONE, folder, tmp_path), seed=1, source_name="chat"
+    )
+    first, second = reader.read(np.arange(2), 0)
+    assert first.input_ids.tolist() == second.input_ids.tolist()
+    assert first.is_learned is not None
+    assert first.is_learned.any()
 
 
 @pytest.mark.parametrize("case", BAD)

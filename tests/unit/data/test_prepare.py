@@ -252,6 +252,27 @@ def test_label_names_of_the_source_and_of_the_section_are_used(tmp_path: Path, b
     assert [row.label for row in rows_of(prepare(dataset, LABELLED, bpe, tmp_path))] == [1, 0]
 
 
+def test_label_names_in_another_order_than_the_sources_own_are_refused(tmp_path: Path, bpe: Path) -> None:
+    classes = datasets.Features(
+        {"text": datasets.Value("string"), "y": datasets.ClassLabel(names=["n", "p"])}
+    )
+    rows = datasets.Dataset.from_dict({"text": ["a b", "c d"], "y": [0, 1]}, features=classes)
+    rows.to_parquet(tmp_path / "rows.parquet")
+    keys: dict[str, Any] = {"source": "parquet", "files": str(tmp_path / "rows.parquet"), "label_column": "y"}
+    layout = RowLayout("documents", 8, framed=False, labelled=True)
+
+    def names(given: tuple[str, ...]) -> tuple[str, ...]:
+        dataset = section(**keys, label_names=given)
+        return Meta.open(prepared("corpus", dataset, "train", layout, bpe, tmp_path)).label_names
+
+    assert names(("n", "p")) == ("n", "p")
+    assert names(("bad", "good")) == ("bad", "good")
+    with pytest.raises(
+        DataError, match=r"label_names \['p', 'n'\] are in another order than the column's own"
+    ):
+        names(("p", "n"))
+
+
 def test_more_labels_than_the_classifier_has_are_refused_every_time(tmp_path: Path, bpe: Path) -> None:
     numbers = labelled(tmp_path / "a.jsonl", [0, 1, 2])
     prepare(numbers, LABELLED, bpe, tmp_path)
