@@ -178,6 +178,11 @@ class PartitionedZeRO(ZeROEngine):
             group["lr"] = lr
         self._driver.update()
 
+    def skip_step(self) -> None:
+        """Clear gradients, and let DeepSpeed end its step without an update."""
+        self._partitions.zero_gradients()
+        super().skip_step()
+
     def _flat_states(self) -> list[dict[str, Tensor]]:
         """Optimizer state of each flat tensor, created where the optimizer has not done so."""
         group = self._optimizer.param_groups[0]

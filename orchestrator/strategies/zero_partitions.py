@@ -114,8 +114,20 @@ class Partitions(ABC):
 
     def gradients(self) -> list[Tensor]:
         """Gradients of the complete step that this rank holds; no element is on two ranks."""
-        if self.offloaded:
-            return [flat.grad for flat in self.flats if flat.grad is not None]
+        return self._offloaded_gradients() if self.offloaded else self._averaged_gradients()
+
+    def zero_gradients(self) -> None:
+        """Zero the gradients of a step, wherever they are, so that none of them is part of the next.
+
+        DeepSpeed adds the next step to what a step with infinite gradients has left in some of its buffers.
+        """
+        for gradient in (*self._offloaded_gradients(), *self._averaged_gradients()):
+            gradient.zero_()
+
+    def _offloaded_gradients(self) -> list[Tensor]:
+        return [flat.grad for flat in self.flats if flat.grad is not None]
+
+    def _averaged_gradients(self) -> list[Tensor]:
         groups = self._zero.averaged_gradients.values()
         return [gradient for group in groups for gradient in group or []]
 

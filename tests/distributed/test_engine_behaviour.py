@@ -40,6 +40,9 @@ ENGINES: dict[str, dict[str, Any]] = {
     "zero 3": {"name": "zero", "stage": 3},
 }
 
+OFFLOADED = {"name": "zero", "stage": 2, "param_dtype": "bfloat16", "offload_optimizer": {"device": "cpu"}}
+SKIPPING = {**ENGINES, "zero 2 bfloat16 offload": OFFLOADED}
+
 
 def make_sgd(model: nn.Module) -> torch.optim.Optimizer:
     return torch.optim.SGD(model.parameters(), lr=1e-2, momentum=0.9, foreach=True)
@@ -120,7 +123,7 @@ def non_finite() -> dict[str, tuple[float, list[str]]]:
     """By engine: the norm this rank sees where one rank's loss is infinite, and what differs on rank 0 after
     that step was skipped and two more were taken, from a run that never met it."""
     found: dict[str, tuple[float, list[str]]] = {}
-    for name, strategy in ENGINES.items():
+    for name, strategy in SKIPPING.items():
         expected = train(build_engine(build_model("gpt2"), strategy), "gpt2", range(3)).weights
         engine = build_engine(build_model("gpt2"), strategy)
         train(engine, "gpt2", range(1))
@@ -226,7 +229,7 @@ def test_other_optimizers_train_alike_under_every_engine(name: str) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ENGINES)
+@pytest.mark.parametrize("name", SKIPPING)
 def test_infinite_gradients_on_one_rank_are_seen_by_all_and_a_skipped_step_leaves_no_trace(name: str) -> None:
     for norm, differences in (rank["non-finite"][name] for rank in behaviours()):
         assert not math.isfinite(norm)
