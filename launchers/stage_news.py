@@ -60,6 +60,9 @@ class StageNews:
                 yield "nodes are taken away: saved, and goes on elsewhere"
             if event["event"] == "anomaly":
                 yield f"step {event['step']}: {event['what']}: {CONSEQUENCES[event['action']]}"
+            if event["event"] == "overflow":
+                scales = f"loss scale {event['loss_scale']:.0f} -> {event['next_loss_scale']:.0f}"
+                yield f"step {event['step']}: gradients overflowed float16: left out, {scales}"
             if event["event"] == "hang":
                 what = f"rank {event['rank']} made no progress in {event['seconds']:g} s ({event['phase']})"
                 yield f"{what}; stacks are in {self._run.stage(self.stage).log(0).parent}"

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
 
+    from orchestrator.spec.optimization import LossScale
     from orchestrator.spec.training import Data, Reproducibility
 
 IGNORE_INDEX = -100
@@ -175,6 +176,8 @@ class EngineSetup:
     """The repeated blocks of the model, in order."""
     reproducibility: Reproducibility = "standard"
     """``exact``: gradients are added in one order, whatever the number of ranks."""
+    loss_scale: LossScale | None = None
+    """How the training loop scales the loss; ``None``: it does not, as nothing is computed in float16."""
 
 
 class Engine(ABC):
@@ -182,7 +185,8 @@ class Engine(ABC):
 
     One optimizer step is, for each micro-batch, ``with engine.micro_step(last=...)`` around the forward
     pass and ``backward``, then ``gradient_norm`` and one of ``step`` and ``skip_step``. The loss given to
-    ``backward`` is already divided by the global number of targets; gradients are summed over ranks.
+    ``backward`` is already divided by the global number of targets; gradients are summed over ranks. In
+    float16 it is multiplied by a scale, and ``unscale`` comes before ``gradient_norm``.
     """
 
     model: nn.Module
@@ -199,6 +203,13 @@ class Engine(ABC):
     @abstractmethod
     def backward(self, loss: Tensor) -> None:
         """Accumulate gradients."""
+
+    def unscale(self, loss_scale: float) -> None:
+        """Divide the complete gradients by ``loss_scale``, which the losses were multiplied by.
+
+        Called before ``gradient_norm``, and only of strategies that compute in float16.
+        """
+        raise NotImplementedError(f"{type(self).__name__} does not compute in float16")
 
     @abstractmethod
     def gradient_norm(self) -> float:

@@ -1,5 +1,6 @@
-"""The ``optimizer``, ``schedule``, ``limits`` and ``anomalies`` of a training stage."""
+"""The ``optimizer``, ``schedule``, ``limits``, ``loss_scale`` and ``anomalies`` of a training stage."""
 
+import math
 from typing import Annotated, Literal
 
 from orchestrator.spec.section import ChosenBy, Must, Section, require_one
@@ -128,6 +129,23 @@ class Limits(Section):
         require_one(self, "max_steps", "max_tokens", "max_epochs")
 
 
+class LossScale(Section):
+    """The factor of the loss in float16, without which small gradients become 0 (Micikevicius 2017)."""
+
+    initial: Annotated[float, Must(ge=1.0, le=2.0**32)] = 65536.0
+    """Factor at the first step; a power of two. A step whose gradients overflow is left out and halves it."""
+    growth_interval: Annotated[int, Must(ge=1)] = 2000
+    """Good steps in a row after which it doubles."""
+
+    def __post_init__(self) -> None:
+        below = 2.0 ** math.floor(math.log2(self.initial))
+        if below != self.initial:
+            raise ValueError(
+                f"initial {self.initial:g} is not a power of two, so that scaling would round gradients."
+                f" Nearest: {below:.0f} or {2 * below:.0f}"
+            )
+
+
 class LossSpike(Section):
     """A step whose loss is far above that of the steps before it."""
 
@@ -144,7 +162,8 @@ class Anomalies(Section):
 
     nonfinite: AnomalyAction = "stop"
     """A loss or gradient norm of NaN or infinity: ``stop``, the state before the step saved; ``skip`` the
-    step, its rows passed over; ``rollback`` to the newest checkpoint, all rows since passed over."""
+    step, its rows passed over; ``rollback`` to the newest checkpoint, all rows since passed over. In float16
+    such a norm alone halves the loss scale first, as long as that is above 1."""
     loss_spike: LossSpike | None = None
     """Treat a jump of the loss likewise; absent: do not."""
     max_in_a_row: Annotated[int, Must(ge=1)] = 5

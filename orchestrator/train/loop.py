@@ -5,7 +5,8 @@ One optimizer step:
 1. take this rank's micro-batches of the step's global rows, read ahead by ``prefetch.py``;
 2. agree on the global number of targets, and on whether to stop, in one collective;
 3. forward and backward each micro-batch, its random numbers seeded by step and global micro-batch index;
-4. judge the step's loss and gradient norm, the same on all ranks (``anomalies.py``);
+4. undo the scale that float16 has put on the loss (``loss_scale.py``), and judge the step's loss and gradient
+   norm, the same on all ranks (``anomalies.py``);
 5. clip and update with the learning rate of the step, or leave the step out;
 6. log, evaluate, save where their intervals say so.
 
@@ -18,7 +19,7 @@ import logging
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Literal
 
 import torch
@@ -32,6 +33,7 @@ from orchestrator.spec.job import TrainStage
 from orchestrator.spec.plan import BatchPlan, global_micro_index, micro_batch_rows
 from orchestrator.train.agreement import AgreedError
 from orchestrator.train.anomalies import Anomaly, AnomalyWatch
+from orchestrator.train.loss_scale import Overflow
 from orchestrator.train.meter import Meter, over_ranks, source_metrics
 from orchestrator.train.optim import learning_rate
 from orchestrator.train.phases import PhaseClock
@@ -98,16 +100,19 @@ class Loop:
             meter.add(tokens=self.batch_plan.tokens_per_step, data_wait_seconds=data_wait_seconds)
             with self._naming(step):
                 losses = self._accumulate(step, batches, counts)
-                loss, grad_norm = over_ranks(losses), self.engine.gradient_norm()
-                anomaly = self.watch.judge(float(loss.sum()), grad_norm)
-                if anomaly is None:
+                loss, grad_norm = over_ranks(losses), self._gradient_norm()
+                problem = self.watch.judge(float(loss.sum()), grad_norm)
+                if problem is None:
                     self.before_update()
                     self.engine.step(lr, grad_norm)
             completed = step + 1
-            if anomaly is None:
+            if problem is None:
                 self.watch.accept(float(loss.sum()))
                 meter.add_loss(loss)
-            elif self._leave_out(step, anomaly, losses, saved=saved_step == step):
+            elif isinstance(problem, Overflow):
+                self._back_off(step, problem)
+                meter.add_overflow()
+            elif self._leave_out(step, problem, losses, saved=saved_step == step):
                 saved_step = completed
             if self._is_due(self.stage.logging.every_steps, completed):
                 self._log(completed, meter, lr, grad_norm)
@@ -180,15 +185,32 @@ class Loop:
             Each micro-batch's part of each term's mean over the step's targets, float64 ``(A, T)``.
         """
         parts = []
+        scale = 1.0 if self.watch.scaler is None else self.watch.scaler.scale
         for accum_index, batch in enumerate(batches):
             micro = global_micro_index(self.batch_plan, accum_index, self.rank)
             torch.manual_seed(derive_seed(self.seed, "forward", step, micro))
             last = accum_index == len(batches) - 1
             with self.engine.micro_step(last=last):
                 sums = self.objective.loss_sums(self.engine.model, batch)
-                self.engine.backward((sums / counts).sum())
+                self.engine.backward((sums / counts).sum() * scale)
             parts.append(sums.detach().double())
         return torch.stack(parts) / counts
+
+    def _gradient_norm(self) -> float:
+        """The global norm of the gradients of the loss itself; collective."""
+        if self.watch.scaler is not None:
+            self.engine.unscale(self.watch.scaler.scale)
+        return self.engine.gradient_norm()
+
+    def _back_off(self, step: int, overflow: Overflow) -> None:
+        """Leave out a step whose gradients float16 could not hold, and scale the next one by less."""
+        size = self.batch_plan.global_batch_size
+        where = {"step": step + 1, "rows": [step * size, (step + 1) * size]}
+        if self.rank == 0:
+            self.record("overflow", **where, **asdict(overflow))
+        logger.info("gradients overflowed float16, left out: %s %s", where, overflow)
+        self.engine.skip_step()
+        self.watch.back_off(step, overflow)
 
     def _leave_out(self, step: int, anomaly: Anomaly, losses: Tensor, *, saved: bool) -> bool:
         """Do what the job says about a step that is wrong, in place of its update; collective.
@@ -238,6 +260,8 @@ class Loop:
         """Give the trackers the metrics of the steps since the last time."""
         metrics = meter.read()
         metrics |= {"train/lr": lr, "train/grad_norm": grad_norm}
+        if self.watch.scaler is not None:
+            metrics["train/loss_scale"] = self.watch.scaler.scale
         metrics["train/tokens"] = completed * self.batch_plan.tokens_per_step
         rows = completed * self.batch_plan.global_batch_size
         metrics["train/epoch"] = rows / self.reader.num_rows

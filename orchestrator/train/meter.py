@@ -54,6 +54,7 @@ class Meter:
         self._loss = torch.zeros(len(self._terms), dtype=torch.float64, device=self._device)
         self._steps = 0
         self._steps_left_out = 0
+        self._steps_overflowed = 0
         self._tokens = 0
         self._data_wait_seconds = 0.0
         self._began = time.perf_counter()
@@ -69,6 +70,10 @@ class Meter:
         """The last step made an update, at this mean of each term over all ranks, float64 ``(T,)``."""
         self._loss += loss
         self._steps_left_out -= 1
+
+    def add_overflow(self) -> None:
+        """The last step made no update, because float16 could not hold its gradients."""
+        self._steps_overflowed += 1
 
     def exclude(self, seconds: float) -> None:
         """Leave out time spent on something else than steps, such as evaluation."""
@@ -86,6 +91,8 @@ class Meter:
         metrics["train/data_wait_seconds"] = self._data_wait_seconds / self._steps
         if self._steps_left_out:
             metrics["train/steps_left_out"] = self._steps_left_out
+        if self._steps_overflowed:
+            metrics["train/steps_overflowed"] = self._steps_overflowed
         if self._device.type == "cuda":
             metrics["train/peak_memory_bytes"] = float(torch.cuda.max_memory_allocated(self._device))
         self._reset()

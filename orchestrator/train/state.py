@@ -37,6 +37,8 @@ class Start:
     """What the watch for anomalies had seen."""
     left_out: Sequence[Range] = ()
     """Steps since the checkpoint before it that made no update."""
+    loss_scale: Mapping[str, float] | None = None
+    """State of the loss scaler; ``None``: there was none."""
 
 
 def restore(engine: Engine, manager: CheckpointManager, identity: Mapping[str, Any]) -> Start:
@@ -61,7 +63,13 @@ def restore(engine: Engine, manager: CheckpointManager, identity: Mapping[str, A
         )
     logger.info("resumed from %s", newest)
     left_out = tuple((first, end) for first, end in state.get("left_out", []))
-    return Start(int(state["step"]), state.get("world_size"), state.get("recent_losses", ()), left_out)
+    return Start(
+        int(state["step"]),
+        state.get("world_size"),
+        state.get("recent_losses", ()),
+        left_out,
+        state.get("loss_scale"),
+    )
 
 
 def identity(job: Job, stage: TrainStage, parts: Parts) -> dict[str, Any]:
@@ -111,6 +119,7 @@ class StageState:
             "world_size": self.parts.batch_plan.world_size,
             "recent_losses": self.watch.recent_losses,
             "left_out": left_out,
+            **({} if self.watch.scaler is None else {"loss_scale": self.watch.scaler.state}),
             METRICS: dict(evaluated),
         }
         # The clock is for this thread alone, and the event comes later; this save counts to what follows.
@@ -139,6 +148,8 @@ class StageState:
         except CheckpointError as error:
             raise AgreedError(error) from error
         self.watch.recent_losses = list(start.recent_losses)
+        if self.watch.scaler is not None and start.loss_scale is not None:
+            self.watch.scaler.restore(start.loss_scale)
         return start.step
 
 

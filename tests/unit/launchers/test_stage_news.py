@@ -110,3 +110,13 @@ def test_a_damaged_checkpoint_is_told_before_the_start_from_an_older_one(tmp_pat
         " pretrain/checkpoints/quarantine-a, and the newest good one is used",
         "goes on from step 4",
     ]
+
+
+def test_an_overflow_is_told_with_the_scales(tmp_path: Path) -> None:
+    run = RunLayout(tmp_path)
+    news = StageNews(STAGE, run)
+    scales = {"loss_scale": 65536.0, "next_loss_scale": 32768.0}
+    append_event(run.events, "overflow", stage=STAGE, step=3, rows=[16, 24], **scales)
+    assert list(news.messages()) == [
+        "step 3: gradients overflowed float16: left out, loss scale 65536 -> 32768"
+    ]

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 
 from orchestrator.data.mixture import Mixture
-from orchestrator.train.meter import source_metrics
+from orchestrator.train.meter import Meter, source_metrics
 
 
 @pytest.mark.parametrize("cursor", [0, 1, 777, 10_000, 54_321])
@@ -20,3 +21,18 @@ def test_rows_and_epochs_of_each_source_are_those_that_the_cursor_passed(cursor:
         assert metrics[f"data/{name}/epoch"] == metrics[f"data/{name}/rows"] / size
         passed = epochs[sources == index].max(initial=0)
         assert passed in (int(metrics[f"data/{name}/epoch"]), np.ceil(metrics[f"data/{name}/epoch"]) - 1)
+
+
+def test_steps_that_overflowed_are_counted_among_those_without_an_update() -> None:
+    meter = Meter(("loss",), torch.device("cpu"))
+    for loss in (2.0, None, 4.0):
+        meter.add(tokens=1, data_wait_seconds=0.0)
+        if loss is None:
+            meter.add_overflow()
+        else:
+            meter.add_loss(torch.tensor([loss], dtype=torch.float64))
+    metrics = meter.read()
+    assert metrics["train/loss"] == 3.0
+    assert (metrics["train/steps_left_out"], metrics["train/steps_overflowed"]) == (1, 1)
+    meter.add(tokens=1, data_wait_seconds=0.0)
+    assert "train/steps_overflowed" not in meter.read()

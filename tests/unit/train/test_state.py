@@ -54,6 +54,12 @@ def test_checkpoints_of_earlier_versions_are_resumed_without_what_they_lack(tmp_
     assert restore(OneWeight(), manager, IDENTITY) == Start(5, None)  # type: ignore[arg-type]
 
 
+def test_the_state_of_the_loss_scaler_comes_back_as_it_was_saved(tmp_path: Path) -> None:
+    scaler = {"scale": 2.0**19, "good_steps": 1999}
+    start = restore(OneWeight(), saved(tmp_path, loss_scale=scaler), IDENTITY)  # type: ignore[arg-type]
+    assert start.loss_scale == scaler
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
