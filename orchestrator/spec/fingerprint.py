@@ -11,6 +11,7 @@ import json
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from orchestrator.spec.float16 import loss_scale_of
 from orchestrator.spec.job import EvaluateStage, ExportStage, Job, Stage, TrainStage
 from orchestrator.spec.metrics import best_mode
 from orchestrator.spec.plan import input_stage
@@ -44,6 +45,8 @@ def trajectory_keys(stage: TrainStage, job: Job) -> dict[str, Any]:
     meant = {"packing": stage.data.packing_mode, "document_mask": stage.data.confines_documents}
     shape["data"] = {**keys["data"], **meant}
     shape["strategy"] = {key: keys["strategy"].get(key, "float32") for key in DTYPES}
+    loss_scale = loss_scale_of(stage)
+    shape |= {} if loss_scale is None else {"loss_scale": loss_scale.model_dump(mode="json")}
     # Only where it is asked for, so that stages finished before the key existed keep their digest.
     order = {} if job.reproducibility == "standard" else {"reproducibility": job.reproducibility}
     inputs = _inputs(job, list(stage.data.mixture))

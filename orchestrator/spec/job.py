@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 from orchestrator.errors import PlanError
 from orchestrator.spec.datasets import Dataset, Tokenizer
 from orchestrator.spec.launchers import Launcher, LocalLauncher
-from orchestrator.spec.optimization import Anomalies, Limits, Optimizer, Schedule
+from orchestrator.spec.optimization import Anomalies, Limits, LossScale, Optimizer, Schedule
 from orchestrator.spec.remote import require_file_system
 from orchestrator.spec.section import ChosenBy, Must, Section, field
 from orchestrator.spec.sweep import Sweep
@@ -178,6 +178,8 @@ class TrainStage(Section):
     """Learning rate as a function of the step."""
     limits: Limits
     """How long it trains."""
+    loss_scale: LossScale | None = None
+    """How the loss is scaled, with ``param_dtype: float16`` alone; absent: as ``torch.amp`` does it."""
     anomalies: Anomalies = field(default_factory=Anomalies)
     """What happens at a step with a loss or gradients that cannot be right."""
     evaluation: Evaluation | None = None

@@ -16,6 +16,7 @@ from orchestrator.spec.dataset_rules import (
     check_evaluate,
     check_streaming,
 )
+from orchestrator.spec.float16 import check_loss_scale
 from orchestrator.spec.job import EvaluateStage, Job, Stage, TrainStage
 from orchestrator.spec.messages import suggestion
 from orchestrator.spec.metrics import check_keep_best
@@ -235,6 +236,7 @@ FITS: Sequence[tuple[Check, Sequence[str], Sequence[str]]] = (
         ("global_batch_size", "micro_batch_size", "strategy", "optimizer", "schedule", "limits"),
         ("resources",),
     ),
+    (check_loss_scale, ("strategy", "loss_scale"), ()),
     (check_keep_best, ("checkpoint", "evaluation", "objective"), ()),
     (
         check_exact,

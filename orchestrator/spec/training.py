@@ -7,7 +7,7 @@ from orchestrator.spec.section import ChosenBy, Must, Section, field, require_on
 
 Positive = Annotated[int, Must(ge=1)]
 Probability = Annotated[float, Must(ge=0.0, le=1.0)]
-Dtype = Literal["float32", "bfloat16"]
+Dtype = Literal["float32", "bfloat16", "float16"]
 MixtureUnit = Literal["rows", "tokens"]
 Reproducibility = Literal["standard", "exact"]
 Packing = Literal["cut", "best_fit", "none"]
@@ -209,7 +209,7 @@ class DDPStrategy(Section):
     name: Literal["ddp"]
     """Replicate the model on every worker."""
     param_dtype: Dtype = "float32"
-    """Compute dtype; ``bfloat16`` is autocast with float32 weights."""
+    """Compute dtype; ``bfloat16`` and ``float16`` are autocast with float32 weights."""
     activation_checkpointing: bool = False
     """Recompute activations in the backward pass to save memory."""
     compile: bool = False
@@ -223,7 +223,7 @@ class FSDP2Strategy(Section):
     """Shard parameters, gradients and optimizer state."""
     param_dtype: Dtype = "float32"
     """Compute dtype of a block; the sharded weights stay float32."""
-    reduce_dtype: Dtype = "float32"
+    reduce_dtype: Literal["float32", "bfloat16"] = "float32"
     """Dtype in which gradients are summed over workers."""
     reshard_after_forward: bool = True
     """Free a block's full weights after its forward pass; false: faster, more memory."""
@@ -262,7 +262,7 @@ class ZeROStrategy(Section):
     stage: Literal[0, 1, 2, 3] = 2
     """0: nothing sharded; 1: optimizer state; 2: and gradients; 3: and parameters."""
     param_dtype: Dtype = "float32"
-    """Dtype of the working weights, beside float32 masters; ``bfloat16`` needs stage 2 or 3."""
+    """Dtype of the working weights, beside float32 masters; bfloat16 needs stage 2 or 3, float16 1 to 3."""
     offload_optimizer: Offload | None = None
     """Keep optimizer state outside device memory; needs stage 1 or more."""
     offload_param: Offload | None = None
@@ -279,6 +279,11 @@ class ZeROStrategy(Section):
             raise ValueError(
                 f"param_dtype bfloat16 needs stage 2 or 3, found stage {self.stage}: below that"
                 " DeepSpeed keeps no float32 master weights the checkpoint could hold"
+            )
+        if self.param_dtype == "float16" and self.stage == 0:
+            raise ValueError(
+                "param_dtype float16 needs stage 1, 2 or 3, found stage 0, whose gradients DeepSpeed cannot"
+                " sum in float32; set a stage, or strategy ddp"
             )
         if self.offload_optimizer and self.stage < 1:
             raise ValueError(f"offload_optimizer needs stage 1, 2 or 3, found stage {self.stage}")

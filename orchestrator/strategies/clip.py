@@ -38,6 +38,16 @@ def norm_of(squares: Tensor) -> float:
     return squares.sqrt().float().item()
 
 
+def unscale(gradients: Sequence[Tensor], loss_scale: float, *, averaged_over: int) -> None:
+    """Make of gradients of a scaled loss, averaged over ranks, the sum of those of the loss itself.
+
+    Both factors come after the backward pass, in float32: a factor of the number of ranks before it would
+    make what overflows float16 depend on that number.
+    """
+    if gradients:
+        torch._foreach_mul_(list(gradients), averaged_over / loss_scale)
+
+
 def clip(gradients: Sequence[Tensor], norm: float, max_norm: float | None) -> None:
     """Scale ``gradients`` in place so that a global norm of ``norm`` becomes at most ``max_norm``."""
     if max_norm is None or not gradients:

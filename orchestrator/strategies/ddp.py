@@ -31,9 +31,11 @@ class DDPEngine(PlainEngine):
         if section.activation_checkpointing:
             enable_activation_checkpointing(model)
         model.to(setup.device)
-        if section.param_dtype == "bfloat16":
+        if section.param_dtype != "float32":
             # Around the forward pass alone: a backward pass under autocast would cast once more.
-            model.forward = torch.autocast(setup.device.type, torch.bfloat16)(model.forward)
+            dtype: torch.dtype = getattr(torch, section.param_dtype)
+            model.forward = torch.autocast(setup.device.type, dtype)(model.forward)
+        self._computes_in_float16 = section.param_dtype == "float16"
         if setup.reproducibility == "exact":
             # Its reducer adds in the order of a ring.
             self.model = model

@@ -55,6 +55,7 @@ class FSDP2Engine(PlainEngine):
         if setup.reproducibility == "exact":
             _reduce_in_tree(model)
         self._replicate_degree = section.replicate_degree
+        self._computes_in_float16 = section.param_dtype == "float16"
         self.model = model
         self._adopt(model, setup.make_optimizer(model), setup)
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from orchestrator.contracts import Engine, EngineSetup
-from orchestrator.strategies.clip import clip, norm_of, sum_of_squares
+from orchestrator.strategies.clip import clip, norm_of, sum_of_squares, unscale
 from orchestrator.strategies.exact_norm import exact_sum_of_squares
 from orchestrator.strategies.optimizer_state import check_supported, materialized_state
 from orchestrator.strategies.preparation import fill_missing_gradients
@@ -27,6 +27,8 @@ class PlainEngine(Engine):
 
     _fixed_sum: ReplicatedSum | ShardedSum | None
     """Adds gradients in one order where the job asks for it."""
+    _computes_in_float16 = False
+    """Whether ``unscale``, and not ``backward``, undoes the average over ranks."""
     _last = True
     """Whether the micro-batch is the last one of its step."""
 
@@ -56,7 +58,13 @@ class PlainEngine(Engine):
             self._fixed_sum.add(last=self._last)
             return
         # Data-parallel wrappers average over ranks; the engine contract is a sum, so scale back up.
-        (loss * self._setup.world_size).backward()  # type: ignore[no-untyped-call]
+        factor = 1 if self._computes_in_float16 else self._setup.world_size
+        (loss * factor).backward()  # type: ignore[no-untyped-call]
+
+    def unscale(self, loss_scale: float) -> None:
+        """Divide by ``loss_scale``; parameters that took no part have a gradient of 0 from here on."""
+        fill_missing_gradients(self._trained)
+        unscale(self._gradients(), loss_scale, averaged_over=self._setup.world_size)
 
     def gradient_norm(self) -> float:
         """The global norm; parameters that took no part have a gradient of 0 from here on."""

@@ -17,11 +17,12 @@ from torch import Tensor, nn
 from orchestrator.contracts import Engine, EngineSetup
 from orchestrator.errors import CheckpointError, PlanError
 from orchestrator.spec.training import ZeROStrategy
-from orchestrator.strategies.clip import clip, norm_of, sum_of_squares, sum_over_ranks
+from orchestrator.strategies.clip import clip, norm_of, sum_of_squares, sum_over_ranks, unscale
 from orchestrator.strategies.exact_norm import exact_sum_of_squares
 from orchestrator.strategies.flat_ranges import FlatRanges
 from orchestrator.strategies.optimizer_state import materialized_state
 from orchestrator.strategies.plain import PlainEngine
+from orchestrator.strategies.zero_config import averages
 from orchestrator.strategies.zero_driver import DeepSpeedDriver
 from orchestrator.strategies.zero_partitions import GroupPartitions, ParameterPartitions, Partitions
 from orchestrator.strategies.zero_sum import PartitionedSum
@@ -83,8 +84,8 @@ class PartitionedZeRO(ZeROEngine):
     def __init__(self, model: nn.Module, section: Any, setup: EngineSetup) -> None:
         """Find DeepSpeed's flat tensors, and put back float32 values that it rounded."""
         assert isinstance(section, ZeROStrategy)
-        # What DeepSpeed casts to bfloat16 before it makes float32 masters of it, or keeps no master of.
-        is_cast = section.param_dtype == "bfloat16"
+        # What DeepSpeed casts to 16 bits before it makes float32 masters of it, or keeps no master of.
+        is_cast = section.param_dtype != "float32"
         originals = {
             name: parameter.detach().clone()
             for name, parameter in model.named_parameters()
@@ -94,6 +95,7 @@ class PartitionedZeRO(ZeROEngine):
         kind = ParameterPartitions if section.stage == 3 else GroupPartitions
         self._module = model
         self._setup = setup
+        self._averaged_over = setup.world_size if averages(section) else 1
         self._optimizer: torch.optim.Optimizer = self._driver.engine.optimizer.optimizer
         self._partitions: Partitions = kind(self._driver.engine.optimizer)
         self._frozen = {
@@ -103,7 +105,7 @@ class PartitionedZeRO(ZeROEngine):
         }
         self._check_fragments(section)
         self._fixed_sum = self._make_sum() if setup.reproducibility == "exact" else None
-        if section.param_dtype == "bfloat16":
+        if is_cast:
             self._restore_masters(originals)
 
     def _check_fragments(self, section: ZeROStrategy) -> None:
@@ -166,6 +168,10 @@ class PartitionedZeRO(ZeROEngine):
         shapes = [self._partitions.shape(p) for p in self._module.parameters() if p.requires_grad]
         numel = sum(shape.numel() for shape in shapes)
         return exact_sum_of_squares(gradients, numel, device, num_holders=self._setup.world_size)
+
+    def unscale(self, loss_scale: float) -> None:
+        """Divide the parts that this rank holds by ``loss_scale``."""
+        unscale(self._partitions.gradients(), loss_scale, averaged_over=self._averaged_over)
 
     def gradient_norm(self) -> float:
         """The global norm, of the parts that ranks hold."""

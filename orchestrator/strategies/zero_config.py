@@ -48,12 +48,26 @@ def build_config(section: ZeROStrategy, setup: EngineSetup, facts: JobFacts) -> 
         "zero_force_ds_cpu_optimizer": False,
     }
     config["zero_optimization"] = _zero_block(config.get("zero_optimization", {}), section, facts)
+    if section.param_dtype == "float16":
+        # A scale of 1 that never changes: the training loop scales the loss, for every strategy.
+        config["fp16"] = {"enabled": True, "loss_scale": 1.0}
+        config["gradient_allreduce_op"] = "mean" if averages(section) else "sum"
     if section.param_dtype == "bfloat16":
         config["bf16"] = {**config.get("bf16", {}), "enabled": True}
+    if section.param_dtype != "float32":
         # Sums of gradients over micro-batches and ranks stay in float32, as under fsdp2.
         config["data_types"] = {**config.get("data_types", {}), "grad_accum_dtype": "fp32"}
         config["communication_data_type"] = "fp32"
     return config
+
+
+def averages(section: ZeROStrategy) -> bool:
+    """Whether DeepSpeed divides gradients by the number of ranks.
+
+    Stage 2 does so in the working dtype, and float16 loses the last bits of small gradients to that; stage 3
+    does it in the dtype of the reduction, and knows no other way.
+    """
+    return section.param_dtype != "float16" or section.stage == 3
 
 
 def _user_config(section: ZeROStrategy, setup: EngineSetup, facts: JobFacts) -> dict[str, Any]:

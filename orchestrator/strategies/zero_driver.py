@@ -19,7 +19,7 @@ from orchestrator.strategies.preparation import (
     require_compiler,
 )
 from orchestrator.strategies.zero_config import JobFacts, build_config
-from orchestrator.strategies.zero_start import import_deepspeed, require_async_io
+from orchestrator.strategies.zero_start import import_deepspeed, require_async_io, require_float16
 
 
 class DeepSpeedDriver:
@@ -33,6 +33,8 @@ class DeepSpeedDriver:
         """
         quieten_torch()
         deepspeed = import_deepspeed(setup.device)
+        if section.param_dtype == "float16":
+            require_float16(setup.device)
         if section.compile:
             require_compiler(setup.device)
         if section.activation_checkpointing:
@@ -58,6 +60,8 @@ class DeepSpeedDriver:
             self.engine.compile()
         self._setup = setup
         self._stage = section.stage
+        # In float16 gradients are scaled after the backward pass, by ``clip.unscale``.
+        self._factor = 1 if section.param_dtype == "float16" else setup.world_size
         self._last = True
 
     @contextmanager
@@ -83,7 +87,7 @@ class DeepSpeedDriver:
             self.engine.backward(loss, scale_wrt_gas=False)
             return
         # DeepSpeed averages over ranks; the engine contract is a sum, so scale back up.
-        self.engine.backward(loss * self._setup.world_size, scale_wrt_gas=False)
+        self.engine.backward(loss * self._factor, scale_wrt_gas=False)
         if not self._last:
             self.engine.step()
 

@@ -49,6 +49,20 @@ def check_version(version: str) -> None:
         )
 
 
+def require_float16(device: torch.device) -> None:
+    """Check that DeepSpeed computes in float16 here.
+
+    Raises:
+        PlanError: It does not.
+    """
+    accelerator = importlib.import_module("deepspeed.accelerator").get_accelerator()
+    if not accelerator.is_fp16_supported():
+        raise PlanError(
+            f"strategy zero, param_dtype: found 'float16', which DeepSpeed does not run on this {device.type}"
+            " (a CPU needs AVX512-FP16); set 'bfloat16', or use strategy fsdp2 or ddp"
+        )
+
+
 def require_async_io(place: str) -> None:
     """Check that DeepSpeed can read and write a local disk, as the key ``place`` asks.
 

@@ -26,6 +26,7 @@ from orchestrator.contracts import Engine, EngineSetup, Tracker
 from orchestrator.errors import LaunchError, OrchestratorError
 from orchestrator.models import find_blocks, save_weights
 from orchestrator.registry import resolve
+from orchestrator.spec.float16 import loss_scale_of
 from orchestrator.spec.job import Job, TrainStage
 from orchestrator.tracking.events import append_event
 from orchestrator.train.agreement import AgreedError, together
@@ -35,6 +36,7 @@ from orchestrator.train.building import Parts, build_parts
 from orchestrator.train.evaluate import evaluate_datasets
 from orchestrator.train.ledger import Ledger
 from orchestrator.train.loop import Loop, Outcome
+from orchestrator.train.loss_scale import LossScaler
 from orchestrator.train.optim import make_optimizer
 from orchestrator.train.phases import Phase, PhaseClock
 from orchestrator.train.rehearsed import clock_for
@@ -117,6 +119,7 @@ def _build_engine(job: Job, stage: TrainStage, parts: Parts, *, rank: int, devic
         make_optimizer=lambda model: make_optimizer(model, stage.optimizer),
         blocks=find_blocks(parts.model),
         reproducibility=job.reproducibility,
+        loss_scale=loss_scale_of(stage),
     )
     engine: Engine = resolve("strategy", stage.strategy.name)(parts.model, stage.strategy, setup)
     return engine
@@ -186,7 +189,9 @@ class _Run:
 
     def _loop(self, trackers: list[Tracker], ledger: Ledger | None, start: Start) -> Loop:
         """The loop over this run's parts; collective."""
-        watch = AnomalyWatch(self.stage.anomalies, start.recent_losses)
+        section = loss_scale_of(self.stage)
+        scaler = None if section is None else LossScaler(section, start.loss_scale)
+        watch = AnomalyWatch(self.stage.anomalies, start.recent_losses, scaler=scaler)
         job, stage, parts = self.job, self.stage, self.parts
         state = StageState(
             job, stage, parts, self.engine, self.manager, self.saver, watch, ledger, self.clock, self._record

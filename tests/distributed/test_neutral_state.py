@@ -49,10 +49,11 @@ def load(engine: Engine, folder: Path, step: int) -> None:
     engine.neutral_state_loaded(tensors)
 
 
-def wait_for(folder: Path, step: int) -> None:
-    """Until the other group of ranks has committed ``step``, or has failed."""
+def wait_for(folder: Path, step: int, failed: Path | None = None) -> None:
+    """Until the other group of ranks has committed ``step``, or has failed and left the file ``failed``."""
+    failed = failed or folder.parent / "failed"
     while not any(found.step == step and found.is_complete for found in list_steps(folder)):
-        assert not (folder.parent / "failed").exists(), "the other group of ranks failed"
+        assert not failed.exists(), "the other group of ranks failed"
         time.sleep(0.02)
 
 

@@ -85,6 +85,7 @@ def test_what_does_not_bend_the_trajectory_may_change(changes: dict[str, Any], t
         ({"limits": {"max_steps": 9}}, "limits.max_steps: 10 -> 9 (10 steps are done)"),
         ({"limits": {"max_tokens": 1151}}, "limits.max_steps: 10 -> absent (10 steps are done)"),
         ({"strategy": {"name": "fsdp2", "param_dtype": "bfloat16"}}, "param_dtype"),
+        ({"strategy": {"name": "fsdp2", "param_dtype": "float16"}}, "param_dtype: float32 -> float16"),
     ],
 )
 def test_what_bends_the_trajectory_is_refused_with_the_difference(

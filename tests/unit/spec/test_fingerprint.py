@@ -64,6 +64,31 @@ FREE = [
 ]
 
 
+FLOAT16 = "stages.pretrain.strategy={name: fsdp2, param_dtype: float16}"
+
+
+@pytest.mark.parametrize(
+    ("scale", "lines"),
+    [
+        ("initial: 65536", []),
+        ("growth_interval: 2000", []),
+        ("initial: 1024", ["stages.pretrain.loss_scale.initial: 65536.0 -> 1024.0"]),
+        ("growth_interval: 9", ["stages.pretrain.loss_scale.growth_interval: 2000 -> 9"]),
+    ],
+)
+def test_how_float16_scales_the_loss_shapes_the_trajectory(
+    scale: str, lines: list[str], tmp_path: Path
+) -> None:
+    old = load(tmp_path, TEXT, FLOAT16)
+    new = load(tmp_path, TEXT, FLOAT16, f"stages.pretrain.loss_scale={{{scale}}}")
+    assert difference(*(trajectory_keys(first_stage(job), job) for job in (old, new))) == lines
+
+
+def test_jobs_without_float16_have_the_keys_they_had(tmp_path: Path) -> None:
+    job = load(tmp_path, TEXT)
+    assert "loss_scale" not in trajectory_keys(first_stage(job), job)["stages"]["pretrain"]
+
+
 @pytest.mark.parametrize("override", [*FREE, "stages.pretrain.limits.max_steps=99"])
 def test_what_does_not_shape_it_is_no_difference(override: str, tmp_path: Path) -> None:
     assert changes(tmp_path, override) == []

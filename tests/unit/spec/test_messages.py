@@ -54,7 +54,7 @@ MISTAKES = {
         "18: stages[0].strategy.stage: expected one of 0, 1, 2, 3, found 4"
     ),
     changed("{name: ddp}", "{name: ddp, param_dtype: bfloat}"): (
-        "18: stages[0].strategy.param_dtype: expected one of 'float32', 'bfloat16', found"
+        "18: stages[0].strategy.param_dtype: expected one of 'float32', 'bfloat16', 'float16', found"
         " 'bfloat'. Did you mean 'bfloat16'?"
     ),
     changed("  - name: pretrain", "  - name: pretrain\n    kind: trian"): (
@@ -116,6 +116,32 @@ MISTAKES = {
     changed("{name: ddp}", "{name: zero, stage: 1, param_dtype: bfloat16}"): (
         "18: stages[0].strategy: param_dtype bfloat16 needs stage 2 or 3, found stage 1: below that DeepSpeed"
         " keeps no float32 master weights the checkpoint could hold"
+    ),
+    changed("{name: ddp}", "{name: zero, stage: 0, param_dtype: float16}"): (
+        "18: stages[0].strategy: param_dtype float16 needs stage 1, 2 or 3, found stage 0, whose gradients"
+        " DeepSpeed cannot sum in float32; set a stage, or strategy ddp"
+    ),
+    changed("{name: ddp}", "{name: fsdp2, reduce_dtype: float16}"): (
+        "18: stages[0].strategy.reduce_dtype: expected one of 'float32', 'bfloat16', found 'float16'."
+        " Did you mean 'bfloat16'?"
+    ),
+    changed("{name: ddp}", "{name: ddp, param_dtype: float16}\n    loss_scale: {initial: 5000}"): (
+        "19: stages[0].loss_scale: initial 5000 is not a power of two, so that scaling would round gradients."
+        " Nearest: 4096 or 8192"
+    ),
+    changed("{name: ddp}", "{name: ddp, param_dtype: float16}\n    loss_scale: {initial: 0.5}"): (
+        "19: stages[0].loss_scale.initial: expected at least 1, found 0.5"
+    ),
+    changed("{name: ddp}", "{name: ddp, param_dtype: float16}\n    loss_scale: {growth_interval: 0}"): (
+        "19: stages[0].loss_scale.growth_interval: expected at least 1, found 0"
+    ),
+    changed("{name: ddp}", "{name: ddp}\n    loss_scale: {initial: 1024}"): (
+        "19: stages[0].loss_scale: belongs to strategy.param_dtype 'float16', found 'float32'; leave it out,"
+        " or set that dtype"
+    ),
+    changed("{name: ddp}", "{name: 'mine.engine:Engine'}\n    loss_scale: {}"): (
+        "19: stages[0].loss_scale: belongs to strategy.param_dtype 'float16', found your own strategy"
+        " 'mine.engine:Engine'; leave it out, or set that dtype"
     ),
     changed("{name: ddp}", "{name: zero, stage: 3, offload_optimizer: {device: nvme, nvme_path: /x}}"): (
         "18: stages[0].strategy: offload_optimizer.device: expected 'cpu', found 'nvme': on NVMe neither the"

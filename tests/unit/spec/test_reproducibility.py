@@ -29,6 +29,7 @@ SET = "stages.pretrain."
         ),
         ([f"{SET}optimizer.fused=true"], "set 'fused: false'"),
         ([f"{SET}strategy.param_dtype=bfloat16"], "kept in float32 alone, found bfloat16"),
+        ([f"{SET}strategy.param_dtype=float16"], "kept in float32 alone, found float16"),
         ([f"{SET}strategy={{name: fsdp2, reduce_dtype: bfloat16}}"], "kept in float32 alone, found bfloat16"),
         ([f"{SET}strategy.compile=true"], "set 'compile: false'"),
         ([f"{SET}strategy={{name: zero, config: ds.json}}"], "ds.json'; leave them out, or set"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import torch
 
 from orchestrator.contracts import EngineSetup
 from orchestrator.errors import PlanError
+from orchestrator.spec.optimization import LossScale
 from orchestrator.spec.training import ZeROStrategy
 from orchestrator.strategies.zero_config import JobFacts, build_config
 from orchestrator.strategies.zero_start import check_version
@@ -28,6 +30,7 @@ SETUP = EngineSetup(
     make_optimizer=lambda model: torch.optim.AdamW(model.parameters()),
     blocks=[],
 )
+FLOAT16 = replace(SETUP, loss_scale=LossScale())
 # The shape of what users bring: every value left to the tool that runs it.
 AUTO_CONFIG: dict[str, Any] = {
     "train_batch_size": "auto",
@@ -75,6 +78,16 @@ def test_bfloat16_accumulates_and_communicates_in_float32() -> None:
     assert config["bf16"] == {"enabled": True}
     assert config["data_types"] == {"grad_accum_dtype": "fp32"}
     assert config["communication_data_type"] == "fp32"
+
+
+@pytest.mark.parametrize(("stage", "operation"), [(1, "sum"), (2, "sum"), (3, "mean")])
+def test_float16_has_no_second_scaler_and_adds_in_float32(stage: int, operation: str) -> None:
+    config = build_config(section(stage=stage, param_dtype="float16"), FLOAT16, FACTS)
+    assert config["fp16"] == {"enabled": True, "loss_scale": 1.0}
+    assert "bf16" not in config
+    assert config["data_types"] == {"grad_accum_dtype": "fp32"}
+    assert config["communication_data_type"] == "fp32"
+    assert config["gradient_allreduce_op"] == operation
 
 
 def test_auto_values_are_filled_in_and_other_values_kept(tmp_path: Path) -> None:
