@@ -12,24 +12,28 @@ workers that train from it both come here; neither DeepSpeed nor torch is import
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from orchestrator.spec.deepspeed_keys import BLOCKS, KEYS, NULLABLE
+from orchestrator.spec.float16 import loss_scale_of
 from orchestrator.spec.job import Job, Resources, TrainStage
 from orchestrator.spec.messages import suggestion
+from orchestrator.spec.optimization import LossScale
 from orchestrator.spec.plan import batch_complaint
 from orchestrator.spec.training import Offload, ZeROStrategy
 from orchestrator.spec.tree import KeyPath
 
 AUTO = "auto"
+DTYPES = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}
+"""DeepSpeed's words for them."""
 ABSENT: Any = object()
 MAX_SHOWN = 60
 # What would change the meaning of a step, or keep state where a checkpoint does not look.
 REQUIRED: Mapping[str, Any] = {
-    "fp16.enabled": False,
     "torch_autocast.enabled": False,
     "bf16.bf16_master_weights_and_grads": False,
     "bf16.bf16_optimizer_states": False,
@@ -62,6 +66,8 @@ class Decided:
     max_grad_norm: float | None
     optimizer: str
     """As ``optimizer.name`` says it."""
+    loss_scale: LossScale | None = None
+    """``None``: the job does not compute in float16."""
 
 
 def decided_by(stage: TrainStage, resources: Resources) -> Decided:
@@ -75,6 +81,7 @@ def decided_by(stage: TrainStage, resources: Resources) -> Decided:
         grad_accum_steps=stage.global_batch_size // micro_rows if is_even else None,
         max_grad_norm=stage.optimizer.max_grad_norm,
         optimizer=stage.optimizer.name,
+        loss_scale=loss_scale_of(stage),
     )
 
 
@@ -149,15 +156,15 @@ def _contradictions(config: Mapping[str, Any], section: ZeROStrategy, decided: D
 
 def _expected(section: ZeROStrategy, decided: Decided) -> dict[str, tuple[Any, str]]:
     """By key, the one value that agrees with the job, and what decides it."""
-    is_bfloat16 = section.param_dtype == "bfloat16"
     expected: dict[str, tuple[Any, str]] = {
         "train_batch_size": (decided.global_batch_size, "global_batch_size"),
         "train_micro_batch_size_per_gpu": (decided.micro_batch_size, "micro_batch_size"),
         "data_parallel_size": (decided.num_workers, "resources.num_workers"),
         "gradient_clipping": (decided.max_grad_norm or 0.0, "optimizer.max_grad_norm"),
         "zero_optimization.stage": (section.stage, "strategy.stage"),
-        "bf16.enabled": (is_bfloat16, "strategy.param_dtype"),
-        "data_types.param_dtype": ("bf16" if is_bfloat16 else "fp32", "strategy.param_dtype"),
+        "bf16.enabled": (section.param_dtype == "bfloat16", "strategy.param_dtype"),
+        "fp16.enabled": (section.param_dtype == "float16", "strategy.param_dtype"),
+        "data_types.param_dtype": (DTYPES[section.param_dtype], "strategy.param_dtype"),
         "communication_data_type": ("fp32", "float32 reductions"),
         "data_types.grad_accum_dtype": ("fp32", "float32 accumulation"),
         **{key: (value, "what this engine supports") for key, value in REQUIRED.items()},
@@ -165,12 +172,31 @@ def _expected(section: ZeROStrategy, decided: Decided) -> dict[str, tuple[Any, s
     if decided.grad_accum_steps is not None:
         origin = "global_batch_size / (micro_batch_size x workers)"
         expected["gradient_accumulation_steps"] = (decided.grad_accum_steps, origin)
+    if decided.loss_scale is not None:
+        expected |= _expected_scaling(decided.loss_scale)
     for name in ("offload_optimizer", "offload_param"):
         offload: Offload | None = getattr(section, name)
         for key, value in offload.model_dump().items() if offload else ():
             if value is not None:
                 expected[f"zero_optimization.{name}.{key}"] = (value, f"strategy.{name}.{key}")
     return expected
+
+
+def _expected_scaling(loss_scale: LossScale) -> dict[str, tuple[Any, str]]:
+    """What a block ``fp16`` may say of the loss scale, which is the training loop's and not DeepSpeed's."""
+    return {
+        # DeepSpeed's word for a scale that changes.
+        "fp16.loss_scale": (0, "the scale is dynamic"),
+        "fp16.initial_scale_power": (
+            int(math.log2(loss_scale.initial)),
+            "loss_scale.initial, 2 to this power",
+        ),
+        "fp16.loss_scale_window": (loss_scale.growth_interval, "loss_scale.growth_interval"),
+        "fp16.hysteresis": (1, "every overflow halves the scale"),
+        "fp16.min_loss_scale": (1, "the smallest scale"),
+        "fp16.auto_cast": (False, "what this engine supports"),
+        "fp16.fp16_master_weights_and_grads": (False, "what this engine supports"),
+    }
 
 
 def _offload_problems(config: Mapping[str, Any], section: ZeROStrategy) -> Iterator[str]:

@@ -83,6 +83,7 @@ def _user_config(section: ZeROStrategy, setup: EngineSetup, facts: JobFacts) -> 
         grad_accum_steps=setup.grad_accum_steps,
         max_grad_norm=setup.max_grad_norm,
         optimizer=facts.optimizer.lower(),
+        loss_scale=setup.loss_scale,
     )
     config, problems = read_config(section, decided)
     if problems:

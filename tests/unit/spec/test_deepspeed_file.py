@@ -187,6 +187,72 @@ def test_null_says_nothing_where_it_is_the_default(key: str, tmp_path: Path) -> 
     assert problems(tmp_path, {key: None}) == []
 
 
+SCALING = {
+    "enabled": True,
+    "loss_scale": 0,
+    "initial_scale_power": 10,
+    "loss_scale_window": 500,
+    "hysteresis": 1,
+    "min_loss_scale": 1,
+    "auto_cast": False,
+}
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({}, None),
+        (dict.fromkeys(SCALING, "auto"), None),
+        ({"enabled": False}, 'enabled: found false, expected true or "auto" (strategy.param_dtype)'),
+        ({"loss_scale": 128}, 'loss_scale: found 128, expected 0 or "auto" (the scale is dynamic)'),
+        (
+            {"initial_scale_power": 16},
+            'initial_scale_power: found 16, expected 10 or "auto" (loss_scale.initial, 2 to this power)',
+        ),
+        (
+            {"loss_scale_window": 1000},
+            'loss_scale_window: found 1000, expected 500 or "auto" (loss_scale.growth_interval)',
+        ),
+        ({"hysteresis": 2}, 'hysteresis: found 2, expected 1 or "auto" (every overflow halves the scale)'),
+        ({"min_loss_scale": 4}, 'min_loss_scale: found 4, expected 1 or "auto" (the smallest scale)'),
+        ({"auto_cast": True}, 'auto_cast: found true, expected false or "auto" (what this engine supports)'),
+    ],
+)
+def test_a_loss_scale_of_the_file_is_that_of_the_job(
+    changes: dict[str, Any], expected: str | None, tmp_path: Path
+) -> None:
+    (tmp_path / "ds.json").write_text(json.dumps({"fp16": {**SCALING, **changes}}))
+    text = changed(
+        "{name: ddp}",
+        "{name: zero, param_dtype: float16, config: ds.json}\n"
+        "    loss_scale: {initial: 1024, growth_interval: 500}",
+    )
+    found = [
+        message.removeprefix(f"{tmp_path}/ds.json: fp16.") for _, message in complaints(load(tmp_path, text))
+    ]
+    assert found == ([] if expected is None else [expected])
+
+
+@pytest.mark.parametrize(
+    ("config", "expected"),
+    [
+        ({"bf16": {"enabled": True}}, "bf16.enabled: found true, expected false"),
+        ({"data_types": {"param_dtype": "fp32"}}, 'data_types.param_dtype: found "fp32", expected "fp16"'),
+        ({"data_types": {"param_dtype": "fp16"}, "bf16": {"enabled": False}}, None),
+    ],
+)
+def test_the_other_dtypes_of_the_file_are_those_of_a_float16_job(
+    config: dict[str, Any], expected: str | None, tmp_path: Path
+) -> None:
+    found = problems(tmp_path, config, param_dtype="float16")
+    assert len(found) == (expected is not None)
+    assert expected is None or found[0].startswith(expected)
+
+
+def test_a_block_that_is_off_may_say_what_it_wants_of_the_loss_scale(tmp_path: Path) -> None:
+    assert problems(tmp_path, {"fp16": {"enabled": False, "loss_scale": 128, "hysteresis": 2}}) == []
+
+
 def test_complaints_carry_the_key_path_of_the_stage_that_names_the_file(tmp_path: Path) -> None:
     (tmp_path / "ds.json").write_text('{"train_batch_size": 8, "gradient_accumulation_steps": 4}')
     job = load(tmp_path, changed("{name: ddp}", "{name: zero, config: ds.json}"))

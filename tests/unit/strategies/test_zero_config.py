@@ -81,13 +81,21 @@ def test_bfloat16_accumulates_and_communicates_in_float32() -> None:
 
 
 @pytest.mark.parametrize(("stage", "operation"), [(1, "sum"), (2, "sum"), (3, "mean")])
-def test_float16_has_no_second_scaler_and_adds_in_float32(stage: int, operation: str) -> None:
-    config = build_config(section(stage=stage, param_dtype="float16"), FLOAT16, FACTS)
-    assert config["fp16"] == {"enabled": True, "loss_scale": 1.0}
-    assert "bf16" not in config
-    assert config["data_types"] == {"grad_accum_dtype": "fp32"}
-    assert config["communication_data_type"] == "fp32"
-    assert config["gradient_allreduce_op"] == operation
+def test_float16_has_no_second_scaler_and_adds_in_float32(stage: int, operation: str, tmp_path: Path) -> None:
+    path = write(tmp_path, {**AUTO_CONFIG, "zero_optimization": "auto"})
+    for options in ({}, {"config": path}):
+        config = build_config(section(stage=stage, param_dtype="float16", **options), FLOAT16, FACTS)
+        assert config["fp16"] == {"enabled": True, "loss_scale": 1.0}
+        assert config.get("bf16", {}) == {}
+        assert config["data_types"] == {"grad_accum_dtype": "fp32"}
+        assert config["communication_data_type"] == "fp32"
+        assert config["gradient_allreduce_op"] == operation
+
+
+def test_a_scale_in_the_file_that_contradicts_the_job_is_refused_by_workers_too(tmp_path: Path) -> None:
+    path = write(tmp_path, {"fp16": {"loss_scale_window": 7}})
+    with pytest.raises(PlanError, match=r"loss_scale_window: found 7, expected 2000 .*growth_interval"):
+        build_config(section(stage=2, param_dtype="float16", config=path), FLOAT16, FACTS)
 
 
 def test_auto_values_are_filled_in_and_other_values_kept(tmp_path: Path) -> None:
