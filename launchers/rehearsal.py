@@ -9,6 +9,7 @@ Runs lie beside the job's own, so that prepared data is shared, and are removed 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
@@ -162,8 +163,13 @@ def _largest_loss_gap(run: RunLayout, reference: RunLayout, stage: str) -> float
         {line["step"]: line["train/loss"] for line in read_json_lines(layout.stage(stage).metrics)}
         for layout in (run, reference)
     )
-    gaps: list[float] = [abs(found.get(step, 0.0) - loss) / abs(loss) for step, loss in expected.items()]
-    return max(gaps)
+    # Steps that are left out have no loss, in either.
+    gaps: list[float] = [
+        abs(found.get(step, 0.0) - loss) / abs(loss)
+        for step, loss in expected.items()
+        if not math.isnan(loss) or not math.isnan(found.get(step, 0.0))
+    ]
+    return max((math.inf if math.isnan(gap) else gap for gap in gaps), default=0.0)
 
 
 def _is_bitwise(stage: TrainStage, job: Job, changed: Mapping[str, Any]) -> bool:

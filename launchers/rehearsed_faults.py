@@ -106,10 +106,15 @@ def _other_strategy(job: Job) -> Changes:
     if isinstance(strategy, Plugin):
         raise NotPossibleError("the strategy is your own")
     dtype = strategy.param_dtype
-    if isinstance(strategy, FSDP2Strategy):
-        if stage.optimizer.name == "adafactor":
-            return {"strategy": DDPStrategy(name="ddp", param_dtype=dtype)}
+    may_be_zero = isinstance(strategy, FSDP2Strategy) and stage.optimizer.name != "adafactor"
+    # In float16 ddp may leave out other steps than the others, and DeepSpeed computes in it on few CPUs.
+    runs_zero = may_be_zero and job.resources.gpus_per_worker > 0
+    if dtype == "float16" and not (isinstance(strategy, ZeROStrategy) or runs_zero):
+        raise NotPossibleError("in float16 no other strategy is sure to run here and decide alike")
+    if may_be_zero:
         return {"strategy": ZeROStrategy(name="zero", stage=2, param_dtype=dtype)}
+    if isinstance(strategy, FSDP2Strategy):
+        return {"strategy": DDPStrategy(name="ddp", param_dtype=dtype)}
     return {"strategy": FSDP2Strategy(name="fsdp2", param_dtype=dtype)}
 
 
