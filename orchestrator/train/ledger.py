@@ -9,8 +9,8 @@ One line a checkpoint, ranges and no lists, for example
 Ranges begin with the first and end before the last. ``rows`` are places of the cursor; those of a
 source number the rows that it gave, epoch after epoch, so that draw d is position d modulo its size in
 epoch d divided by its size. ``data`` are the digests of the prepared folders' content, and
-``left_out`` steps whose rows were consumed without an update, because of an anomaly; ``seed`` is the job's,
-which decides the order of rows.
+``left_out`` steps whose rows were consumed without an update, because of an anomaly or of an overflow of
+float16; ``seed`` is the job's, which decides the order of rows.
 ``proof.py`` replays it all.
 """
 

@@ -17,8 +17,8 @@ from orchestrator.spec.optimization import LossScale
 
 # Below it gradients of the loss itself overflow, which no scale mends.
 MIN_SCALE = 1.0
-# The largest power of two in float32, in which the loss is scaled.
-MAX_SCALE = 2.0**127
+# Its inverse, which gradients are multiplied by, is the smallest normal number of float32.
+MAX_SCALE = 2.0**126
 
 
 @dataclass(frozen=True)

@@ -52,7 +52,7 @@ class LedgerProof:
     epochs: Mapping[str, float]
     """Passes over each source."""
     steps_left_out: int
-    """Steps that made no update, because of an anomaly."""
+    """Steps that made no update, because of an anomaly or of float16."""
     problem: str | None
     """The first violation, with stage, step and source; steps are counted as in metrics.jsonl."""
 

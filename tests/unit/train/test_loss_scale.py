@@ -91,4 +91,4 @@ def test_a_scale_that_nothing_overflows_ends_where_float32_does() -> None:
     for _ in range(3):
         scaler.accept()
     assert scaler.scale == MAX_SCALE
-    assert torch.tensor(scaler.scale, dtype=torch.float32).isfinite()
+    assert 1 / scaler.scale == torch.finfo(torch.float32).smallest_normal
