@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from orchestrator.strategies.clip import clip, norm_of, sum_of_squares
+from orchestrator.strategies.clip import clip, norm_of, sum_of_squares, unscale
 
 CPU = torch.device("cpu")
 
@@ -47,3 +47,12 @@ def test_no_gradients_have_norm_zero() -> None:
 def test_norm_that_float32_cannot_hold_is_not_finite(value: float) -> None:
     gradients = [torch.full((2, 2), value)]
     assert not math.isfinite(norm_of(sum_of_squares(gradients, CPU)))
+
+
+@pytest.mark.parametrize("averaged_over", [1, 2, 4])
+def test_a_scale_and_an_average_over_ranks_are_undone_to_the_bit(averaged_over: int) -> None:
+    expected = [torch.randn(7), torch.randn(3, 5) * 1e-20]
+    gradients = [gradient * 2.0**16 / averaged_over for gradient in expected]
+    unscale(gradients, 2.0**16, averaged_over=averaged_over)
+    assert all(map(torch.equal, gradients, expected))
+    unscale([], 2.0, averaged_over=1)
