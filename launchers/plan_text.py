@@ -32,6 +32,11 @@ def print_plan(document: dict[str, Any]) -> None:
         print(f"  {index}. {stage['name']}: {stage['kind']}{needs}: {state}")
         if stage["kind"] == "train":
             print(f"     {stage['promise']}")
+            for dataset, earlier in stage["read_before"].items():
+                print(
+                    f"     begins '{dataset}' with the rows that '{earlier}' began with; the same files under"
+                    " another dataset's name come in another order"
+                )
             if stage["packing_efficiency"] is not None:
                 print(f"     rows are {stage['packing_efficiency']:.2%} full of tokens")
     if document["sweep"]:

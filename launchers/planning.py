@@ -25,6 +25,7 @@ from orchestrator.spec.plan import (
     stage_order,
 )
 from orchestrator.spec.promise import promise
+from orchestrator.spec.reads import read_before
 from orchestrator.spec.training import (
     CausalLMObjective,
     MaskedLMObjective,
@@ -103,6 +104,7 @@ def _plan_stage(
         "parameters": num_parameters,
         "trained_parameters": num_trained,
         "saved_step": newest_step(run.stage(stage.name).checkpoints),
+        "read_before": read_before(job, stage),
         "promise": promise(stage, job.resources, job.reproducibility),
     }
 

@@ -25,6 +25,19 @@ def trained_stage(job: Job, name: str) -> TrainStage:
     return stage
 
 
+def read_before(job: Job, stage: TrainStage) -> dict[str, str]:
+    """Datasets that a stage begins with the same rows as a stage before it, and the nearest such stage."""
+    found: dict[str, str] = {}
+    name = stage.init.stage if stage.init else None
+    while name is not None:
+        earlier = trained_stage(job, name)
+        for dataset in stage.data.mixture:
+            if dataset in earlier.data.mixture:
+                found.setdefault(dataset, name)
+        name = earlier.init.stage if earlier.init else None
+    return found
+
+
 def tokenizer_section(job: Job, stage: TrainStage) -> Tokenizer:
     """The tokenizer that a stage's first weights were made with, or the job's for a stage from scratch."""
     if stage.init is not None and stage.init.stage is not None:

@@ -166,6 +166,7 @@ def test_the_plan_as_json(console: Console, tmp_path: Path) -> None:
                 "parameters": None,
                 "trained_parameters": None,
                 "saved_step": None,
+                "read_before": {},
                 "promise": PROMISE,
             },
             {"name": "test", "kind": "evaluate", "needs": "pretrain", "done": False},
@@ -175,6 +176,18 @@ def test_the_plan_as_json(console: Console, tmp_path: Path) -> None:
         "sweep": {},
     }
     assert not (tmp_path / "runs").exists()
+
+
+def test_the_plan_says_which_rows_come_again(console: Console, tmp_path: Path) -> None:
+    second = VALID[VALID.index("  - name: pretrain") :].replace("name: pretrain", "name: go-on", 1)
+    second = second.replace("model: {config: {model_type: gpt2}}", "init: {stage: pretrain}")
+    path = write_job(tmp_path, VALID + second)
+    first, after = console("plan", path, "--no-model", "--json").json()["stages"]
+    assert (first["read_before"], after["read_before"]) == ({}, {"rfc": "pretrain"})
+    assert (
+        "     begins 'rfc' with the rows that 'pretrain' began with"
+        in console("plan", path, "--no-model").output
+    )
 
 
 def test_the_plan_knows_how_full_prepared_rows_are(console: Console, tmp_path: Path) -> None:
