@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NoReturn
 
 from orchestrator.errors import Problem, SpecError
+from orchestrator.spec.early_stopping import Complaint, check_run, rule_of
 from orchestrator.spec.job import Job
 from orchestrator.spec.load import Check, Values, load_checked
 from orchestrator.spec.overrides import FLAG
@@ -28,10 +29,18 @@ def expand(job: Job, path: Path, check: Check, *, overrides: Sequence[str]) -> l
         SpecError: Everything wrong with the first run that is wrong.
     """
     assert job.sweep is not None
-    return [
-        _load_run(path, check, overrides, Values(f"{path}: sweep, run {index}", _values(job, index)))
-        for index in range(len(job.sweep.points))
-    ]
+    rule = rule_of(job)
+    runs: list[Job] = []
+
+    def check_compared(run: Job) -> Iterator[Complaint]:
+        yield from check(run)
+        if rule is not None:
+            yield from check_run(rule, run, next(iter(runs), run))
+
+    for index in range(len(job.sweep.points)):
+        values = Values(f"{path}: sweep, run {index}", _values(job, index))
+        runs.append(_load_run(path, check_compared, overrides, values))
+    return runs
 
 
 def _load_run(path: Path, check: Check, overrides: Sequence[str], values: Values) -> Job:

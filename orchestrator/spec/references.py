@@ -16,6 +16,7 @@ from orchestrator.spec.dataset_rules import (
     check_evaluate,
     check_streaming,
 )
+from orchestrator.spec.early_stopping import check_early_stopping
 from orchestrator.spec.float16 import check_loss_scale
 from orchestrator.spec.job import EvaluateStage, Job, Stage, TrainStage
 from orchestrator.spec.messages import suggestion
@@ -90,6 +91,9 @@ def check_fit(job: Job, untouched: Callable[[KeyPath], bool] = lambda path: True
     """
     yield from check_decontamination(job)
     yield from check_streaming(job)
+    rule = job.sweep.early_stopping if job.sweep else None
+    if rule is not None and untouched(("sweep",)) and untouched(("stages",)):
+        yield from check_early_stopping(rule, job)
     for index, stage in enumerate(job.stages):
         path: KeyPath = ("stages", index)
         if isinstance(stage, EvaluateStage) and untouched(path):

@@ -2,13 +2,30 @@
 
 from collections.abc import Mapping
 from itertools import product
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from orchestrator.spec.section import Must, Section, require_one
 
 MAX_RUNS = 1000
 # A run's own name and what makes it one of several are not its to set.
 OWN_KEYS = ("name", "sweep")
+
+
+class EarlyStopping(Section):
+    """Which runs end before their last step: those that are behind the others (ASHA, Li et al. 2020)."""
+
+    metric: str
+    """What runs are compared by: a metric of the stage's ``evaluation``, such as ``eval/loss``, or
+    ``train/loss``."""
+    mode: Literal["min", "max"] | None = None
+    """Whether its lowest or its highest value is the best; needed for metrics of your own objective alone."""
+    stage: str | None = None
+    """The training stage that is compared; absent: the first that gives ``metric`` while it trains."""
+    grace_steps: Annotated[int, Must(ge=1)]
+    """Optimizer steps before the first comparison."""
+    reduction_factor: Annotated[int, Must(ge=2)] = 4
+    """At each comparison about one run in this many goes on, and the next comes at this many times the steps;
+    4 is Ray Tune's default and that of the paper."""
 
 
 class Sweep(Section):
@@ -20,6 +37,8 @@ class Sweep(Section):
     """Each run's values by key, named as after ``--set``."""
     at_once: Annotated[int, Must(ge=1)] | None = None
     """Most runs at the same time; absent: as many as there is room for."""
+    early_stopping: EarlyStopping | None = None
+    """Stops runs that are behind the others; absent: every run trains to its end."""
 
     def __post_init__(self) -> None:
         require_one(self, "grid", "runs")
