@@ -152,7 +152,7 @@ def run(options: Namespace) -> int:
     if job.sweep is not None:
         from launchers.sweep import run_sweep
 
-        return run_sweep(job.sweep, _load_runs(job, options), options)
+        return run_sweep(job, _load_runs(job, options), options)
     from launchers.run import run_job
 
     return run_job(

@@ -1,71 +1,124 @@
 """The runs of a sweep, as many at once as there is room for, each with a driver of its own.
 
 All share one Ray: the cluster that RAY_ADDRESS names, or one inside this machine. A run that fails ends no
-other; the same command goes on with those that are not finished.
+other; the same command goes on with those that are not finished. A run that early stopping ends (``asha.py``)
+is asked to save and stop, as by Ctrl-C, and is not started again.
 """
 
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
 import sys
 import time
 from argparse import Namespace
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from threading import Lock
+from typing import Any
 
+from launchers.asha import Asha
 from launchers.cli_print import print_json, print_table
 from launchers.ray_session import check_this_machine, count_runs, ray_session
 from launchers.run import stoppable
 from launchers.runs import read_result
 from launchers.submission import write_submitted
+from launchers.verdicts import STOPPED_EARLY, verdict_text
 from orchestrator.checkpoint.layout import RunLayout
+from orchestrator.spec.early_stopping import rule_of
 from orchestrator.spec.job import Job
-from orchestrator.spec.sweep import Sweep
+from orchestrator.spec.plan import input_stage
 
 POLL_SECONDS = 0.2
 # What a driver ends with that was stopped and has saved.
 STOPPED = 75
+# A driver that was asked to stop before it could take the signal.
+TERMINATED = -signal.SIGTERM
 # Of what a failed driver printed.
 SHOWN_LINES = 5
+Look = Callable[[], Mapping[str, Mapping[str, Any]]]
+"""The comparison by which a run has to end early, by the run's name."""
 
 
-def run_sweep(sweep: Sweep, jobs: Sequence[Job], options: Namespace) -> int:
-    """Run all jobs of a sweep to their ends and print what came of each; the command's exit code.
+@dataclass(frozen=True)
+class Outcome:
+    """How a run of a sweep ended."""
+
+    state: str
+    """``finished``, ``stopped early``, ``stopped``, ``failed`` or, where it was not started, ``waiting``."""
+    reason: str | None = None
+    """Why it was stopped early."""
+
+
+def run_sweep(job: Job, jobs: Sequence[Job], options: Namespace) -> int:
+    """Run all runs of ``job``'s sweep to their ends and print what came of each; the command's exit code.
 
     Args:
+        jobs: That of each run.
         options: Of ``run``.
 
     Returns:
-        0: all have finished; 75: the sweep was stopped; 1: a run has failed.
+        0: all have finished or were stopped early; 75: the sweep was stopped; 1: a run has failed.
 
     Raises:
         LaunchError: There is no Ray.
         PlanError: There is no room for a single run.
     """
-    for job in jobs:
-        check_this_machine(job.resources)
+    assert job.sweep is not None
+    for run in jobs:
+        check_this_machine(run.resources)
     passed_on = [*(["--fresh"] if options.fresh else []), *(["--redo", options.redo] if options.redo else [])]
-    drivers = _Drivers(options.runs_dir.resolve(), passed_on)
+    runs_dir, at_once = options.runs_dir.resolve(), job.sweep.at_once
+    drivers = Drivers(runs_dir, lambda path: _command(path, runs_dir, passed_on))
+    look = _comparing(job, jobs, options)
 
-    def work() -> dict[str, str]:
+    def work() -> dict[str, Outcome]:
         with ray_session():
-            room = min(count_runs(job.resources, _note) for job in jobs)
-            return drivers.run(jobs, min(room, sweep.at_once or room))
+            room = min(count_runs(run.resources, _note) for run in jobs)
+            return drivers.run(jobs, min(room, at_once or room), look)
 
-    states = stoppable(work, drivers.stop, drivers.kill)
-    results = _results(jobs, options.runs_dir.resolve())
+    ends = stoppable(work, drivers.stop, drivers.kill)
+    results = _results(jobs, runs_dir)
     if options.json:
         runs = [
-            {"name": job.name, "state": states[job.name], "values": dict(point), "metrics": metrics}
-            for job, point, metrics in zip(jobs, sweep.points, results, strict=True)
+            {
+                "name": run.name,
+                "state": ends[run.name].state,
+                "reason": ends[run.name].reason,
+                "values": dict(point),
+                "metrics": metrics,
+            }
+            for run, point, metrics in zip(jobs, job.sweep.points, results, strict=True)
         ]
         print_json({"runs": runs})
     else:
-        _print_results(sweep, states, results)
-    if "failed" in states.values():
+        _print_results(job.sweep.points, ends, results)
+    states = {end.state for end in ends.values()}
+    if "failed" in states:
         return 1
-    return 0 if set(states.values()) == {"finished"} else STOPPED
+    return 0 if states <= {"finished", STOPPED_EARLY} else STOPPED
+
+
+def _command(job_file: Path, runs_dir: Path, options: Sequence[str]) -> list[str]:
+    """The driver of one run."""
+    command = [sys.executable, "-m", "launchers.cli", "run", str(job_file)]
+    return [*command, "--runs-dir", str(runs_dir), *options]
+
+
+def _comparing(job: Job, jobs: Sequence[Job], options: Namespace) -> Look:
+    """What tells of the runs that are to end early, as far as the sweep wants any to."""
+    rule = rule_of(job)
+    if rule is None:
+        return dict
+    name: str | None = rule.stage
+    read = []
+    while name is not None:
+        read.append(name)
+        name = input_stage(job.stage(name))
+    anew = options.fresh or options.redo in read
+    return Asha(rule, jobs, options.runs_dir.resolve(), anew=anew).look
 
 
 def _note(message: str) -> None:
@@ -94,68 +147,104 @@ def _of(prefix: str, metrics: Mapping[str, float]) -> dict[str, float]:
     return {key: value for key, value in metrics.items() if key.startswith(prefix)}
 
 
-def _print_results(sweep: Sweep, states: dict[str, str], results: list[dict[str, float]]) -> None:
-    """A line for each run: what it set, and what came of it."""
-    keys = list(dict.fromkeys(key for point in sweep.points for key in point))
+def _print_results(
+    points: Sequence[Mapping[str, Any]], ends: Mapping[str, Outcome], results: Sequence[Mapping[str, float]]
+) -> None:
+    """A line for each run: what it set, and what came of it; then why runs were stopped early."""
+    keys = list(dict.fromkeys(key for point in points for key in point))
     names = list(dict.fromkeys(name for metrics in results for name in metrics))
     lines = [
         (
             name,
-            state,
+            end.state,
             *(json.dumps(point[key]) if key in point else "" for key in keys),
             *(f"{metrics[metric]:.6g}" if metric in metrics else "" for metric in names),
         )
-        for (name, state), point, metrics in zip(states.items(), sweep.points, results, strict=True)
+        for (name, end), point, metrics in zip(ends.items(), points, results, strict=True)
     ]
     print_table("runs of the sweep", ("run", "state", *keys, *names), lines)
+    for name, end in ends.items():
+        if end.reason is not None:
+            print(f"{name} was stopped early: {end.reason}")
 
 
-class _Drivers:
+class Drivers:
     """Starts a driver for each run and waits for it."""
 
-    def __init__(self, runs_dir: Path, options: Sequence[str]) -> None:
-        self._runs_dir = runs_dir
-        self._options = options
-        self._alive: dict[str, subprocess.Popen[bytes]] = {}
-        self._is_stopped = False
+    def __init__(self, runs_dir: Path, command: Callable[[Path], Sequence[str]]) -> None:
+        """Run drivers under ``runs_dir``.
 
-    def run(self, jobs: Sequence[Job], at_once: int) -> dict[str, str]:
+        Args:
+            command: Starts the driver of a job file.
+        """
+        self._runs_dir = runs_dir
+        self._command = command
+        self._alive: dict[str, subprocess.Popen[bytes]] = {}
+        self._asked: set[str] = set()
+        """Drivers that were asked to stop; asked twice they would end without saving."""
+        self._asking = Lock()
+        self._is_stopped = False
+        self._lost: dict[str, str] = {}
+        """Runs that are stopped early, and why."""
+
+    def run(self, jobs: Sequence[Job], at_once: int, look: Look) -> dict[str, Outcome]:
         """How each run ended, by its name."""
-        states = dict.fromkeys((job.name for job in jobs), "waiting")
-        left = list(jobs)
+        ends = dict.fromkeys((job.name for job in jobs), Outcome("waiting"))
+        left = {job.name: job for job in jobs}
         try:
             while self._alive or (left and not self._is_stopped):
+                for name in self._stop_early(look()):
+                    if left.pop(name, None) is not None:
+                        ends[name] = Outcome(STOPPED_EARLY, self._lost[name])
                 while left and len(self._alive) < at_once and not self._is_stopped:
-                    self._start(left.pop(0))
+                    self._start(left.pop(next(iter(left))))
                 time.sleep(POLL_SECONDS)
                 for name, driver in list(self._alive.items()):
                     if driver.poll() is not None:
                         del self._alive[name]
-                        states[name] = self._ended(name, driver.returncode)
+                        ends[name] = self._ended(name, driver.returncode)
         finally:
             self.kill()
-        return states
+            for driver in self._alive.values():
+                driver.wait()
+        return ends
 
     def stop(self, signal_name: str) -> None:
         """Ask all drivers to save and stop."""
         self._is_stopped = True
-        for driver in list(self._alive.values()):
-            driver.terminate()
+        for name in list(self._alive):
+            self._ask(name)
 
     def kill(self) -> None:
         """End all drivers at once."""
         for driver in list(self._alive.values()):
             driver.kill()
 
+    def _ask(self, name: str) -> None:
+        """Ask a driver to save and stop, once."""
+        with self._asking:
+            driver = self._alive.get(name)
+            if driver is not None and name not in self._asked:
+                self._asked.add(name)
+                driver.terminate()
+
+    def _stop_early(self, lost: Mapping[str, Mapping[str, Any]]) -> list[str]:
+        """Stop the drivers of the runs that lost; those that had not lost before."""
+        new = [name for name in lost if name not in self._lost]
+        for name in new:
+            self._lost[name] = verdict_text(lost[name])
+            print(f"[{name}] {STOPPED_EARLY}: {self._lost[name]}", file=sys.stderr)
+            self._ask(name)
+        return new
+
     def _start(self, job: Job) -> None:
         layout = RunLayout(self._runs_dir / job.name)
         layout.root.mkdir(parents=True, exist_ok=True)
         write_submitted(job, layout)
-        command = [sys.executable, "-m", "launchers.cli", "run", str(layout.submitted_job)]
         with self._output(job.name).open("ab") as output:
             # In a session of its own: Ctrl-C reaches it once, from here.
             self._alive[job.name] = subprocess.Popen(
-                [*command, "--runs-dir", str(self._runs_dir), *self._options],
+                self._command(layout.submitted_job),
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,
@@ -163,16 +252,19 @@ class _Drivers:
             )
         if self._is_stopped:
             # Asked to while this one was being started.
-            self._alive[job.name].terminate()
+            self._ask(job.name)
         print(f"[{job.name}] started; its output is {self._output(job.name)}", file=sys.stderr)
 
-    def _ended(self, name: str, code: int) -> str:
+    def _ended(self, name: str, code: int) -> Outcome:
+        if name in self._lost and code in (STOPPED, TERMINATED):
+            print(f"[{name}] saved", file=sys.stderr)
+            return Outcome(STOPPED_EARLY, self._lost[name])
         state = {0: "finished", STOPPED: "stopped"}.get(code, "failed")
         print(f"[{name}] {state}", file=sys.stderr)
         if state == "failed":
             lines = self._output(name).read_text("utf-8", errors="replace").rstrip().splitlines()
             print("\n".join(f"[{name}]   {line}" for line in lines[-SHOWN_LINES:]), file=sys.stderr)
-        return state
+        return Outcome(state)
 
     def _output(self, name: str) -> Path:
         return self._runs_dir / name / "driver.log"
