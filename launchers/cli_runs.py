@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from argparse import Namespace
 from collections.abc import Sequence
@@ -55,6 +56,10 @@ def status(options: Namespace) -> int:
     for stage in run["stages"]:
         for damage in stage["damaged"]:
             print(f"[{stage['name']}] {damage_text(damage)}")
+    if run["reason"]:
+        print(f"its sweep stopped it early: {run['reason']}")
+        parts = ("orchestrator", "run", RunLayout(run_dir).submitted_job, "--runs-dir", run_dir.parent)
+        print(f"  {shlex.join(map(str, parts))}    (goes on with it)")
     if run["problem"]:
         print(run["problem"])
     return 0

@@ -15,6 +15,7 @@ from typing import Any
 
 from launchers.accounting import account
 from launchers.stage_news import DAMAGED
+from launchers.verdicts import COMPARED, STOPPED_EARLY, lost_by, verdict_text
 from orchestrator.checkpoint.layout import RunLayout, StageLayout
 from orchestrator.checkpoint.steps import newest_step
 from orchestrator.errors import LaunchError
@@ -66,16 +67,18 @@ def list_runs(runs_dir: Path) -> list[Path]:
 
 
 def run_status(run_dir: Path) -> dict[str, Any]:
-    """``{name, state, problem, seconds, stages: [...]}`` of one run.
+    """``{name, state, problem, reason, seconds, stages: [...]}`` of one run.
 
     A stage is ``{name, state, step, saved_step, metrics, damaged}``: ``step`` is the last that was logged, or
     saved before any was; ``saved_step`` that of the newest checkpoint, ``damaged`` the checkpoints that were
-    set aside, ``{step, problem, kept_as}``, while they are there. ``problem`` is why a failed run failed, and
-    ``None`` otherwise; ``seconds`` is where its time went.
+    set aside, ``{step, problem, kept_as}``, while they are there. ``problem`` is why a failed run failed,
+    ``reason`` why one of a sweep was stopped early, and else ``None``; ``seconds`` is where its time went.
     """
     layout = RunLayout(run_dir)
-    events = list(read_json_lines(layout.events))
-    state = run_state(layout, events)
+    recorded = list(read_json_lines(layout.events))
+    state, lost = run_state(layout, recorded), lost_by(recorded)
+    # A sweep writes its comparisons beside what the driver and its workers do.
+    events = [event for event in recorded if event["event"] != COMPARED]
     stages = []
     for name in _stage_names(layout, events):
         stage = layout.stage(name)
@@ -96,19 +99,22 @@ def run_status(run_dir: Path) -> dict[str, Any]:
         "name": name,
         "state": state,
         "problem": problem,
+        "reason": verdict_text(lost) if lost is not None and state == STOPPED_EARLY else None,
         "seconds": account(events),
         "stages": stages,
     }
 
 
 def run_state(layout: RunLayout, events: list[dict[str, Any]]) -> str:
-    """One of ``waiting``, ``running``, ``interrupted``, ``stopped``, ``failed``, ``finished``."""
+    """``waiting``, ``running``, ``interrupted``, ``stopped``, ``stopped early``, ``failed``, ``finished``."""
     marks = [event["event"] for event in events if str(event.get("event")).startswith("run_")]
     if not marks:
         return "running" if is_locked(layout.driver_lock) else "waiting"
-    if marks[-1] in ENDS:
-        return ENDS[marks[-1]]
-    return "running" if is_locked(layout.driver_lock) else "interrupted"
+    if marks[-1] not in ENDS and is_locked(layout.driver_lock):
+        return "running"
+    state = ENDS.get(marks[-1], "interrupted")
+    is_unfinished = state in ("stopped", "interrupted")
+    return STOPPED_EARLY if is_unfinished and lost_by(events) is not None else state
 
 
 def is_locked(path: Path) -> bool:

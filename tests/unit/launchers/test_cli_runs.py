@@ -63,6 +63,56 @@ def test_a_failed_run_says_why(console: Console, tmp_path: Path) -> None:
     assert console(*status, "--json").json()["problem"] is None
 
 
+def compared(run: FakeRun, *, stop: bool) -> None:
+    """Compare a run of a sweep with others."""
+    rule = {
+        "metric": "eval/loss",
+        "mode": "min",
+        "stage": "pretrain",
+        "grace_steps": 4,
+        "reduction_factor": 3,
+    }
+    run.event("compared", rule=rule, step=4, value=2.5, among=3, stop=stop)
+
+
+def test_a_run_that_its_sweep_stopped_says_why(console: Console, tmp_path: Path) -> None:
+    run = FakeRun(tmp_path)
+    run.event("run_started")
+    run.event("stage_started", stage="pretrain")
+    compared(run, stop=True)
+    with driving(run):
+        assert states(console, run)[0] == "running"
+    # The driver may be killed before it has saved.
+    assert states(console, run) == ["stopped early", "stopped early", "waiting"]
+    run.event("stage_stopped", stage="pretrain")
+    run.event("run_stopped")
+    assert states(console, run) == ["stopped early", "stopped", "waiting"]
+    reason = "eval/loss 2.5 at step 4 of 'pretrain', not among the best 1/3 of 3 runs"
+    status = ("status", run.layout.root)
+    assert console(*status, "--json").json()["reason"] == reason
+    assert console(*status).output.splitlines()[-2:] == [
+        f"its sweep stopped it early: {reason}",
+        f"  orchestrator run {run.layout.submitted_job} --runs-dir {tmp_path}    (goes on with it)",
+    ]
+    run.event("run_started")
+    run.event("run_stopped")
+    assert states(console, run)[0] == "stopped"
+    assert console(*status, "--json").json()["reason"] is None
+
+
+def test_comparisons_hide_nothing_of_a_run(console: Console, tmp_path: Path) -> None:
+    run = FakeRun(tmp_path)
+    run.event("run_started")
+    run.event("stage_preparing", stage="pretrain")
+    compared(run, stop=False)
+    with driving(run):
+        assert states(console, run) == ["running", "preparing", "waiting"]
+    run.event("run_failed", error="DataError", message="no file")
+    compared(run, stop=True)
+    assert states(console, run)[0] == "failed"
+    assert console("status", run.layout.root, "--json").json()["problem"] == "no file"
+
+
 def test_looking_never_makes_a_lock(console: Console, tmp_path: Path) -> None:
     run = FakeRun(tmp_path)
     run.event("run_started")
