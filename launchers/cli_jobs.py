@@ -107,12 +107,10 @@ def plan(options: Namespace) -> int:
     document = plan_job(job, runs_dir=options.runs_dir, with_model=options.with_model)
     points = job.sweep.points if job.sweep else ()
     document["sweep"] = {
-        run.name: {
-            "values": dict(point),
-            "state": _progress(plan_job(run, runs_dir=options.runs_dir, with_model=False)),
-        }
+        run.name: {"values": dict(point), "state": _run_state(job, run, options)}
         for run, point in zip(runs, points, strict=True)
     }
+    document["early_stopping"] = _early_stopping(job, document)
     _warn_of_missing_files(job)
     if options.json:
         print_json(document)
@@ -121,11 +119,33 @@ def plan(options: Namespace) -> int:
     return 0
 
 
-def _progress(document: dict[str, Any]) -> str:
-    """How far a planned run is: ``done``, ``begun`` or ``to do``."""
-    stages = document["stages"]
+def _early_stopping(job: Job, document: dict[str, Any]) -> dict[str, Any] | None:
+    """What early stopping will do, as far as the steps of its stage are known."""
+    from orchestrator.spec.early_stopping import compared_steps, rule_of
+
+    rule = rule_of(job)
+    if rule is None:
+        return None
+    num_steps = next(stage["steps"] for stage in document["stages"] if stage["name"] == rule.stage)
+    steps = None if num_steps is None else compared_steps(rule, num_steps)
+    return {**rule.model_dump(mode="json"), "compared_steps": steps}
+
+
+def _run_state(job: Job, run: Job, options: Namespace) -> str:
+    """How far a run of ``job``'s sweep is: ``done``, ``stopped early``, ``begun`` or ``to do``."""
+    from launchers.planning import plan_job
+    from launchers.verdicts import STOPPED_EARLY, lost_under
+    from orchestrator.checkpoint.layout import RunLayout
+    from orchestrator.spec.early_stopping import rule_of
+    from orchestrator.tracking.events import read_json_lines
+
+    stages = plan_job(run, runs_dir=options.runs_dir, with_model=False)["stages"]
     if all(stage["done"] for stage in stages):
         return "done"
+    rule = rule_of(job)
+    events = read_json_lines(RunLayout(options.runs_dir / run.name).events)
+    if rule is not None and lost_under(events, rule.model_dump(mode="json")):
+        return STOPPED_EARLY
     return "begun" if any(stage["done"] or stage.get("saved_step") for stage in stages) else "to do"
 
 

@@ -44,8 +44,20 @@ def print_plan(document: dict[str, Any]) -> None:
     for name, run in document["sweep"].items():
         values = ", ".join(f"{key}={json.dumps(value)}" for key, value in run["values"].items())
         print(f"  {name}: {values}: {run['state']}")
+    if document["early_stopping"]:
+        print(_early_stopping_text(document["early_stopping"]))
     if document["refusal"]:
         print(f"'run' refuses this job as it is: {document['refusal']}")
+
+
+def _early_stopping_text(rule: dict[str, Any]) -> str:
+    """When runs are compared, and which of them end."""
+    grace, factor, steps = rule["grace_steps"], rule["reduction_factor"], rule["compared_steps"]
+    at = ", ".join(f"{step:,}" for step in steps or (grace, grace * factor))
+    return (
+        f"Early stopping: at step {at}{'' if steps else ', ...'} of '{rule['stage']}' a run ends unless its"
+        f" {rule['metric']} is among the best 1/{factor} of the runs that were there before it"
+    )
 
 
 def _workers_text(workers: int | dict[str, int]) -> str:

@@ -47,8 +47,16 @@ def submit_sweep(job: Job, runs: Sequence[Job], *, runs_dir: Path, dry_run: bool
     """Submit all runs of a sweep as one array; ``{name, launcher, job_ids}``, or the command on a dry run.
 
     Raises:
-        LaunchError: A run is being run or queued already, or the launcher refused it or has no arrays.
+        LaunchError: A run is being run or queued already, or the launcher refused it or has no arrays; or
+            the runs are to be compared while they run.
     """
+    if job.sweep is not None and job.sweep.early_stopping is not None:
+        raise RefusedJobError(
+            "sweep.early_stopping compares runs that one command runs, and 'submit' makes each a job of its"
+            " own: type 'orchestrator run' where RAY_ADDRESS names a cluster, or run it in one allocation, as"
+            " with 'sbatch --nodes=2 slurm/ray.sbatch JOB'; or leave it out with"
+            " --set sweep.early_stopping=null"
+        )
     name, options = job.launcher.name, job.launcher.options
     values = options.model_dump(mode="json") if isinstance(options, Section) else dict(options)
     launcher = make_launcher(name, values, job.resources)

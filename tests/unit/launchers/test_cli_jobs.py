@@ -174,6 +174,7 @@ def test_the_plan_as_json(console: Console, tmp_path: Path) -> None:
         "fitting_workers": None,
         "refusal": None,
         "sweep": {},
+        "early_stopping": None,
     }
     assert not (tmp_path / "runs").exists()
 

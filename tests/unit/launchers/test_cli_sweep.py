@@ -1,0 +1,60 @@
+"""What commands say of a sweep that stops runs early."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from orchestrator.checkpoint.layout import RunLayout
+from orchestrator.tracking.events import append_event
+from tests.unit.launchers.commands import Console
+from tests.unit.spec.jobs import VALID, write_job
+
+TEXT = (
+    VALID.replace("{max_steps: 10}", "{max_steps: 40}")
+    + """\
+    evaluation: {datasets: [rfc], every_steps: 2}
+sweep:
+  grid: {seed: [1, 2]}
+  early_stopping: {metric: eval/loss, grace_steps: 4, reduction_factor: 3}
+"""
+)
+RULE = {"metric": "eval/loss", "mode": "min", "stage": "pretrain", "grace_steps": 4, "reduction_factor": 3}
+
+
+def test_the_plan_says_when_runs_are_compared(console: Console, tmp_path: Path) -> None:
+    path = write_job(tmp_path, TEXT)
+    command = ("plan", path, "--no-model", "--runs-dir", tmp_path)
+    assert console(*command, "--json").json()["early_stopping"] == {**RULE, "compared_steps": [4, 12, 36]}
+    assert console(*command).output.splitlines()[-1] == (
+        "Early stopping: at step 4, 12, 36 of 'pretrain' a run ends unless its eval/loss is among the best"
+        " 1/3 of the runs that were there before it"
+    )
+    epochs = ("--set", "stages.pretrain.limits={max_epochs: 2}")
+    assert console(*command, *epochs, "--json").json()["early_stopping"]["compared_steps"] is None
+    assert "at step 4, 12, ... of 'pretrain'" in console(*command, *epochs).output
+
+
+def test_the_plan_knows_which_runs_were_stopped(console: Console, tmp_path: Path) -> None:
+    command = ("plan", write_job(tmp_path, TEXT), "--no-model", "--json", "--runs-dir", tmp_path)
+    events = RunLayout(tmp_path / "tiny-1").events
+    append_event(events, "compared", rule=RULE, step=4, value=2.5, among=2, stop=True)
+
+    def states(*options: str) -> list[str]:
+        return [run["state"] for run in console(*command, *options).json()["sweep"].values()]
+
+    assert states() == ["to do", "stopped early"]
+    # Another rule decides anew, and without one it goes on.
+    assert states("--set", "sweep.early_stopping.grace_steps=6") == ["to do", "to do"]
+    assert states("--set", "sweep.early_stopping=null") == ["to do", "to do"]
+
+
+def test_runs_that_are_compared_are_not_jobs_of_their_own(console: Console, tmp_path: Path) -> None:
+    path = write_job(tmp_path, TEXT)
+    for launcher in ("slurm", "ray"):
+        ended = console("submit", path, "--launcher", launcher, "--runs-dir", tmp_path / "runs", "--dry-run")
+        assert (ended.code, ended.output) == (2, "")
+        assert ended.errors.startswith("sweep.early_stopping compares runs that one command runs")
+        assert "sbatch --nodes=2 slurm/ray.sbatch JOB" in ended.errors
+    without = ("--launcher", "slurm", "--set", "sweep.early_stopping=null", "--dry-run", "--json")
+    assert "--array=0-1" in json.dumps(console("submit", path, *without, "--runs-dir", tmp_path).json())
