@@ -67,6 +67,13 @@ def ray_session(needed_next: str | None = None) -> Iterator[None]:
         importing.join()
 
 
+def connected_address() -> str:
+    """The Ray that this process is connected to, as RAY_ADDRESS names it to others on this machine."""
+    import ray
+
+    return str(ray.get_runtime_context().gcs_address)
+
+
 def is_own_ray() -> bool:
     """Whether a run starts a Ray of its own, inside this machine."""
     return not os.environ.get("RAY_ADDRESS")

@@ -8,6 +8,7 @@ is asked to save and stop, as by Ctrl-C, and is not started again.
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -21,7 +22,7 @@ from typing import Any
 
 from launchers.asha import Asha
 from launchers.cli_print import print_json, print_table
-from launchers.ray_session import check_this_machine, count_runs, ray_session
+from launchers.ray_session import check_this_machine, connected_address, count_runs, ray_session
 from launchers.run import stoppable
 from launchers.runs import read_result
 from launchers.submission import write_submitted
@@ -77,7 +78,7 @@ def run_sweep(job: Job, jobs: Sequence[Job], options: Namespace) -> int:
     def work() -> dict[str, Outcome]:
         with ray_session():
             room = min(count_runs(run.resources, _note) for run in jobs)
-            return drivers.run(jobs, min(room, at_once or room), look)
+            return drivers.run(jobs, min(room, at_once or room), look, connected_address())
 
     ends = stoppable(work, drivers.stop, drivers.kill)
     results = _results(jobs, runs_dir)
@@ -184,11 +185,18 @@ class Drivers:
         """Drivers that were asked to stop; asked twice they would end without saving."""
         self._asking = Lock()
         self._is_stopped = False
+        self._environment: Mapping[str, str] = os.environ
         self._lost: dict[str, str] = {}
         """Runs that are stopped early, and why."""
 
-    def run(self, jobs: Sequence[Job], at_once: int, look: Look) -> dict[str, Outcome]:
-        """How each run ended, by its name."""
+    def run(self, jobs: Sequence[Job], at_once: int, look: Look, ray_address: str) -> dict[str, Outcome]:
+        """How each run ended, by its name.
+
+        Args:
+            ray_address: Of the Ray that all use; without one each would start its own.
+        """
+        # The token of a Ray of this process' own is in the environment, too.
+        self._environment = {**os.environ, "RAY_ADDRESS": ray_address}
         ends = dict.fromkeys((job.name for job in jobs), Outcome("waiting"))
         left = {job.name: job for job in jobs}
         try:
@@ -248,6 +256,7 @@ class Drivers:
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,
+                env=self._environment,
                 start_new_session=True,
             )
         if self._is_stopped:

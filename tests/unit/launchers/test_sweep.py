@@ -17,13 +17,14 @@ from tests.unit.launchers.test_asha import Runs
 
 # A driver that evaluates, and then waits to be stopped, or ends. The second signal ends it without saving.
 PROGRAM = """\
-import json, pathlib, signal, sys, time
+import json, os, pathlib, signal, sys, time
 root = pathlib.Path(sys.argv[1]).parent
 told = json.loads((root.parent / "told.json").read_text())[root.name]
 asked = []
 signal.signal(signal.SIGTERM, lambda *_: asked.append(1))
 stage = root / "pretrain"
 stage.mkdir(exist_ok=True)
+(root / "ray").write_text(os.environ["RAY_ADDRESS"])
 with (root / "starts").open("a") as starts:
     starts.write("started ")
 for other in told["after"]:
@@ -44,6 +45,9 @@ sys.exit(told["code"])
 """
 
 
+RAY = "127.0.0.2:6379"
+
+
 class Sweep(Runs):
     """Runs whose drivers are told what to do."""
 
@@ -61,7 +65,7 @@ class Sweep(Runs):
         program = self.folder / "driver.py"
         program.write_text(PROGRAM)
         drivers = Drivers(self.folder, lambda job_file: [sys.executable, str(program), str(job_file)])
-        return drivers.run(self.jobs, at_once, look or self.asha().look)
+        return drivers.run(self.jobs, at_once, look or self.asha().look, RAY)
 
     def starts(self) -> list[int]:
         """How often each run was started."""
@@ -74,6 +78,12 @@ GOOD: dict[str, Any] = {"losses": [(10, 1.0)]}
 # It would live for a minute.
 HOPELESS: dict[str, Any] = {"losses": [(10, 5.0)], "seconds": 60}
 REASON = "eval/loss 5 at step 10 of 'pretrain', not among the best 1/2 of 2 runs"
+
+
+def test_all_use_one_ray(tmp_path: Path) -> None:
+    sweep = Sweep(tmp_path, num_runs=2)
+    sweep.drive({}, {}, at_once=2)
+    assert [(sweep.layout(run).root / "ray").read_text() for run in range(2)] == [RAY, RAY]
 
 
 def test_a_losing_run_is_asked_to_save_and_the_others_finish(tmp_path: Path) -> None:
