@@ -92,7 +92,7 @@ class SlurmLauncher:
             "--open-mode=append",
             "--requeue",
             # To the batch shell alone: it would kill Ray's own processes.
-            f"--signal=B:USR1@{self._options.grace_seconds}",
+            f"--signal=B:{self._options.signal}@{self._options.grace_seconds}",
             *self._size_flags(),
             *self._site_flags(),
             *self._chain_flags(run_dir.parent),

@@ -60,6 +60,8 @@ class SlurmOptions(Section):
     grace_seconds: Annotated[int, Must(ge=10)] = 120
     """Seconds before the time limit at which the run saves and asks for a new turn. SLURM may send the signal
     up to 60 s earlier."""
+    signal: Literal["USR1", "USR2"] = "USR1"
+    """What SLURM sends the batch script then, and no other process: both kill Ray's."""
     max_requeues: Annotated[int, Must(ge=0)] = 10
     """How often one job is queued again at its time limit, a preemption or a lost node."""
     python: Line | None = None

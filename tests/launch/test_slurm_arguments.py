@@ -287,6 +287,15 @@ def test_flags_that_belong_to_the_launcher_are_refused(job: Path, console: Conso
         assert reason in ended.errors
 
 
+def test_the_signal_is_one_that_the_script_listens_to(job: Path, console: Console) -> None:
+    command = ("submit", job, "--launcher", "slurm", "--dry-run", "--set")
+    shown = console(*command, "launcher.options={signal: USR2, grace_seconds: 30}")
+    assert "--signal=B:USR2@30" in shlex.split(shown.output)
+    refused = console(*command, "launcher.options.signal=TERM")
+    assert refused.code == 2
+    assert "launcher.options.signal: expected one of 'USR1', 'USR2', found 'TERM'" in refused.errors
+
+
 def test_more_nodes_than_workers_are_refused(job: Path, console: Console) -> None:
     ended = console("submit", job, "--launcher", "slurm", "--nodes", "5", "--dry-run")
     assert ended.code == 2
