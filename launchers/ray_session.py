@@ -261,8 +261,10 @@ def is_taken_away(resources: Resources) -> bool:
 
     leaving = state.get_draining_nodes()
     wanted = {"CPU": resources.cpus_per_worker, "GPU": resources.gpus_per_worker}
-    staying = [node["Resources"] for node in ray.nodes() if node["Alive"] and node["NodeID"] not in leaving]
-    return bool(leaving) and not any(_workers_that_fit(node, wanted) for node in staying)
+    living = [node for node in ray.nodes() if node["Alive"]]
+    staying = [node["Resources"] for node in living if node["NodeID"] not in leaving]
+    # A node that has been given notice ends as soon as nothing runs on it.
+    return (bool(leaving) or not living) and not any(_workers_that_fit(node, wanted) for node in staying)
 
 
 def _check_nodes(resources: Resources, nodes: list[dict[str, Any]]) -> None:

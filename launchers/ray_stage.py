@@ -71,7 +71,7 @@ def run_stages_on_ray(job: Job, stage_names: Sequence[str], layout: RunLayout) -
             outcome = _run_on_ray(job, waiting, layout.root, max_failures=restarts)
             if outcome != "preempted":
                 return outcome
-            if is_taken_away(job.resources):
+            if layout.stop_request.exists() or is_taken_away(job.resources):
                 return "stopped"
             has_moved = True
             # Everything is saved, and Ray places nothing more on nodes that it takes away.
@@ -98,11 +98,11 @@ def _num_starts(layout: RunLayout, num_events: int, stage: str) -> int:
 
 def _run_on_ray(job: Job, stage_names: list[str], run_dir: Path, *, max_failures: int) -> str:
     """One group of workers, restarted at most ``max_failures`` times."""
-    from ray.train import FailureConfig, RunConfig
+    from ray.train import ControllerError, FailureConfig, RunConfig
     from ray.train.torch import TorchConfig
 
     # Here and not above: it imports Ray Train.
-    from launchers.trainer import StageTrainer
+    from launchers.trainer import NoNodeStaysError, StageTrainer
 
     resources = job.resources
     uses_gpu = resources.gpus_per_worker > 0
@@ -133,6 +133,9 @@ def _run_on_ray(job: Job, stage_names: list[str], run_dir: Path, *, max_failures
     except OrchestratorError:
         raise
     except Exception as error:  # TrainingFailedError and its relatives
+        if isinstance(error, ControllerError) and isinstance(error.controller_failure, NoNodeStaysError):
+            # Workers ended before they could answer the notice; what they had saved is on the disk.
+            return "stopped"
         raise LaunchError(_in_short(error)) from error
     finally:
         shutil.rmtree(storage, ignore_errors=True)

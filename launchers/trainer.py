@@ -8,10 +8,43 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import ray
+from ray._private.state import state as cluster
 from ray.train.torch import TorchTrainer
 from ray.train.v2._internal.callbacks.datasets import DatasetsCallback
 from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
-from ray.train.v2._internal.execution.scaling_policy import ElasticScalingPolicy, FixedScalingPolicy
+from ray.train.v2._internal.execution.scaling_policy import (
+    ElasticScalingPolicy,
+    FixedScalingPolicy,
+    NoopDecision,
+    ScalingDecision,
+)
+
+from orchestrator.errors import LaunchError
+
+
+class NoNodeStaysError(LaunchError):
+    """New workers are needed, and every node has been given notice."""
+
+
+def _refuse_leaving_nodes() -> None:
+    """Refuse to start workers where Ray places nothing more and would wait for ever.
+
+    Raises:
+        NoNodeStaysError: All nodes are about to be taken away.
+    """
+    leaving = cluster.get_draining_nodes()
+    if leaving and all(node["NodeID"] in leaving for node in ray.nodes() if node["Alive"]):
+        raise NoNodeStaysError(f"no workers are started: all nodes ({len(leaving)}) are taken away")
+
+
+class LastingPolicy(FixedScalingPolicy):  # type: ignore[misc]  # Ray has no types
+    """A fixed number of workers, on nodes that stay."""
+
+    def make_decision_for_non_running_worker_group(self) -> ScalingDecision:
+        """Start them."""
+        _refuse_leaving_nodes()
+        return super().make_decision_for_non_running_worker_group()
 
 
 class FittingScalingPolicy(ElasticScalingPolicy):  # type: ignore[misc]  # Ray has no types
@@ -26,6 +59,17 @@ class FittingScalingPolicy(ElasticScalingPolicy):  # type: ignore[misc]  # Ray h
         """0 where not even the lowest number has room: Ray waits then."""
         room = super()._count_possible_workers(reserved_resources)
         return max((workers for workers in self._fitting if workers <= room), default=0)
+
+    def make_decision_for_non_running_worker_group(self) -> ScalingDecision:
+        """Start as many as fit, on nodes that stay."""
+        _refuse_leaving_nodes()
+        return super().make_decision_for_non_running_worker_group()
+
+    def make_decision_for_running_worker_group(self, **group: Any) -> ScalingDecision:
+        """Resize, unless nodes leave: workers save for that themselves, and a resize would not."""
+        if cluster.get_draining_nodes():
+            return NoopDecision()
+        return super().make_decision_for_running_worker_group(**group)
 
 
 class UnscaledPolicy(FixedScalingPolicy):  # type: ignore[misc]  # Ray has no types
@@ -66,4 +110,6 @@ class StageTrainer(TorchTrainer):  # type: ignore[misc]  # Ray has no types
             settings["scaling_policy"] = FittingScalingPolicy(self.scaling_config, self._fitting)
         elif self._is_own_ray:
             settings["scaling_policy"] = UnscaledPolicy(self.scaling_config)
+        else:
+            settings["scaling_policy"] = LastingPolicy(self.scaling_config)
         return super()._initialize_and_run_controller(**settings)

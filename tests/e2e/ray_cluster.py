@@ -13,6 +13,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+import psutil
+
 from launchers.rehearsed_run import kill_tree
 from tests.e2e.commands import free_port
 
@@ -105,6 +107,11 @@ class RayCluster:
         """Kill a node with everything that runs on it."""
         kill_tree(self._nodes[name].pid)
         self._nodes[name].wait()
+
+    def worker(self, name: str) -> psutil.Process:
+        """A worker that trains on a node."""
+        processes = psutil.Process(self._nodes[name].pid).children(recursive=True)
+        return next(process for process in processes if "ray::RayTrainWorker" in " ".join(process.cmdline()))
 
     def drain(self, name: str, *, seconds: float) -> None:
         """Give notice that a node is taken away after some seconds."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 
 import pytest
@@ -62,3 +63,32 @@ def test_a_notice_loses_no_step(everywhere: bool, tmp_path: Path) -> None:
         load_file(runs / name / STAGE / "weights" / "model.safetensors") for name in ("moved", "reference")
     )
     assert different(found, expected) == []
+
+
+@pytest.mark.ray
+@pytest.mark.exhaustive
+@pytest.mark.timeout(600)
+def test_a_worker_that_dies_where_all_nodes_go_is_not_started_anew(tmp_path: Path) -> None:
+    runs, home = tmp_path / "runs", tmp_path / "home"
+    run = RunLayout(runs / "moved")
+    path = slow_job(tmp_path, "moved", 2)
+    options = ("--set", "defaults.checkpoint.every_steps=2", "--runs-dir", runs)
+    with ray_cluster() as cluster:
+        cluster.start("head")
+        cluster.start("second")
+        variables = {**cluster.environment, "RAY_ADDRESS": cluster.address}
+        # Workers do not hear of it before one of them dies.
+        variables["RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S"] = "60"
+        with started("run", path, *options, home=home, cwd=tmp_path, variables=variables) as driver:
+            wait_until(lambda: last_step(run.stage(STAGE).metrics) >= 5)
+            for name in ("second", "head"):
+                cluster.drain(name, seconds=300)
+            cluster.worker("second").kill()
+            began = time.monotonic()
+            output, errors = driver.communicate(timeout=300)
+            seconds = time.monotonic() - began
+        assert driver.returncode == 75, errors + output
+    # Ray by itself waits for a minute, again and again, for room that never comes.
+    assert seconds < 50
+    events = [event["event"] for event in read_json_lines(run.events)]
+    assert (events.count("stage_started"), events[-1]) == (1, "run_stopped")
