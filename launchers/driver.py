@@ -61,18 +61,18 @@ def run_stages(
         stop.open()
         append_event(layout.events, "run_started", pid=os.getpid(), host=socket.gethostname())
         try:
-            state = _walk(pinned_job, layout, display, run_id)
+            state = _walk(pinned_job, layout, display, run_id, stop)
         except StoppedError:
             state = "stopped"
         except BaseException as error:
             append_event(layout.events, "run_failed", error=type(error).__name__, message=str(error))
             raise
         append_event(layout.events, f"run_{state}")
-        layout.stop_request.unlink(missing_ok=True)
+        stop.close()
         return state
 
 
-def _walk(job: Job, layout: RunLayout, display: Display, run_id: str) -> State:
+def _walk(job: Job, layout: RunLayout, display: Display, run_id: str, stop: StopWish) -> State:
     """The stages in order, on a Ray that starts as soon as one of them surely needs it."""
     check_this_machine(job.resources)
     with RayTasks(layout.cache) as tasks:
@@ -88,7 +88,7 @@ def _walk(job: Job, layout: RunLayout, display: Display, run_id: str) -> State:
         refuse_to_go_on(layout)
         tasks.connect()
         check_room(job.resources, lambda message: display.note(waiting[0].name, message))
-        return _run_waiting(job, [stage.name for stage in waiting], layout, display)
+        return _run_waiting(job, [stage.name for stage in waiting], layout, display, stop)
 
 
 def _prepare(job: Job, layout: RunLayout, display: Display, preparation: Preparation) -> list[Stage]:
@@ -125,7 +125,7 @@ def _is_finished(stage: Stage, layout: RunLayout, fingerprint: str, display: Dis
     return False
 
 
-def _run_waiting(job: Job, stages: list[str], layout: RunLayout, display: Display) -> State:
+def _run_waiting(job: Job, stages: list[str], layout: RunLayout, display: Display, stop: StopWish) -> State:
     """Run the stages' workers and turn how they ended into an outcome or an error."""
     for name in stages:
         layout.stage(name).result.unlink(missing_ok=True)
@@ -136,7 +136,7 @@ def _run_waiting(job: Job, stages: list[str], layout: RunLayout, display: Displa
     try:
         outcome, _, why = run_stages_on_ray(job, stages, layout).partition(": ")
     except LaunchError as error:
-        if layout.stop_request.exists():
+        if stop.is_set() or layout.stop_request.exists():
             # Whoever sends a signal to all processes at once ends Ray before the workers have saved.
             outcome = "stopped"
             raise StoppedError("the workers ended before they had saved") from error

@@ -17,14 +17,22 @@ from launchers.display import Display
 from launchers.driver import State, run_stages
 from launchers.preparation import prepare_stages
 from launchers.progress import ProgressDisplay, format_metrics
+from launchers.ray_notice import give_notice, is_asked_to_make_room
 from launchers.run_directory import StopWish
 from launchers.runs import read_result, run_status
 from orchestrator.checkpoint.layout import RunLayout
+from orchestrator.errors import LaunchError
 from orchestrator.spec.job import Job, TrainStage
+from orchestrator.tracking.events import append_event
 
 Result = TypeVar("Result")
 # What shells report of a process that ended by SIGINT.
 INTERRUPTED = 130
+# Before workers that Ray has given notice are asked through the run directory as well. They answered it after
+# 1.4 to 2.7 s, and after 4.3 s where Ray Train looks every 5 s: signals sent to jobs on two SLURM nodes.
+NOTICE_LEAD_SECONDS = 10.0
+# At most this part of the time that is left.
+NOTICE_LEAD_FRACTION = 0.1
 EXIT_CODES: dict[State, int] = {"finished": 0, "stopped": 75}
 
 
@@ -52,9 +60,29 @@ def prepare_job(job: Job, *, runs_dir: Path, as_json: bool) -> RunLayout:
 def _run_stoppable(job: Job, layout: RunLayout, display: Display, *, fresh: bool, redo: str | None) -> State:
     """Run the driver until it ends or is asked to stop."""
     stop = StopWish(layout)
+    if is_asked_to_make_room():
+        stop.set("a signal before the driver started")
     return stoppable(
-        lambda: run_stages(job, layout, display, fresh=fresh, redo=redo, stop=stop), stop.set, lambda: None
+        lambda: run_stages(job, layout, display, fresh=fresh, redo=redo, stop=stop),
+        lambda by: _ask_to_stop(stop, by, layout),
+        lambda: None,
     )
+
+
+def _ask_to_stop(stop: StopWish, by: str, layout: RunLayout) -> None:
+    """Ask the workers through the run directory, a little later where Ray has told them already."""
+    if not is_asked_to_make_room():
+        stop.set(by)
+        return
+    try:
+        num_nodes, seconds_left = give_notice()
+    except LaunchError as error:
+        stop.set(by)
+        print(f"No notice by Ray: {error}; workers are asked through the run directory.", file=sys.stderr)
+        return
+    stop.set(by, after_seconds=max(0.0, min(NOTICE_LEAD_SECONDS, seconds_left * NOTICE_LEAD_FRACTION)))
+    append_event(layout.events, "notice_given", nodes=num_nodes, seconds_left=round(seconds_left))
+    print(f"Ray gives notice that all {num_nodes} nodes are taken away.", file=sys.stderr)
 
 
 def stoppable(work: Callable[[], Result], stop: Callable[[str], None], end: Callable[[], None]) -> Result:

@@ -14,6 +14,7 @@ import socket
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from threading import Timer
 
 from launchers.counting import planned_steps
 from launchers.display import Display
@@ -100,11 +101,23 @@ class StopWish:
         """Whether somebody wants it to stop."""
         return self._wanted_by is not None
 
-    def set(self, by: str) -> None:
-        """Want it to stop; workers read it from the run directory."""
+    def set(self, by: str, *, after_seconds: float = 0.0) -> None:
+        """Want it to stop; workers read it from the run directory.
+
+        Args:
+            after_seconds: Until then they may learn it from somebody else.
+        """
         self._wanted_by = by
-        if self._is_open:
-            self._request.write_text(by, encoding="utf-8")
+        if after_seconds:
+            timer = Timer(after_seconds, self._write)
+            timer.daemon = True
+            timer.start()
+        else:
+            self._write()
+
+    def _write(self) -> None:
+        if self._is_open and self._wanted_by is not None:
+            self._request.write_text(self._wanted_by, encoding="utf-8")
 
     def open(self) -> None:
         """The driver holds the run directory: what was wanted before is written there.
@@ -112,8 +125,12 @@ class StopWish:
         Before that the directory may be another driver's, which nobody asked to stop.
         """
         self._is_open = True
-        if self._wanted_by is not None:
-            self.set(self._wanted_by)
+        self._write()
+
+    def close(self) -> None:
+        """The run has ended; a request would be read by its next start."""
+        self._is_open = False
+        self._request.unlink(missing_ok=True)
 
 
 @contextmanager

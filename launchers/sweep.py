@@ -22,6 +22,7 @@ from typing import Any
 
 from launchers.asha import Asha
 from launchers.cli_print import print_json, print_table
+from launchers.ray_notice import NODES_GONE
 from launchers.ray_session import check_this_machine, connected_address, count_runs, ray_session
 from launchers.run import stoppable
 from launchers.runs import read_result
@@ -185,7 +186,7 @@ class Drivers:
         """Drivers that were asked to stop; asked twice they would end without saving."""
         self._asking = Lock()
         self._is_stopped = False
-        self._environment: Mapping[str, str] = os.environ
+        self._environment = dict(os.environ)
         self._lost: dict[str, str] = {}
         """Runs that are stopped early, and why."""
 
@@ -197,6 +198,8 @@ class Drivers:
         """
         # The token of a Ray of this process' own is in the environment, too.
         self._environment = {**os.environ, "RAY_ADDRESS": ray_address}
+        # One run must not have the nodes drained that others prepare data on.
+        self._environment.pop(NODES_GONE, None)
         ends = dict.fromkeys((job.name for job in jobs), Outcome("waiting"))
         left = {job.name: job for job in jobs}
         try:

@@ -42,6 +42,14 @@ lay_out() {
   step+=("${SRUN_OPTIONS[@]}")
 }
 
+# When SLURM ends the job, at its time limit or after the grace time of a preemption: seconds since 1970, or 0.
+job_ends_at() {
+  local found
+  # A SLURM that does not answer must not use up the grace time.
+  found=$(timeout 5 scontrol show job "$SLURM_JOB_ID" 2>/dev/null | grep -oP ' EndTime=\K\d\S+')
+  if [[ -n $found ]]; then date --date="$found" +%s; else echo 0; fi
+}
+
 # Waits for a process although signals end every 'wait' early; its exit code in 'code'.
 wait_for() {
   while kill -0 "$1" 2>/dev/null; do

@@ -173,6 +173,8 @@ class Loop:
         ending: Outcome | None = "stopped" if message[-2] > 0 else None
         if notice is not None and message[-1] > 0:
             leaving = notice.read()
+            if leaving != "none" and self.rank == 0:
+                self.record("notice_seen", leaving=leaving)
             if leaving != "none" and ending is None:
                 ending = "stopped" if leaving == "all" else "preempted"
         # A step in which nothing was masked has no loss; dividing by 1 keeps it at 0.

@@ -55,3 +55,25 @@ def test_wrong_arguments_end_a_script_at_once(
     assert done.returncode == 2
     assert any(part in done.stderr for part in message.split("|")), done.stderr
     assert [path.name for path in tmp_path.iterdir()] == ["job.yaml"]
+
+
+@pytest.mark.parametrize(
+    ("answer", "expected"),
+    [
+        ("echo '   StartTime=2026-01-01T00:00:00 EndTime=2026-01-02T03:04:05 Deadline=N/A'", "1767323045"),
+        ("echo '   StartTime=2026-01-01T00:00:00 EndTime=Unknown Deadline=N/A'", "0"),
+        ("echo 'slurm_load_jobs error: Unable to contact slurm controller' >&2; exit 1", "0"),
+    ],
+)
+def test_a_fake_scontrol_says_when_a_job_ends_or_nobody_knows(
+    answer: str, expected: str, tmp_path: Path
+) -> None:
+    (tmp_path / "scontrol").write_text(f"#!/bin/bash\n{answer}\n")
+    (tmp_path / "scontrol").chmod(0o755)
+    done = subprocess.run(
+        ["bash", "-c", f"source {SCRIPTS}/common.sh; job_ends_at"],
+        env={"PATH": f"{tmp_path}:{os.environ['PATH']}", "SLURM_JOB_ID": "17", "TZ": "UTC"},
+        capture_output=True,
+        text=True,
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, f"{expected}\n", "")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import time
 from pathlib import Path
 from typing import Any
 
@@ -134,6 +135,22 @@ def test_a_wish_to_stop_is_seen_by_workers_at_once(tmp_path: Path) -> None:
     refuse_to_go_on(layout)
     stop.set("SIGTERM")
     assert layout.stop_request.read_text() == "SIGTERM"
+
+
+def test_a_wish_that_waits_is_written_later_and_never_after_the_end(tmp_path: Path) -> None:
+    for is_closed in (False, True):
+        layout = RunLayout(tmp_path)
+        stop = StopWish(layout)
+        stop.open()
+        stop.set("SIGTERM", after_seconds=0.1)
+        assert stop.is_set()
+        assert not layout.stop_request.exists()
+        if is_closed:
+            stop.close()
+        time.sleep(0.5)
+        assert layout.stop_request.exists() != is_closed
+        stop.close()
+        assert not layout.stop_request.exists()
 
 
 def test_setting_aside_keeps_every_earlier_folder(tmp_path: Path) -> None:
