@@ -261,7 +261,7 @@ def submit(options: Namespace) -> int:
         print_json(submitted)
     elif options.dry_run:
         print(submitted["command"] if "command" in submitted else submitted["manifest"].rstrip())
-    elif job.sweep is not None:
+    elif "job_ids" in submitted:
         ids = submitted["job_ids"]
         print(f"{len(ids)} runs of {job.name} submitted to {job.launcher.name} as {ids[0]} to {ids[-1]}")
         print("  orchestrator status")

@@ -48,7 +48,10 @@ def status(options: Namespace) -> int:
         )
         for stage in run["stages"]
     ]
-    print_table(f"{run['name']}: {run['state']}", ("stage", "state", "step", "saved", "metrics"), rows)
+    if rows:
+        print_table(f"{run['name']}: {run['state']}", ("stage", "state", "step", "saved", "metrics"), rows)
+    else:
+        print(f"{run['name']}: {run['state']}; its runs: orchestrator status")
     if run["job"] and run["job"]["state"]:
         print(f"{run['job']['launcher']} job {run['job']['job_id']}: {run['job']['state']}")
     if run["seconds"]:

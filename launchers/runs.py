@@ -221,6 +221,9 @@ def _stage_names(layout: RunLayout, events: list[dict[str, Any]]) -> list[str]:
     try:
         path = layout.job if layout.job.is_file() else layout.submitted_job
         job = parse(path.read_text(encoding="utf-8"), str(path), quoted=str, problems=[])
+        if job.get("sweep"):
+            # Its runs have stages.
+            return []
         return [str(stage["name"]) for stage in job["stages"]]
     except (OSError, SpecError, KeyError, TypeError):
         return list(dict.fromkeys(str(event["stage"]) for event in events if "stage" in event))

@@ -44,26 +44,25 @@ def submit_job(job: Job, *, runs_dir: Path, dry_run: bool) -> dict[str, Any]:
 
 
 def submit_sweep(job: Job, runs: Sequence[Job], *, runs_dir: Path, dry_run: bool) -> dict[str, Any]:
-    """Submit all runs of a sweep as one array; ``{name, launcher, job_ids}``, or the command on a dry run.
+    """Submit all runs of a sweep: as one array, ``{name, launcher, job_ids}``, or the command on a dry run.
+
+    Where the place has no arrays, one job runs them all; the answer is that of ``submit_job``.
 
     Raises:
-        LaunchError: A run is being run or queued already, or the launcher refused it or has no arrays; or
-            the runs are to be compared while they run.
+        LaunchError: A run is being run or queued already, or the launcher refused it; or the runs of an array
+            are to be compared while they run.
     """
-    if job.sweep is not None and job.sweep.early_stopping is not None:
-        raise RefusedJobError(
-            "sweep.early_stopping compares runs that one command runs, and 'submit' makes each a job of its"
-            " own: type 'orchestrator run' where RAY_ADDRESS names a cluster, or run it in one allocation, as"
-            " with 'sbatch --nodes=2 slurm/ray.sbatch JOB'; or leave it out with"
-            " --set sweep.early_stopping=null"
-        )
     name, options = job.launcher.name, job.launcher.options
     values = options.model_dump(mode="json") if isinstance(options, Section) else dict(options)
     launcher = make_launcher(name, values, job.resources)
     if not isinstance(launcher, ArrayLauncher):
+        return submit_job(job, runs_dir=runs_dir, dry_run=dry_run)
+    if job.sweep is not None and job.sweep.early_stopping is not None:
         raise RefusedJobError(
-            f"launcher '{name}' has no arrays for a sweep: give --launcher slurm, or type 'orchestrator run'"
-            " where RAY_ADDRESS names a cluster, which runs as many at once as there is room for"
+            f"sweep.early_stopping compares runs that one command runs, and '{name}' makes each a job of its"
+            " own: type 'orchestrator run' where RAY_ADDRESS names a cluster, give --launcher ray, or run it"
+            " in one allocation, as with 'sbatch --nodes=2 slurm/ray.sbatch JOB'; or leave it out with"
+            " --set sweep.early_stopping=null"
         )
     other = next((run.name for run in runs if run.resources != runs[0].resources), None)
     if other is not None:

@@ -27,6 +27,7 @@ from launchers.ray_session import check_this_machine, connected_address, count_r
 from launchers.run import stoppable
 from launchers.runs import read_result
 from launchers.submission import write_submitted
+from launchers.sweep_record import SweepRecord
 from launchers.verdicts import STOPPED_EARLY, verdict_text
 from orchestrator.checkpoint.layout import RunLayout
 from orchestrator.spec.early_stopping import rule_of
@@ -68,13 +69,24 @@ def run_sweep(job: Job, jobs: Sequence[Job], options: Namespace) -> int:
         LaunchError: There is no Ray.
         PlanError: There is no room for a single run.
     """
+    record = SweepRecord(RunLayout(options.runs_dir.resolve() / job.name))
+    return record.run(lambda: _run_all(job, jobs, options, record))
+
+
+def _run_all(job: Job, jobs: Sequence[Job], options: Namespace, record: SweepRecord) -> int:
+    """The same, beside the sweep's own record."""
     assert job.sweep is not None
     for run in jobs:
         check_this_machine(run.resources)
     passed_on = [*(["--fresh"] if options.fresh else []), *(["--redo", options.redo] if options.redo else [])]
     runs_dir, at_once = options.runs_dir.resolve(), job.sweep.at_once
     drivers = Drivers(runs_dir, lambda path: _command(path, runs_dir, passed_on))
-    look = _comparing(job, jobs, options)
+    compare = _comparing(job, jobs, options)
+
+    def look() -> Mapping[str, Mapping[str, Any]]:
+        if record.wants_stop():
+            drivers.stop("cancel")
+        return compare()
 
     def work() -> dict[str, Outcome]:
         with ray_session():

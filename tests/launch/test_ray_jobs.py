@@ -155,14 +155,49 @@ def test_a_job_is_followed_loses_a_node_is_cancelled_and_goes_on(
     assert json.loads(call("verify", "far", "--json"))["ok"]
 
 
+@pytest.mark.exhaustive
+def test_a_sweep_is_one_job_that_is_cancelled_and_goes_on(ray_cluster: RayCluster, tmp_path: Path) -> None:
+    runs, home, token = tmp_path / "runs", tmp_path / "home", ray_cluster.environment
+    path = short_job(tmp_path, "swept", max_steps=60)
+    path.write_text(path.read_text() + "sweep: {grid: {seed: [1, 2]}}\n")
+    submit = ("submit", path, "--launcher", "ray", "--address", ray_cluster.address,
+              "--set", f"launcher.options.python={sys.executable}", "--runs-dir", runs)  # fmt: skip
+
+    def call(*command: str | Path) -> str:
+        return succeed(*command, "--runs-dir", runs, home=home, variables=token)
+
+    def state(name: str) -> str:
+        return str(json.loads(call("status", name, "--json"))["state"])
+
+    assert json.loads(succeed(*submit, "--json", home=home, variables=token))["job_id"] == "swept"
+    deadline = time.monotonic() + 240
+    while not last_step(RunLayout(runs / "swept-0").stage("ddp").metrics):
+        assert time.monotonic() < deadline, call("logs", "swept")
+        time.sleep(0.2)
+    assert state("swept") == "running"
+    assert orchestrator(*submit, home=home, variables=token).returncode == 1
+    call("cancel", "swept")
+    wait_until_over(call, "swept")
+    assert (state("swept"), state("swept-0")) == ("stopped", "stopped")
+    assert not (runs / "swept-1").exists()
+
+    succeed(*submit, home=home, variables=token)
+    wait_until_over(call, "swept")
+    assert [state(name) for name in ("swept", "swept-0", "swept-1")] == ["finished"] * 3
+    assert "swept-1" in call("logs", "swept")
+    again = starts(RunLayout(runs / "swept-0"))
+    assert len(again) == 2
+    assert again[1] > 0, "it must have gone on from a checkpoint"
+
+
 def starts(layout: RunLayout) -> list[int]:
     """The steps from which the workers began."""
     return [event["step"] for event in events(layout.root) if event["event"] == "training_started"]
 
 
-def wait_until_over(call: Callable[..., str]) -> None:
+def wait_until_over(call: Callable[..., str], name: str = "far") -> None:
     """Until the cluster says that the job is over."""
     deadline = time.monotonic() + 240
-    while json.loads(call("status", "far", "--json"))["job"]["state"] is not None:
+    while json.loads(call("status", name, "--json"))["job"]["state"] is not None:
         assert time.monotonic() < deadline
         time.sleep(1)
