@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from launchers.ray_notice import NODES_GONE
 from launchers.sweep import Drivers, Outcome
 from launchers.verdicts import STOPPED_EARLY
 from orchestrator.tracking.events import append_event
@@ -25,6 +26,7 @@ signal.signal(signal.SIGTERM, lambda *_: asked.append(1))
 stage = root / "pretrain"
 stage.mkdir(exist_ok=True)
 (root / "ray").write_text(os.environ["RAY_ADDRESS"])
+assert "ORCHESTRATOR_NODES_GONE" not in os.environ
 with (root / "starts").open("a") as starts:
     starts.write("started ")
 for other in told["after"]:
@@ -80,9 +82,11 @@ HOPELESS: dict[str, Any] = {"losses": [(10, 5.0)], "seconds": 60}
 REASON = "eval/loss 5 at step 10 of 'pretrain', not among the best 1/2 of 2 runs"
 
 
-def test_all_use_one_ray(tmp_path: Path) -> None:
+def test_all_use_one_ray_and_none_gives_its_notice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(NODES_GONE, str(tmp_path / "gone"))
     sweep = Sweep(tmp_path, num_runs=2)
-    sweep.drive({}, {}, at_once=2)
+    ends = sweep.drive({}, {}, at_once=2)
+    assert set(ends.values()) == {FINISHED}
     assert [(sweep.layout(run).root / "ray").read_text() for run in range(2)] == [RAY, RAY]
 
 
