@@ -31,8 +31,26 @@ def planned_steps(stage: TrainStage, batch: BatchPlan, layout: StageLayout) -> i
         return None
     if not metas:
         return None
-    mixture = Mixture.of_prepared(stage.data.mixture, stage.data.mixture_unit, metas)
+    mixture = Mixture.of_prepared(stage.data.mixture, stage.data.mixture_unit, metas, _begun(layout))
     return count_steps(stage.limits, batch, int(mixture.num_rows.sum()), mixture.exhaustion())
+
+
+def rows_drawn(stage: TrainStage, batch: BatchPlan, layout: StageLayout) -> dict[str, int]:
+    """Rows that each dataset of a prepared stage has given when it ends, those of stages before included."""
+    from orchestrator.data.mixture import Mixture
+    from orchestrator.data.prepared import Meta
+
+    steps = planned_steps(stage, batch, layout)
+    assert steps is not None
+    metas = {name: Meta.open(folder) for name, folder in _prepared_folders(stage, layout).items()}
+    mixture = Mixture.of_prepared(stage.data.mixture, stage.data.mixture_unit, metas, _begun(layout))
+    return mixture.drawn(steps * batch.global_batch_size)
+
+
+def _begun(layout: StageLayout) -> dict[str, int]:
+    """Rows that the datasets of a prepared stage have given before it."""
+    found: dict[str, int] = json.loads(layout.inputs.read_text(encoding="utf-8")).get("begun", {})
+    return found
 
 
 def packing_efficiency(stage: TrainStage, layout: StageLayout) -> float | None:

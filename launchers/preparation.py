@@ -13,8 +13,8 @@ from orchestrator.checkpoint.layout import RunLayout
 from orchestrator.errors import OrchestratorError, PlanError, SourceMissingError
 from orchestrator.spec.fingerprint import spec_fingerprint, stage_fingerprint
 from orchestrator.spec.job import EvaluateStage, ExportStage, Job, Stage, TrainStage
-from orchestrator.spec.plan import stage_order
-from orchestrator.spec.reads import dataset_names
+from orchestrator.spec.plan import plan_batch, stage_order
+from orchestrator.spec.reads import dataset_names, trained_stage
 from orchestrator.tracking.events import append_event
 
 if TYPE_CHECKING:
@@ -122,8 +122,33 @@ class Preparation:
             data_digests=digests,
             input_fingerprints=inputs,
             files=data.files if data else {},
+            begun=self._begun(stage, digests) if isinstance(stage, TrainStage) else {},
         ).write(stage_layout.inputs)
         return fingerprint
+
+    def _begun(self, stage: TrainStage, digests: Mapping[str, str]) -> dict[str, int]:
+        """Rows that the stage's datasets have given in the stages before it, as far as it goes on in them.
+
+        Raises:
+            PlanError: They are other rows now.
+        """
+        from launchers.counting import rows_drawn
+        from orchestrator.train.inputs import StageInputs
+
+        if stage.data.after is None:
+            return {}
+        earlier, layout = trained_stage(self._job, stage.data.after), self._layout.stage(stage.data.after)
+        before = StageInputs.read(layout).data_digests
+        drawn = rows_drawn(earlier, plan_batch(earlier, self._job.resources), layout)
+        shared = {name: drawn[name] for name in stage.data.mixture if name in drawn}
+        others = [name for name in shared if before[f"train.{name}"] != digests[f"train.{name}"]]
+        if others:
+            raise PlanError(
+                f"stage '{stage.name}': data.after: '{earlier.name}': the rows of {', '.join(others)} are"
+                " others there: its objective, tokenizer or dataset keys differ. Leave data.after out to"
+                " begin with their first rows"
+            )
+        return shared
 
     def _first_weights(self, stage: Stage) -> str | None:
         """Folder or hub id of a training stage's first weights."""

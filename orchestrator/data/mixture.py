@@ -42,6 +42,7 @@ class Mixture:
         num_rows: Mapping[str, int],
         *,
         tokens_per_row: Mapping[str, float] | None = None,
+        begun: Mapping[str, int] | None = None,
     ) -> None:
         """Lay out one period.
 
@@ -50,12 +51,14 @@ class Mixture:
             num_rows: Rows that each source holds.
             tokens_per_row: Mean tokens of each source's rows, where weights are in tokens; absent:
                 they are in rows.
+            begun: Rows that sources have given before; absent: none.
 
         Raises:
             DataError: A weight is too small to get one row in 10,000.
         """
         self.names = tuple(weights)
         self.num_rows = np.array([num_rows[name] for name in self.names], dtype=np.int64)
+        self.begun = np.array([(begun or {}).get(name, 0) for name in self.names], dtype=np.int64)
         self.shares = _shares(weights, tokens_per_row or dict.fromkeys(weights, 1.0))
         self.period = int(self.shares.sum())
         # Row j of a source's s rows would ideally stand at (j + 1/2) / s of the period.
@@ -68,7 +71,11 @@ class Mixture:
 
     @classmethod
     def of_prepared(
-        cls, weights: Mapping[str, float], unit: MixtureUnit, metas: Mapping[str, Meta]
+        cls,
+        weights: Mapping[str, float],
+        unit: MixtureUnit,
+        metas: Mapping[str, Meta],
+        begun: Mapping[str, int] | None = None,
     ) -> Mixture:
         """The mixture of prepared folders, whose ``Meta`` say how many rows and tokens they hold.
 
@@ -78,9 +85,9 @@ class Mixture:
         """
         num_rows = {name: metas[name].num_rows for name in weights}
         if unit == "rows":
-            return cls(weights, num_rows)
+            return cls(weights, num_rows, begun=begun)
         tokens_per_row = {name: metas[name].tokens_per_row() for name in weights}
-        return cls(weights, num_rows, tokens_per_row=tokens_per_row)
+        return cls(weights, num_rows, tokens_per_row=tokens_per_row, begun=begun)
 
     def locate(self, global_rows: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Source index, position in that source's epoch, and epoch of each global row.
@@ -94,7 +101,7 @@ class Mixture:
         """
         period, offset = np.divmod(np.asarray(global_rows, dtype=np.int64), self.period)
         source = self._source[offset]
-        drawn = period * self.shares[source] + self._earlier[offset]
+        drawn = self.begun[source] + period * self.shares[source] + self._earlier[offset]
         epoch, position = np.divmod(drawn, self.num_rows[source])
         return source, position, epoch
 
@@ -118,9 +125,10 @@ class Mixture:
         return np.stack([sources, rows, epochs])
 
     def drawn(self, cursor: int) -> dict[str, int]:
-        """Rows that each source has given to the first ``cursor`` rows of the mixture."""
+        """Rows that each source has given by row ``cursor`` of the mixture, those given before included."""
         period, offset = divmod(cursor, self.period)
-        counts = period * self.shares + np.bincount(self._source[:offset], minlength=len(self.names))
+        counts = self.begun + period * self.shares
+        counts += np.bincount(self._source[:offset], minlength=len(self.names))
         return dict(zip(self.names, counts.tolist(), strict=True))
 
     def size(self, name: str) -> int:
@@ -128,8 +136,8 @@ class Mixture:
         return int(self.num_rows[self.names.index(name)])
 
     def exhaustion(self) -> Exhaustion:
-        """How many rows come before any source would begin its second epoch, and which one does."""
-        periods, left = np.divmod(self.num_rows, self.shares)
+        """How many rows come before any source would begin its next epoch, and which one does."""
+        periods, left = np.divmod(self.num_rows - self.begun % self.num_rows, self.shares)
         ends = {
             name: int(periods[index]) * self.period + int(np.flatnonzero(self._source == index)[left[index]])
             for index, name in enumerate(self.names)

@@ -12,7 +12,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from orchestrator.data.mixture import Mixture, group
+from orchestrator.data.order import order_key, permute
 from orchestrator.spec.plan import BatchPlan, micro_batch_rows
+
+# 2^16: larger blocks leave the processor's caches.
+BLOCK_ROWS = 2**16
 
 
 @dataclass(frozen=True)
@@ -29,15 +33,24 @@ class Replay:
     """Which rows of each source were consumed so far."""
 
     def __init__(self, mixture: Mixture, *, seed: int) -> None:
-        """Begin with nothing consumed.
+        """Begin with nothing consumed but what was before this mixture.
 
         Args:
             seed: The job's seed, which decides the order of rows.
         """
         self._mixture = mixture
         self._seed = seed
-        self._epochs = [_Epoch(0, mixture.size(name)) for name in mixture.names]
-        self._drawn = np.zeros(len(mixture.names), dtype=np.int64)
+        self._drawn = mixture.begun.copy()
+        self._epochs = [self._begun(name, *divmod(int(drawn), mixture.size(name)))
+                        for name, drawn in zip(mixture.names, self._drawn, strict=True)]  # fmt: skip
+
+    def _begun(self, name: str, epoch: int, num_consumed: int) -> _Epoch:
+        """An epoch of which the rows at the first ``num_consumed`` places are consumed."""
+        found, key = _Epoch(epoch, self._mixture.size(name)), order_key(self._seed, name, epoch)
+        for first in range(0, num_consumed, BLOCK_ROWS):
+            places = np.arange(first, min(first + BLOCK_ROWS, num_consumed), dtype=np.int64)
+            assert found.mark(permute(places, found.num_rows, key)) is None
+        return found
 
     @property
     def drawn(self) -> dict[str, int]:

@@ -33,6 +33,7 @@ class MixtureReader:
         *,
         seed: int,
         unit: MixtureUnit = "rows",
+        begun: Mapping[str, int] | None = None,
     ) -> None:
         """Join readers of one layout, each named as its source is.
 
@@ -40,6 +41,7 @@ class MixtureReader:
             readers: One reader for each source.
             weights: Positive weight of each source, in ``unit``; as ``data.mixture`` has them.
             seed: The job's seed.
+            begun: Rows that sources have given before; absent: none.
 
         Raises:
             DataError: A weight is too small to get one row in 10,000, or ``unit`` is tokens and rows
@@ -49,7 +51,7 @@ class MixtureReader:
         assert len({reader.meta.layout for reader in self._readers}) == 1
         assert all(reader.source_name == name for name, reader in readers.items())
         metas = {name: reader.meta for name, reader in readers.items()}
-        self.mixture = Mixture.of_prepared(weights, unit, metas)
+        self.mixture = Mixture.of_prepared(weights, unit, metas, begun)
         self.num_rows = int(self.mixture.num_rows.sum())
         """Rows that all sources hold together: one epoch."""
         self._seed = seed

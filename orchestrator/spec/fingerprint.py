@@ -30,6 +30,8 @@ DTYPES = ("param_dtype", "reduce_dtype")
 LOCATION = {"text": "files", "json": "files", "csv": "files", "parquet": "files", "saved": "path"}
 """By source, the key that says where a dataset lies."""
 ABSENT = "absent"
+UNSET = ("after", None)
+"""Left out, so that stages finished before the key existed keep their digest."""
 
 
 def trajectory_keys(stage: TrainStage, job: Job) -> dict[str, Any]:
@@ -43,7 +45,7 @@ def trajectory_keys(stage: TrainStage, job: Job) -> dict[str, Any]:
         shape["init"] = {key: value for key, value in keys["init"].items() if unset.get(key) != value}
     # What a key means, not how it is spelt: packing 'true' is 'cut'.
     meant = {"packing": stage.data.packing_mode, "document_mask": stage.data.confines_documents}
-    shape["data"] = {**keys["data"], **meant}
+    shape["data"] = {key: value for key, value in (keys["data"] | meant).items() if (key, value) != UNSET}
     shape["strategy"] = {key: keys["strategy"].get(key, "float32") for key in DTYPES}
     loss_scale = loss_scale_of(stage)
     shape |= {} if loss_scale is None else {"loss_scale": loss_scale.model_dump(mode="json")}

@@ -42,6 +42,35 @@ def check_packing(job: Job, stage: TrainStage, path: KeyPath) -> Iterator[Compla
         yield (*path, "data", "document_mask"), f"{rows}: there is nothing to confine; leave it out"
 
 
+def check_after(job: Job, stage: TrainStage, path: KeyPath) -> Iterator[Complaint]:
+    """A stage goes on in the rows of one that has trained before it, and reads the same rows."""
+    place, after = (*path, "data", "after"), stage.data.after
+    if after is None:
+        return
+    earlier, name = None, stage.init.stage if stage.init else None
+    origins: list[str] = []
+    while name is not None and name not in origins:
+        origins.append(name)
+        found = next((found for found in job.stages if found.name == name), None)
+        if not isinstance(found, TrainStage):
+            break
+        earlier, name = found if name == after else earlier, found.init.stage if found.init else None
+    if earlier is None:
+        names = ", ".join(f"'{origin}'" for origin in origins) or "none: set init: {stage: ...}"
+        yield place, f"'{after}' is no stage that the weights come from; those are {names}"
+        return
+    if not set(stage.data.mixture) & set(earlier.data.mixture):
+        yield place, f"'{after}' reads none of the datasets {', '.join(stage.data.mixture)}; leave it out"
+    for key in ("seq_len", "packing_mode"):
+        ours, theirs = getattr(stage.data, key), getattr(earlier.data, key)
+        if ours != theirs:
+            yield (
+                place,
+                f"rows of '{after}' have {key.removesuffix('_mode')} {theirs} and these {ours}, so none of"
+                " these is one of those; leave it out",
+            )
+
+
 def _check_packed_labels(job: Job, stage: TrainStage, path: KeyPath) -> Iterator[Complaint]:
     """Packed rows of sequence_classification: documents apart, with one label each."""
     objective, data, strategy = stage.objective, stage.data, stage.strategy

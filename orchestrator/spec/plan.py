@@ -114,7 +114,7 @@ class Exhaustion:
     """Where a mixture runs out of rows that were not read before."""
 
     source: str
-    """The dataset that would be the first to begin its second pass."""
+    """The dataset that would be the first to begin its next pass."""
     rows: int
     """Rows of the whole mixture before that."""
 

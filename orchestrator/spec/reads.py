@@ -29,10 +29,12 @@ def read_before(job: Job, stage: TrainStage) -> dict[str, str]:
     """Datasets that a stage begins with the same rows as a stage before it, and the nearest such stage."""
     found: dict[str, str] = {}
     name = stage.init.stage if stage.init else None
+    known = stage.data.after
+    going_on = set() if known is None else set(trained_stage(job, known).data.mixture)
     while name is not None:
         earlier = trained_stage(job, name)
         for dataset in stage.data.mixture:
-            if dataset in earlier.data.mixture:
+            if dataset in earlier.data.mixture and dataset not in going_on:
                 found.setdefault(dataset, name)
         name = earlier.init.stage if earlier.init else None
     return found

@@ -22,7 +22,7 @@ from orchestrator.spec.job import EvaluateStage, Job, Stage, TrainStage
 from orchestrator.spec.messages import suggestion
 from orchestrator.spec.metrics import check_keep_best
 from orchestrator.spec.optimization import Adafactor, WarmupStableDecay
-from orchestrator.spec.packing_rules import check_packing
+from orchestrator.spec.packing_rules import check_after, check_packing
 from orchestrator.spec.plan import batch_complaint, count_steps, input_stage, plan_batch
 from orchestrator.spec.positions import first_position
 from orchestrator.spec.reproducibility import check_exact
@@ -231,6 +231,7 @@ Check = Callable[[Job, TrainStage, KeyPath], Iterator[Complaint]]
 FITS: Sequence[tuple[Check, Sequence[str], Sequence[str]]] = (
     (check_data, ("objective", "data", "evaluation"), ()),
     (check_packing, ("objective", "data", "strategy"), ()),
+    (check_after, ("data", "init"), ()),
     (check_architecture, ("model",), ()),
     (_check_tokenizer, ("model",), ("tokenizer",)),
     (_check_positions, ("model", "data", "init"), ()),

@@ -174,6 +174,8 @@ class Data(Section):
     """What weights count; ``tokens``: divided by a dataset's mean tokens per row, exact in the mean."""
     on_exhausted: Literal["repeat", "stop"] = "repeat"
     """A dataset was read through: begin it again, or end the stage before it would begin again."""
+    after: str | None = None
+    """A stage that this one's weights come from: go on in its datasets where it ended; absent: begin anew."""
     seq_len: Annotated[int, Must(ge=2)]
     """Tokens per row."""
     packing: Packing | bool = True
@@ -185,10 +187,8 @@ class Data(Section):
 
     def __post_init__(self) -> None:
         if self.document_mask and self.packing_mode == "none":
-            raise ValueError(
-                "document_mask: true needs rows of several documents, and packing none puts one in each;"
-                " set packing to 'best_fit' or 'cut', or leave document_mask out"
-            )
+            one = "document_mask: true needs rows of several documents, and packing none puts one in each"
+            raise ValueError(f"{one}; set packing to 'best_fit' or 'cut', or leave document_mask out")
 
     @property
     def packing_mode(self) -> Packing:

@@ -58,7 +58,8 @@ def build_parts(job: Job, stage: TrainStage, layout: RunLayout) -> Parts:
     tokens = token_info(tokenizer)
     objective = build_objective(stage, tokens, inputs.label_names)
     readers, data = open_readers(job, inputs.train, stage.data), stage.data
-    reader = MixtureReader(readers, data.mixture, seed=job.seed, unit=data.mixture_unit)
+    begun = inputs.begun
+    reader = MixtureReader(readers, data.mixture, seed=job.seed, unit=data.mixture_unit, begun=begun)
     batch_plan = plan_batch(stage, job.resources)
     exhaustion = reader.mixture.exhaustion() if data.on_exhausted == "stop" else None
     max_steps = count_steps(stage.limits, batch_plan, reader.num_rows, exhaustion)

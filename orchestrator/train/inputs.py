@@ -60,6 +60,8 @@ class StageInputs:
     """Fingerprints of the stages whose weights it starts from, by name."""
     files: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     """Digests by path of the files that each dataset was prepared from; absent: it is not made of files."""
+    begun: Mapping[str, int] = field(default_factory=dict)
+    """Rows that datasets have given in the stages before, where this one goes on in them."""
 
     def write(self, path: Path) -> None:
         """Write atomically."""

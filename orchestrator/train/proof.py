@@ -27,6 +27,7 @@ from orchestrator.data.replay import Replay, rows_of_steps
 from orchestrator.errors import DataError, PlanError
 from orchestrator.spec.job import Job, TrainStage
 from orchestrator.spec.plan import BatchPlan, plan_batch
+from orchestrator.train.continuation import read_begun
 from orchestrator.train.ledger import Record, read_ledger
 
 # 2^16: 0.45 us a row on one busy core; larger chunks leave the caches (0.75 us at 2^18).
@@ -183,9 +184,8 @@ class _ReplayedLedger:
             inputs: dict[str, Any] = json.loads(self._layout.inputs.read_text(encoding="utf-8"))
             return {name: Path(inputs["train"][name]) for name in self._stage.data.mixture}
         except (OSError, ValueError, TypeError, KeyError) as error:
-            raise _ViolationError(
-                1, f"{self._layout.inputs} does not say which data was read: {error!r}"
-            ) from error
+            problem = f"{self._layout.inputs} does not say which data was read: {error!r}"
+            raise _ViolationError(1, problem) from error
 
     def _check_bytes(self, folders: Mapping[str, Path], records: list[Record]) -> None:
         """Every byte of the prepared folders is what was written."""
@@ -204,9 +204,12 @@ class _ReplayedLedger:
     def _open(self, folders: Mapping[str, Path]) -> tuple[Mixture, dict[str, str]]:
         """The mixture of the prepared folders, and the digest of each one's content."""
         data = self._stage.data
+        begun, problem = read_begun(self._layout, data.after)
+        if problem is not None:
+            raise _ViolationError(1, problem[1], source=problem[0])
         try:
             metas = {name: Meta.open(folder) for name, folder in folders.items()}
-            mixture = Mixture.of_prepared(data.mixture, data.mixture_unit, metas)
+            mixture = Mixture.of_prepared(data.mixture, data.mixture_unit, metas, begun)
         except DataError as error:
             raise _ViolationError(1, str(error)) from error
         return mixture, {name: content_digest(folder) for name, folder in folders.items()}
@@ -215,15 +218,13 @@ class _ReplayedLedger:
         """The record begins where the one before ended, and its rows are those of its steps."""
         (first, end), size = record.steps, self._stage.global_batch_size
         if first > self._steps:
-            raise _ViolationError(
-                self._steps + 1, f"steps {self._steps + 1} to {first} are missing from the ledger"
-            )
+            missing = f"steps {self._steps + 1} to {first} are missing from the ledger"
+            raise _ViolationError(self._steps + 1, missing)
         if first < self._steps:
             raise _ViolationError(first + 1, f"steps {first + 1} to {self._steps} are in the ledger twice")
         if end <= first:
-            raise _ViolationError(
-                first + 1, f"a record goes from step {first} to {end}, expected a later one"
-            )
+            backwards = f"a record goes from step {first} to {end}, expected a later one"
+            raise _ViolationError(first + 1, backwards)
         if record.rows != (first * size, end * size):
             raise _ViolationError(
                 first + 1,

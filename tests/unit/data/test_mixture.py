@@ -179,3 +179,33 @@ def test_equal_weights_alternate() -> None:
         counts[source] += 1
     assert sources[0] != sources[1]
     assert counts == {0: 10, 1: 10}
+
+
+@given(
+    weights=st.lists(st.floats(0.1, 50.0), min_size=2, max_size=4),
+    sizes=st.lists(st.integers(1, 90), min_size=4, max_size=4),
+    cursors=st.tuples(st.integers(0, 400), st.integers(1, 400)),
+)
+@settings(max_examples=60, deadline=None)
+def test_a_mixture_goes_on_in_the_sources_where_another_ended(
+    weights: list[float], sizes: list[int], cursors: tuple[int, int]
+) -> None:
+    names = named(weights)
+    num_rows = dict(zip(names, sizes, strict=False))
+    first = Mixture(names, num_rows)
+    drawn = first.drawn(cursors[0])
+    # Other weights, so that each source goes on by itself.
+    second = Mixture(dict(zip(names, reversed(weights), strict=True)), num_rows, begun=drawn)
+    found = [mixture.locate_rows(np.arange(end), seed=5)
+             for mixture, end in ((first, cursors[0]), (second, cursors[1]))]  # fmt: skip
+    both = np.concatenate(found, axis=1)
+    for index, name in enumerate(names):
+        _, rows, epochs = both[:, both[0] == index]
+        alone = Mixture({name: 1.0}, {name: num_rows[name]}).locate_rows(np.arange(len(rows)), seed=5)
+        assert np.array_equal(np.stack([rows, epochs]), alone[1:])
+    counts = np.bincount(both[0], minlength=len(names)).tolist()
+    assert second.drawn(cursors[1]) == dict(zip(names, counts, strict=True))
+    end = second.exhaustion()
+    before, after = (second.drawn(end.rows + more)[end.source] for more in (0, 1))
+    assert before % num_rows[end.source] == 0
+    assert after == before + 1

@@ -96,3 +96,18 @@ def test_epochs_of_any_size_fit_the_bits(num_rows: int) -> None:
     assert lapses(cursor, chunk=1000, mixture=mixture) == []
     (found,) = lapses(np.append(np.arange(num_rows - 1), num_rows), chunk=50_000, mixture=mixture)
     assert found.message.startswith(f"epoch 1 begins while 1 of {num_rows} rows of epoch 0")
+
+
+@given(cursor=st.integers(0, 500), length=st.integers(1, 200))
+@settings(max_examples=60, deadline=None)
+def test_a_replay_goes_on_where_another_mixture_ended(cursor: int, length: int) -> None:
+    begun = MIXTURE.drawn(cursor)
+    after = Mixture({"b": 0.8, "a": 0.2}, {"a": 100, "b": 13}, begun=begun)
+    replay = Replay(after, seed=3)
+    assert replay.consume(np.arange(length)) is None
+    assert replay.drawn == after.drawn(length)
+    # A row that was consumed before is consumed again.
+    forgetful = Mixture({"b": 1.0}, {"b": 13}, begun={"b": max(begun["b"] - 1, 0)})
+    last = forgetful.locate_rows(np.arange(1), seed=3)[1]
+    if begun["b"] % 13:
+        assert Replay(after, seed=3)._epochs[0].mark(last) == 0

@@ -53,6 +53,7 @@ FREE = [
     "stages.pretrain.data.packing=true",
     "stages.pretrain.data.packing=cut",
     "stages.pretrain.data.document_mask=false",
+    "stages.pretrain.data.after=null",
     "resources.num_workers=2",
     "stages.pretrain.strategy={name: zero, stage: 3}",
     "stages.pretrain.strategy={name: fsdp2, activation_checkpointing: true}",

@@ -104,6 +104,17 @@ MISTAKES = {
         "15: stages[0].data: document_mask: true needs rows of several documents, and packing none puts one"
         " in each; set packing to 'best_fit' or 'cut', or leave document_mask out"
     ),
+    changed("seq_len: 64}", "seq_len: 64, after: pretrain}"): (
+        "15: stages[0].data.after: 'pretrain' is no stage that the weights come from; those are none: set"
+        " init: {stage: ...}"
+    ),
+    VALID + TUNE.replace("seq_len: 64}", "seq_len: 32, packing: cut, after: pretrain}"): (
+        "27: stages[1].data.after: rows of 'pretrain' have seq_len 64 and these 32, so none of these is one"
+        " of those; leave it out"
+    ),
+    VALID + TUNE.replace("seq_len: 64}", "seq_len: 64, after: pertrain}"): (
+        "27: stages[1].data.after: 'pertrain' is no stage that the weights come from; those are 'pretrain'"
+    ),
     changed("seq_len: 64}", "seq_len: 64, packing: bestfit}"): (
         "15: stages[0].data.packing: expected one of 'cut', 'best_fit', 'none' or true or false, found"
         " 'bestfit'"
