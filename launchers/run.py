@@ -26,6 +26,8 @@ from orchestrator.spec.job import Job, TrainStage
 from orchestrator.tracking.events import append_event
 
 Result = TypeVar("Result")
+# Ctrl-C, what schedulers and shells send, and what batch systems send ahead of a time limit.
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
 # What shells report of a process that ended by SIGINT.
 INTERRUPTED = 130
 # Before workers that Ray has given notice are asked through the run directory as well. They answered it after
@@ -89,8 +91,8 @@ def stoppable(work: Callable[[], Result], stop: Callable[[str], None], end: Call
     """Do ``work`` in a thread, so that this one stays free for signals.
 
     Args:
-        stop: Called at the first SIGINT or SIGTERM, with its name: save and stop.
-        end: Called at a second one, after which this process ends at once.
+        stop: Called at the first of ``STOP_SIGNALS``, with its name: save and stop. More change nothing.
+        end: Called at a SIGINT after that, by which this process ends at once: somebody sits at a terminal.
     """
     results: list[Result] = []
     errors: list[BaseException] = []
@@ -104,6 +106,8 @@ def stoppable(work: Callable[[], Result], stop: Callable[[str], None], end: Call
 
     def on_signal(number: int, frame: FrameType | None) -> None:
         nonlocal is_stopping
+        if is_stopping and number != signal.SIGINT:
+            return
         if is_stopping:
             # Threads of native libraries cannot be ended one by one; what the run needs is on the disk.
             print("Stopped at once; the same command goes on from the last checkpoint.", file=sys.stderr)
@@ -111,13 +115,13 @@ def stoppable(work: Callable[[], Result], stop: Callable[[str], None], end: Call
             os._exit(INTERRUPTED)
         is_stopping = True
         stop(signal.Signals(number).name)
-        print("Stopping as soon as the work is saved; once more to stop at once.", file=sys.stderr)
+        print("Stopping as soon as the work is saved; Ctrl-C once more to stop at once.", file=sys.stderr)
 
     thread = threading.Thread(target=take_down, name="driver", daemon=True)
     thread.start()
     while thread.is_alive():
         # Again and again: Ray puts handlers of its own, which end the process, in their place when it starts.
-        for number in (signal.SIGINT, signal.SIGTERM):
+        for number in STOP_SIGNALS:
             signal.signal(number, on_signal)
         thread.join(timeout=0.2)
     if errors:

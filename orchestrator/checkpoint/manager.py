@@ -100,6 +100,10 @@ class CheckpointManager:
         self._verified = found
         return found
 
+    def quarantined(self) -> list[Path]:
+        """Checkpoints that were set aside, by step."""
+        return sorted(self._folder.glob("quarantine-step-*"))
+
     def _newest_here(self) -> Path | None:
         """As ``newest``, in one process and one folder."""
         for found in reversed(list_steps(self._folder)):
@@ -160,7 +164,7 @@ class CheckpointManager:
     @staticmethod
     def read_state(path: Path) -> dict[str, Any]:
         """What ``save`` was given beside the tensors."""
-        return seal.read_json(path / seal.STATE)
+        return seal.read_state(path)
 
     def _check(self, path: Path) -> str | None:
         """What is wrong with ``path``, unless ``newest`` has just checked it."""

@@ -36,13 +36,15 @@ class Retention:
         """Those of the steps ``complete``, which rise, that nothing keeps.
 
         Args:
-            state_of: The state that was saved with a step; may raise where it is damaged.
+            state_of: The state that was saved with a step; may raise ``CheckpointError`` where it is damaged:
+                such a step may be the best one, and stays.
         """
         kept = set(complete[-self.keep_last :])
         if self.keep_every_steps is not None:
             kept |= {step for step in complete if step % self.keep_every_steps == 0}
         if self.best is not None:
             kept |= {step for step, _ in best_first(complete, self.best, state_of)[:1]}
+            kept |= {step for step in complete if _is_damaged(step, state_of)}
         return [step for step in complete if step not in kept]
 
 
@@ -53,6 +55,14 @@ def best_first(
     values = {step: value for step in complete if (value := _value(step, best.metric, state_of)) is not None}
     sign = 1 if best.mode == "max" else -1
     return sorted(values.items(), key=lambda found: (sign * found[1], found[0]), reverse=True)
+
+
+def _is_damaged(step: int, state_of: Callable[[int], Mapping[str, Any]]) -> bool:
+    try:
+        state_of(step)
+    except CheckpointError:
+        return True
+    return False
 
 
 def _value(step: int, metric: str, state_of: Callable[[int], Mapping[str, Any]]) -> float | None:

@@ -223,9 +223,7 @@ class StepWriter:
             return
         steps = list_steps(self.folder)
         complete = {found.step: found.path for found in steps if found.is_complete}
-        old = self.retention.removable(
-            list(complete), lambda step: seal.read_json(complete[step] / seal.STATE)
-        )
+        old = self.retention.removable(list(complete), lambda step: seal.read_state(complete[step]))
         interrupted = [s.path for s in steps if not s.is_complete and s.step < newest_step]
         kept = [path for path in interrupted if seal.has_lost_complete(path)]
         for path in [complete[step] for step in old] + interrupted:

@@ -20,7 +20,7 @@ from typing import Any
 
 import xxhash
 
-from orchestrator.checkpoint.steps import COMPLETE
+from orchestrator.checkpoint.steps import COMPLETE, STEP_PATTERN, step_name
 from orchestrator.errors import CheckpointError
 
 MANIFEST = "manifest.json"
@@ -140,19 +140,58 @@ def _find_problem(path: Path) -> str | None:
         return f"no {COMPLETE} file, though it was complete once: somebody or something has removed it"
     if not (path / COMPLETE).is_file():
         return f"no {COMPLETE} file, so it was interrupted while saving"
+    files = _sealed_files(path)
+    if isinstance(files, str):
+        return files
+    problems = (_file_problem(path, name, expected) for name, expected in files.items())
+    problem = next((problem for problem in problems if problem is not None), None)
+    return problem or (_step_problem(path) if STATE in files else None)
+
+
+def _sealed_files(path: Path) -> dict[str, FileDigest] | str:
+    """Files of a complete folder as they were sealed, or what is wrong with that."""
     sealed = (path / COMPLETE).read_bytes()
     manifest = (path / MANIFEST).read_bytes()
     digest = xxhash.xxh3_128(manifest).hexdigest()
     if sealed != digest.encode():
         return f"{MANIFEST}: digest {digest}, {COMPLETE} says {sealed[:64]!r}"
-    files = {name: FileDigest(**entry) for name, entry in json.loads(manifest).items()}
-    for name, expected in files.items():
-        if not (path / name).is_file():
-            return f"{name}: missing, expected {expected.bytes} bytes"
-        found = digest_file(path / name)
-        if found != expected:
-            return (
-                f"{name}: {found.bytes} bytes with digest {found.xxh3_128}, expected {expected.bytes} bytes"
-                f" with digest {expected.xxh3_128}"
-            )
-    return None
+    return {name: FileDigest(**entry) for name, entry in json.loads(manifest).items()}
+
+
+def _file_problem(path: Path, name: str, expected: FileDigest) -> str | None:
+    if not (path / name).is_file():
+        return f"{name}: missing, expected {expected.bytes} bytes"
+    found = digest_file(path / name)
+    if found == expected:
+        return None
+    return (
+        f"{name}: {found.bytes} bytes with digest {found.xxh3_128}, expected {expected.bytes} bytes"
+        f" with digest {expected.xxh3_128}"
+    )
+
+
+def _step_problem(path: Path) -> str | None:
+    """A sound checkpoint under the name of another step."""
+    try:
+        step = read_json(path / STATE).get("step")
+    except CheckpointError as error:
+        return str(error)
+    if STEP_PATTERN.fullmatch(path.name) is None or step is None or step_name(step) == path.name:
+        return None
+    return f"{STATE}: of step {step}, and the folder is called {path.name}"
+
+
+def read_state(path: Path) -> dict[str, Any]:
+    """What was saved beside the tensors of a complete checkpoint, once its digest is compared.
+
+    Raises:
+        CheckpointError: It is not what was written.
+    """
+    try:
+        files = _sealed_files(path)
+        problem = files if isinstance(files, str) else _file_problem(path, STATE, files[STATE])
+    except (OSError, ValueError, KeyError) as error:
+        problem = str(error)
+    if problem is not None:
+        raise CheckpointError(f"{path}: {problem}")
+    return read_json(path / STATE)

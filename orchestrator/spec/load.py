@@ -92,8 +92,13 @@ def load_resolved(path: Path) -> Job:
     Raises:
         SpecError: The file is not such a job.
     """
+    return parse_resolved(_text(path), str(path))
+
+
+def parse_resolved(text: str, where: str) -> Job:
+    """The same of its text, which is from ``where``."""
     problems: list[Problem] = []
-    root = _as_table(parse(_text(path), str(path), quoted=str, problems=problems), str(path))
+    root = _as_table(parse(text, where, quoted=str, problems=problems), where)
     return _check(root, problems, hidden=set(), check=lambda job: ())
 
 

@@ -34,16 +34,20 @@ class AnomalyWatch:
         self,
         section: Anomalies,
         recent_losses: Sequence[float] = (),
+        in_a_row: int = 0,
         *,
         scaler: LossScaler | None = None,
     ) -> None:
-        """Begin with the losses of the steps before, as a checkpoint has them.
+        """Begin with what was before, as a checkpoint has it.
 
         Args:
+            recent_losses: Of the steps before, oldest first.
+            in_a_row: Anomalies just before.
             scaler: Scales the loss; ``None``: the stage does not compute in float16.
         """
         self._section = section
-        self._in_a_row = 0
+        self.in_a_row = in_a_row
+        """Anomalies just before the next step."""
         self._left_out: list[Range] = []
         self.recent_losses = list(recent_losses)
         """Of the steps a spike is measured against, oldest first."""
@@ -77,13 +81,13 @@ class AnomalyWatch:
     def _escalated(self, what: str, action: AnomalyAction) -> Anomaly:
         """The anomaly with the job's action, or with ``stop`` where that was in vain too often."""
         limit = self._section.max_in_a_row
-        if action != "stop" and self._in_a_row >= limit:
-            return Anomaly(f"{what}, after {self._in_a_row} in a row (max_in_a_row: {limit})", "stop")
+        if action != "stop" and self.in_a_row >= limit:
+            return Anomaly(f"{what}, after {self.in_a_row} in a row (max_in_a_row: {limit})", "stop")
         return Anomaly(what, action)
 
     def accept(self, loss: float) -> None:
         """A step was right, and its update is made."""
-        self._in_a_row = 0
+        self.in_a_row = 0
         if self.scaler is not None:
             self.scaler.accept()
         spike = self._section.loss_spike
@@ -92,7 +96,7 @@ class AnomalyWatch:
 
     def leave_out(self, first: int, end: int) -> None:
         """Steps ``first`` up to before ``end`` (counted from 0) consumed their rows and changed nothing."""
-        self._in_a_row += 1
+        self.in_a_row += 1
         self._pass_over(first, end)
 
     def back_off(self, step: int, overflow: Overflow) -> None:

@@ -12,6 +12,7 @@ from orchestrator.checkpoint.layout import StageLayout
 from orchestrator.checkpoint.manager import CheckpointManager
 from orchestrator.checkpoint.retention import METRICS, best_first
 from orchestrator.checkpoint.steps import list_steps, step_name
+from orchestrator.errors import CheckpointError
 from orchestrator.spec.job import TrainStage
 from orchestrator.train.saves import retention_of
 
@@ -41,6 +42,13 @@ def best_of(stage: TrainStage, layout: StageLayout, manager: CheckpointManager, 
         return manager.read_state(layout.checkpoints / step_name(step))
 
     complete = {found.step for found in list_steps(layout.checkpoints) if found.is_complete}
+    for step in sorted(complete - {last.step}):
+        try:
+            state_of(step)
+        except CheckpointError:
+            # Set aside and told: it may have been the best.
+            manager.sound_weights(step)
+            complete.discard(step)
     for step, _ in best_first(sorted(complete | {last.step}), best, state_of):
         if step == last.step:
             return last

@@ -61,6 +61,7 @@ class Ledger:
         data: Mapping[str, str],
         seed: int,
         saved_by: int | None,
+        since: int | None = None,
         left_out: Sequence[Range] = (),
     ) -> None:
         """Continue after ``start_step``; records of later steps belong to no checkpoint and go.
@@ -71,7 +72,8 @@ class Ledger:
             data: Content digest of each source's prepared folder.
             seed: The job's.
             saved_by: Workers that wrote the checkpoint of ``start_step``; ``None``: it does not say.
-            left_out: Steps since the checkpoint before it that made no update.
+            since: The step that was recorded last when that was written; ``None``: it does not say.
+            left_out: Steps since then that made no update.
         """
         self._path = path
         self._batch_plan = batch_plan
@@ -81,6 +83,9 @@ class Ledger:
         kept = [record for record in read_json_lines(path) if record["steps"][1] <= start_step]
         self._committed = kept[-1]["steps"][1] if kept else 0
         replace_text(path, "".join(json.dumps(record) + "\n" for record in kept))
+        if since is not None and self._committed < since:
+            # Records were lost, with a disk or by hand: how many workers, and what was left out?
+            self._record(since, None)
         if self._committed < start_step:
             self._record(start_step, saved_by, left_out)
 

@@ -239,8 +239,8 @@ class _ReplayedLedger:
         if silent:
             self._unproved = self._unproved or _ViolationError(
                 step,
-                f"its record has no {', '.join(map(repr, silent))}, as those of earlier versions, so what it"
-                " would say cannot be proved; everything else holds",
+                f"its record has no {', '.join(map(repr, silent))}, as those of earlier versions or of a"
+                " ledger that was lost, so what it would say cannot be proved; everything else holds",
             )
         if record.seed not in (None, self._job.seed):
             raise _ViolationError(

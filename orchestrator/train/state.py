@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from orchestrator.checkpoint.layout import StageLayout
@@ -13,7 +14,10 @@ from orchestrator.checkpoint.retention import METRICS
 from orchestrator.checkpoint.saving import Saver
 from orchestrator.contracts import Engine
 from orchestrator.errors import CheckpointError
+from orchestrator.spec.fingerprint import difference, trajectory_keys
 from orchestrator.spec.job import Job, TrainStage
+from orchestrator.spec.load import dump_resolved, parse_resolved
+from orchestrator.spec.reads import trained_stage
 from orchestrator.tracking.events import time_now
 from orchestrator.train.agreement import AgreedError
 from orchestrator.train.anomalies import AnomalyWatch
@@ -23,6 +27,8 @@ from orchestrator.train.phases import PhaseClock
 from orchestrator.train.saves import agreed, check_best
 
 logger = logging.getLogger(__name__)
+JOB_FILE = "job_file"
+"""Key of a checkpoint's state: the resolved job that wrote it, as text."""
 
 
 @dataclass(frozen=True)
@@ -35,8 +41,12 @@ class Start:
     """Workers that wrote the checkpoint it goes on from; ``None``: there is none, or it does not say."""
     recent_losses: Sequence[float] = ()
     """What the watch for anomalies had seen."""
+    in_a_row: int = 0
+    """Anomalies just before."""
+    since: int | None = None
+    """The step that the ledger had recorded when it was written; ``None``: it does not say."""
     left_out: Sequence[Range] = ()
-    """Steps since the checkpoint before it that made no update."""
+    """Steps since then that made no update."""
     loss_scale: Mapping[str, float] | None = None
     """State of the loss scaler; ``None``: there was none."""
 
@@ -45,16 +55,29 @@ def restore(engine: Engine, manager: CheckpointManager, identity: Mapping[str, A
     """Restore the newest verified checkpoint, if there is one.
 
     Raises:
-        CheckpointError: It was written by a job whose trajectory differs, or on other data.
+        CheckpointError: It was written by a job whose trajectory differs, or on other data, or all are damaged.
     """
     newest = manager.newest()
     if newest is None:
+        damaged = manager.quarantined()
+        if damaged:
+            raise CheckpointError(
+                f"no checkpoint of the stage is good, and {len(damaged)} are damaged, the newest of them"
+                f" {damaged[-1]}: mend or bring back one, or start the stage over with --redo"
+            )
         return Start(0, None)
     tensors = engine.neutral_state()
     state = manager.load(newest, tensors)
     engine.neutral_state_loaded(tensors)
-    # Checkpoints of earlier versions do not name their data.
-    changed = [key for key, value in identity.items() if state.get(key, value) != value]
+    # Checkpoints of earlier versions do not name their data, nor hold their job.
+    lines = _other_trajectory(identity["stage"], state.get(JOB_FILE, identity[JOB_FILE]), identity[JOB_FILE])
+    if lines:
+        raise CheckpointError(
+            f"{newest}: written by a job that differs in {'; '.join(lines)}; set it back, give the job"
+            " another name or checkpoint.remote, or start over with --fresh"
+        )
+    plain = {key: value for key, value in identity.items() if key != JOB_FILE}
+    changed = [key for key, value in plain.items() if state.get(key, value) != value]
     if changed:
         key = changed[0]
         raise CheckpointError(
@@ -62,14 +85,24 @@ def restore(engine: Engine, manager: CheckpointManager, identity: Mapping[str, A
             " set it back, or start over with --fresh"
         )
     logger.info("resumed from %s", newest)
-    left_out = tuple((first, end) for first, end in state.get("left_out", []))
     return Start(
-        int(state["step"]),
-        state.get("world_size"),
-        state.get("recent_losses", ()),
-        left_out,
-        state.get("loss_scale"),
+        step=int(state["step"]),
+        saved_by=state.get("world_size"),
+        recent_losses=state.get("recent_losses", ()),
+        in_a_row=state.get("anomalies_in_a_row", 0),
+        since=state.get("recorded"),
+        left_out=tuple((first, end) for first, end in state.get("left_out", [])),
+        loss_scale=state.get("loss_scale"),
     )
+
+
+def _other_trajectory(stage: str, written_by: str, resumed_by: str) -> list[str]:
+    """Keys in which two resolved jobs would train a stage otherwise, one line each."""
+    if written_by == resumed_by:
+        return []
+    old, new = (parse_resolved(text, JOB_FILE) for text in (written_by, resumed_by))
+    keys = [trajectory_keys(trained_stage(job, stage), job) for job in (old, new)]
+    return difference(*keys)
 
 
 def identity(job: Job, stage: TrainStage, parts: Parts) -> dict[str, Any]:
@@ -79,6 +112,7 @@ def identity(job: Job, stage: TrainStage, parts: Parts) -> dict[str, Any]:
         "global_batch_size": stage.global_batch_size,
         "micro_batch_size": stage.micro_batch_size,
         "stage": stage.name,
+        JOB_FILE: dump_resolved(job),
         **{f"data.{name}": digest for name, digest in parts.data_digests.items()},
     }
 
@@ -100,6 +134,10 @@ class StageState:
     record: Callable[..., None]
     """Takes down an event and its fields."""
 
+    @cached_property
+    def _identity(self) -> dict[str, Any]:
+        return identity(self.job, self.stage, self.parts)
+
     def save(self, step: int, evaluated: Mapping[str, float]) -> None:
         """Save the state after ``step`` steps and, once it is committed, record what it consumed.
 
@@ -111,13 +149,16 @@ class StageState:
         tensors = self.engine.neutral_state()
         left_out = self.watch.take_left_out()
         state = {
-            **identity(self.job, self.stage, self.parts),
+            **self._identity,
             "job": self.job.name,
             "step": step,
             "rows": step * self.stage.global_batch_size,
             "tokenizer": self.parts.inputs.data_digests["tokenizer"],
             "world_size": self.parts.batch_plan.world_size,
             "recent_losses": self.watch.recent_losses,
+            "anomalies_in_a_row": self.watch.in_a_row,
+            # Written by rank 0.
+            "recorded": None if self.ledger is None else self.ledger.committed,
             "left_out": left_out,
             **({} if self.watch.scaler is None else {"loss_scale": self.watch.scaler.state}),
             METRICS: dict(evaluated),
@@ -144,7 +185,7 @@ class StageState:
         """Restore the newest checkpoint; its step."""
         self._wait()
         try:
-            start = restore(self.engine, self.manager, identity(self.job, self.stage, self.parts))
+            start = restore(self.engine, self.manager, self._identity)
         except CheckpointError as error:
             raise AgreedError(error) from error
         self.watch.recent_losses = list(start.recent_losses)
@@ -163,5 +204,6 @@ def open_ledger(layout: StageLayout, job: Job, parts: Parts, start: Start) -> Le
         data=parts.data_digests,
         seed=job.seed,
         saved_by=start.saved_by,
+        since=start.since,
         left_out=start.left_out,
     )

@@ -191,7 +191,7 @@ class _Run:
         """The loop over this run's parts; collective."""
         section = loss_scale_of(self.stage)
         scaler = None if section is None else LossScaler(section, start.loss_scale)
-        watch = AnomalyWatch(self.stage.anomalies, start.recent_losses, scaler=scaler)
+        watch = AnomalyWatch(self.stage.anomalies, start.recent_losses, start.in_a_row, scaler=scaler)
         job, stage, parts = self.job, self.stage, self.parts
         state = StageState(
             job, stage, parts, self.engine, self.manager, self.saver, watch, ledger, self.clock, self._record

@@ -65,6 +65,10 @@ def run(root: str) -> str:
     return run_stage(Path(root), "train")
 
 
+def damaged(layout: RunLayout) -> list[dict[str, Any]]:
+    return [event for event in read_json_lines(layout.events) if event["event"] == "checkpoint_damaged"]
+
+
 def evaluations(layout: RunLayout) -> dict[int, float]:
     """The loss of each evaluation, by step."""
     lines = read_json_lines(layout.stage("train").metrics)
@@ -79,8 +83,8 @@ def test_weights_are_the_best_evaluations_and_the_next_bests_where_that_is_damag
     assert run_ranks(run, 2, str(layout.root)) == ["finished", "finished"]
     losses = evaluations(layout)
     assert all(losses.values()), losses
-    first, second, *_ = sorted(losses, key=losses.__getitem__)
-    assert MAX_STEPS not in (first, second), "the job must get worse"
+    first, second, third, *_ = sorted(losses, key=losses.__getitem__)
+    assert MAX_STEPS not in (first, second, third), "the job must get worse"
     result = json.loads(stage.result.read_text())
     assert (result["step"], result["weights_step"]) == (MAX_STEPS, first)
     assert result["metrics"]["eval/loss"] == losses[first]
@@ -97,8 +101,15 @@ def test_weights_are_the_best_evaluations_and_the_next_bests_where_that_is_damag
     shard.write_bytes(content)
     assert run_ranks(run, 2, str(layout.root)) == ["finished", "finished"]
     assert json.loads(stage.result.read_text())["weights_step"] == second
-    (damaged,) = [event for event in read_json_lines(layout.events) if event["event"] == "checkpoint_damaged"]
-    assert damaged["step"] == first
+    assert [event["step"] for event in damaged(layout)] == [first]
+
+    # So where it is the state, which says how good it was.
+    stage.result.unlink()
+    state = stage.checkpoints / step_name(second) / "state.json"
+    state.write_text(state.read_text().replace('"eval/loss": ', '"eval/loss": 1'))
+    assert run_ranks(run, 2, str(layout.root)) == ["finished", "finished"]
+    assert json.loads(stage.result.read_text())["weights_step"] == third
+    assert [event["step"] for event in damaged(layout)] == [first, second]
 
 
 def test_the_best_checkpoint_is_kept_and_the_last_weights_are_the_stages_unless_told(tmp_path: Path) -> None:

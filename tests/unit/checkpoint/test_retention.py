@@ -42,10 +42,10 @@ def test_a_metric_that_no_checkpoint_has_keeps_none(tmp_path: Path) -> None:
     assert kept(tmp_path, Retention(3, best=Best("eval/f1", "max"))) == [10, 12, 14]
 
 
-def test_a_damaged_state_is_no_best(tmp_path: Path) -> None:
+def test_a_step_whose_state_is_damaged_may_be_the_best_and_stays(tmp_path: Path) -> None:
     manager = CheckpointManager(tmp_path, Retention(2, best=Best("eval/loss", "min")))
     for step in (2, 4, 6):
         manager.save(step, make_tensors(step), {"step": step, METRICS: {"eval/loss": float(step)}})
     (tmp_path / "step-00000002" / "state.json").write_text("[")
     manager.save(8, make_tensors(8), {"step": 8, METRICS: {}})
-    assert [found.step for found in list_steps(tmp_path)] == [4, 6, 8]
+    assert [found.step for found in list_steps(tmp_path)] == [2, 4, 6, 8]

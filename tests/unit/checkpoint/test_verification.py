@@ -190,3 +190,25 @@ def test_the_whole_load_path_unpickles_nothing(tmp_path: Path) -> None:
     done = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[3])
     assert done.returncode == 0, done.stderr
     assert done.stdout.split("\n")[0] == "step-00000001 [] True"
+
+
+def test_a_checkpoint_under_the_name_of_another_step_is_damaged(tmp_path: Path) -> None:
+    manager = CheckpointManager(tmp_path)
+    for step in (2, 4):
+        manager.save(step, make_tensors(step), {"step": step})
+    (tmp_path / step_name(4)).rename(tmp_path / step_name(6))
+    assert "of step 4, and the folder is called step-00000006" in str(
+        CheckpointManager.verify(tmp_path / step_name(6))
+    )
+    newest = CheckpointManager(tmp_path).newest()
+    assert newest == tmp_path / step_name(2)
+    assert (tmp_path / f"quarantine-{step_name(6)}").is_dir()
+
+
+def test_a_state_is_read_only_where_its_digest_holds(tmp_path: Path) -> None:
+    manager = CheckpointManager(tmp_path)
+    manager.save(2, make_tensors(2), {"step": 2, "loss": 1.0})
+    state = tmp_path / step_name(2) / "state.json"
+    state.write_text(state.read_text().replace("1.0", "9.0"))
+    with pytest.raises(CheckpointError, match=r"state\.json: .* bytes with digest"):
+        CheckpointManager.read_state(tmp_path / step_name(2))

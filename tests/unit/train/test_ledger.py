@@ -118,3 +118,14 @@ def test_steps_left_out_are_in_the_record_also_where_it_is_made_up_for(tmp_path:
     open_ledger(path, 0).commit(3, [(1, 2)])
     Ledger(path, PLAN, 6, mixture=MIXTURE, data={}, seed=9, saved_by=2, left_out=[(3, 5)])
     assert [record.left_out for record in read_ledger(path)] == [((1, 2),), ((3, 5),)]
+
+
+def test_records_that_were_lost_are_not_made_up(tmp_path: Path) -> None:
+    path = tmp_path / "ledger.jsonl"
+    lost = {"mixture": MIXTURE, "data": {}, "seed": 9, "saved_by": 2, "since": 6}
+    Ledger(path, PLAN, 9, **lost, left_out=[(7, 8)])
+    first, last = read_ledger(path)
+    assert (first.steps, first.world_size, first.left_out) == ((0, 6), None, ())
+    assert (last.steps, last.world_size, last.left_out) == ((6, 9), 2, ((7, 8),))
+    Ledger(path, PLAN, 9, **lost)
+    assert read_ledger(path) == [first, last], "what is there is kept"

@@ -292,8 +292,8 @@ def test_what_an_old_record_does_not_say_is_named_as_not_proved(
     trained.rewrite_record(1, **{missing: None})
     proof = prove(trained)
     assert proof.ledger.problem == (
-        f"stage 'pretrain', step 6: its record has no '{missing}', as those of earlier versions, so what it"
-        " would say cannot be proved; everything else holds"
+        f"stage 'pretrain', step 6: its record has no '{missing}', as those of earlier versions or of a"
+        " ledger that was lost, so what it would say cannot be proved; everything else holds"
     )
     assert proof.ledger.rows == 480
 

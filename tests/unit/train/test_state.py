@@ -13,11 +13,15 @@ from orchestrator.checkpoint.layout import RunLayout
 from orchestrator.checkpoint.manager import CheckpointManager
 from orchestrator.checkpoint.steps import step_name
 from orchestrator.errors import CheckpointError
+from orchestrator.spec.load import dump_resolved
+from orchestrator.spec.optimization import Anomalies
 from orchestrator.tracking.events import read_json_lines
+from orchestrator.train.anomalies import Anomaly, AnomalyWatch
 from orchestrator.train.saves import record_damage
-from orchestrator.train.state import Start, restore
+from orchestrator.train.state import JOB_FILE, Start, restore
+from tests.unit.spec.jobs import VALID, load
 
-IDENTITY = {"seed": 1, "stage": "pretrain", "data.a": "1f", "data.b": "2f"}
+IDENTITY = {"seed": 1, "stage": "pretrain", "data.a": "1f", "data.b": "2f", JOB_FILE: ""}
 
 
 class OneWeight:
@@ -52,6 +56,28 @@ def test_checkpoints_of_earlier_versions_are_resumed_without_what_they_lack(tmp_
     manager = CheckpointManager(tmp_path)
     manager.save(5, {"model.weight": torch.ones(3)}, {"seed": 1, "stage": "pretrain", "step": 5})
     assert restore(OneWeight(), manager, IDENTITY) == Start(5, None)  # type: ignore[arg-type]
+
+
+def test_a_checkpoint_of_a_job_that_trains_otherwise_is_refused_with_the_difference(tmp_path: Path) -> None:
+    def resolved(*overrides: str) -> str:
+        return dump_resolved(load(tmp_path, VALID, *overrides))
+
+    manager = saved(tmp_path / "run", **{JOB_FILE: resolved()})
+    other = ("resources.num_workers=2", "stages.pretrain.strategy={name: zero, stage: 2}", "name=elsewhere")
+    same = {**IDENTITY, JOB_FILE: resolved(*other)}
+    assert restore(OneWeight(), manager, same).step == 5  # type: ignore[arg-type]
+    changed = {**IDENTITY, JOB_FILE: resolved("stages.pretrain.optimizer.lr=1e-2")}
+    expected = "written by a job that differs in stages.pretrain.optimizer.lr: 0.001 -> 0.01; set it back"
+    with pytest.raises(CheckpointError, match=expected):
+        restore(OneWeight(), manager, changed)  # type: ignore[arg-type]
+
+
+def test_anomalies_just_before_a_checkpoint_count_on(tmp_path: Path) -> None:
+    start = restore(OneWeight(), saved(tmp_path, anomalies_in_a_row=2), IDENTITY)  # type: ignore[arg-type]
+    watch = AnomalyWatch(Anomalies(nonfinite="skip", max_in_a_row=2), start.recent_losses, start.in_a_row)
+    found = watch.judge(float("nan"), 1.0)
+    assert isinstance(found, Anomaly)
+    assert found.action == "stop"
 
 
 def test_the_state_of_the_loss_scaler_comes_back_as_it_was_saved(tmp_path: Path) -> None:
@@ -92,3 +118,12 @@ def test_a_damaged_checkpoint_is_an_event_and_the_step_before_is_restored(tmp_pa
         "kept_as": "pretrain/checkpoints/quarantine-step-00000006",
     }
     assert (tmp_path / event["kept_as"]).is_dir()
+
+
+def test_a_stage_of_damaged_checkpoints_alone_does_not_begin_anew_by_itself(tmp_path: Path) -> None:
+    manager = saved(tmp_path)
+    state = tmp_path / step_name(5) / "state.json"
+    state.write_text(state.read_text() + " ")
+    for _ in range(2):
+        with pytest.raises(CheckpointError, match=r"no checkpoint of the stage is good, and 1 are damaged"):
+            restore(OneWeight(), manager, IDENTITY)  # type: ignore[arg-type]
