@@ -61,7 +61,7 @@ def plan_batch(stage: TrainStage, resources: Resources, *, place: str = "stage")
 
 
 def batch_complaint(stage: TrainStage, resources: Resources) -> str | None:
-    """Why the global batch cannot be split evenly, with the nearest sizes that can; else ``None``."""
+    """Why the global batch cannot be split evenly, with the nearest that can; else ``None``."""
     rows, micro, degree = stage.global_batch_size, stage.micro_batch_size, resources.num_workers
     multiple = micro * degree
     if rows % multiple == 0:
@@ -70,8 +70,16 @@ def batch_complaint(stage: TrainStage, resources: Resources) -> str | None:
     nearest = f"{below} or {below + multiple}" if below else f"{multiple}"
     return (
         f"global_batch_size {rows} is not a multiple of micro_batch_size {micro} x dp_degree"
-        f" {degree} = {multiple}.\nNearest: {nearest}."
+        f" {degree} = {multiple}.\nNearest: {nearest}.{_nearest_workers(rows, micro, degree)}"
     )
+
+
+def _nearest_workers(rows: int, micro: int, degree: int) -> str:
+    """The nearest numbers of workers that share the batch as it is."""
+    fitting = [workers for workers in range(1, rows // micro + 1) if rows % (micro * workers) == 0]
+    below, above = [n for n in fitting if n < degree], [n for n in fitting if n > degree]
+    nearest = " or ".join(map(str, [*below[-1:], *above[:1]]))
+    return f" Or num_workers: {nearest}." if nearest else ""
 
 
 def fitting_workers(job: Job) -> list[int]:

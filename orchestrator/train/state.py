@@ -55,7 +55,7 @@ def restore(engine: Engine, manager: CheckpointManager, identity: Mapping[str, A
     """Restore the newest verified checkpoint, if there is one.
 
     Raises:
-        CheckpointError: It was written by a job whose trajectory differs, or on other data, or all are damaged.
+        CheckpointError: Another trajectory or other data have written it, or all are damaged.
     """
     newest = manager.newest()
     if newest is None:

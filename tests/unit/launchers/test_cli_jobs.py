@@ -70,6 +70,7 @@ def test_problems_as_json(console: Console, tmp_path: Path) -> None:
 
 COMPLAINT = (
     "global_batch_size 16 is not a multiple of micro_batch_size 4 x dp_degree 3 = 12.\nNearest: 12 or 24."
+    " Or num_workers: 2 or 4."
 )
 
 

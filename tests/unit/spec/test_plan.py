@@ -51,7 +51,7 @@ def test_accumulation_is_derived(tmp_path: Path) -> None:
             8,
             2,
             "stages[0] 'pretrain': global_batch_size 8 is not a multiple of micro_batch_size 8"
-            " x dp_degree 2 = 16.\nNearest: 16.",
+            " x dp_degree 2 = 16.\nNearest: 16. Or num_workers: 1.",
         ),
     ],
 )
