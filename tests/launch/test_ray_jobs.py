@@ -123,8 +123,11 @@ def test_a_job_is_followed_loses_a_node_is_cancelled_and_goes_on(
     assert submitted == {"name": "far", "launcher": "ray", "job_id": "far"}
     second = orchestrator(*submit, home=home, variables=token)
     assert second.returncode == 1
-    assert "far is " in second.stderr
-    assert " already as ray job far" in second.stderr
+    # By the cluster's list of jobs, or by the driver's lock once that runs.
+    assert any(
+        f"far is {how}" in second.stderr
+        for how in ("queued already as", "running already as", "being run already")
+    )
 
     layout = RunLayout(runs / "far")
     metrics = layout.stage("ddp").metrics
@@ -199,5 +202,5 @@ def wait_until_over(call: Callable[..., str], name: str = "far") -> None:
     """Until the cluster says that the job is over."""
     deadline = time.monotonic() + 240
     while json.loads(call("status", name, "--json"))["job"]["state"] is not None:
-        assert time.monotonic() < deadline
+        assert time.monotonic() < deadline, call("logs", name)
         time.sleep(1)
