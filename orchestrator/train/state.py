@@ -60,7 +60,8 @@ def restore(engine: Engine, manager: CheckpointManager, identity: Mapping[str, A
     newest = manager.newest()
     if newest is None:
         damaged = manager.quarantined()
-        if damaged:
+        # One alone is the first there was: an interval or two are lost, as by a kill before it.
+        if len(damaged) > 1:
             raise CheckpointError(
                 f"no checkpoint of the stage is good, and {len(damaged)} are damaged, the newest of them"
                 f" {damaged[-1]}: mend or bring back one, or start the stage over with --redo"

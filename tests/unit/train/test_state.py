@@ -122,8 +122,16 @@ def test_a_damaged_checkpoint_is_an_event_and_the_step_before_is_restored(tmp_pa
 
 def test_a_stage_of_damaged_checkpoints_alone_does_not_begin_anew_by_itself(tmp_path: Path) -> None:
     manager = saved(tmp_path)
-    state = tmp_path / step_name(5) / "state.json"
-    state.write_text(state.read_text() + " ")
+
+    def damage(step: int) -> None:
+        state = tmp_path / step_name(step) / "state.json"
+        state.write_text(state.read_text() + " ")
+
+    damage(5)
+    # The first that there was: nothing but its interval is lost.
+    assert restore(OneWeight(), manager, IDENTITY) == Start(0, None)  # type: ignore[arg-type]
+    manager.save(10, {"model.weight": torch.ones(3)}, {**IDENTITY, "step": 10})
+    damage(10)
     for _ in range(2):
-        with pytest.raises(CheckpointError, match=r"no checkpoint of the stage is good, and 1 are damaged"):
+        with pytest.raises(CheckpointError, match=r"no checkpoint of the stage is good, and 2 are damaged"):
             restore(OneWeight(), manager, IDENTITY)  # type: ignore[arg-type]
