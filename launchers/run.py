@@ -93,6 +93,8 @@ def stoppable(work: Callable[[], Result], stop: Callable[[str], None], end: Call
     Args:
         stop: Called at the first of ``STOP_SIGNALS``, with its name: save and stop. More change nothing.
         end: Called at a SIGINT after that, by which this process ends at once: somebody sits at a terminal.
+
+    Once it has returned, all of them but SIGINT are ignored: nothing is left to do but to exit.
     """
     results: list[Result] = []
     errors: list[BaseException] = []
@@ -124,6 +126,10 @@ def stoppable(work: Callable[[], Result], stop: Callable[[str], None], end: Call
         for number in STOP_SIGNALS:
             signal.signal(number, on_signal)
         thread.join(timeout=0.2)
+    for number in STOP_SIGNALS:
+        # Python puts the defaults back while it exits, but not in the place of SIG_IGN: otherwise a scheduler
+        # that signals once more would replace the exit code.
+        signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_IGN)
     if errors:
         raise errors[0]
     return results[0]
