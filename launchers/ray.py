@@ -1,17 +1,20 @@
 """The Ray launcher: ``orchestrator run`` as a job of a Ray cluster, through its jobs service.
 
 The run directory and the data lie on a file system that the cluster shares, under the paths that they have
-where the command is typed; the job and the user's own modules are sent. The submission id is the run's name.
+where the command is typed; the job and the user's own modules are sent. The submission id is the run's name,
+then ``NAME.2`` and so on: Ray ends a job's actor by that id after the job, and with it one that took the id.
 """
 
 from __future__ import annotations
 
+import itertools
+import json
 import shlex
 import sys
 import tempfile
 import time
 import urllib.parse
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -22,6 +25,8 @@ from orchestrator.errors import LaunchError
 from orchestrator.spec.launchers import RayOptions
 
 PHASES: Mapping[str, Literal["queued", "running"]] = {"PENDING": "queued", "RUNNING": "running"}
+# What a job of the cluster says of itself.
+RUN_DIR = "run_dir"
 # Workers keep the folder that was sent, where the user's own modules are.
 ENVIRONMENT = {"RAY_CHDIR_TO_TRIAL_DIR": "0"}
 
@@ -45,6 +50,7 @@ class RayLauncher:
             "submit",
             f"--address={self._service.address}",
             f"--submission-id={run_dir.name}",
+            f"--metadata-json={json.dumps({RUN_DIR: str(run_dir)})}",
             f"--entrypoint-num-cpus={self._options.entrypoint_cpus:g}",
             "--working-dir=.",
             "--no-wait",
@@ -59,10 +65,11 @@ class RayLauncher:
         """Send it; the submission id.
 
         Raises:
-            LaunchError: The cluster is not there, refused, or runs a job of this name.
+            LaunchError: The cluster is not there, refused, or runs a job in this run directory.
         """
         headers = self._service.headers()
-        self._make_room(run_dir.name)
+        jobs = self._jobs()
+        self._refuse_second(run_dir, jobs)
         from ray.job_submission import JobSubmissionClient
 
         with tempfile.TemporaryDirectory() as folder:
@@ -75,7 +82,8 @@ class RayLauncher:
                     return str(
                         client.submit_job(
                             entrypoint=shlex.join(self._entrypoint(run_dir)),
-                            submission_id=run_dir.name,
+                            submission_id=_unused(run_dir.name, jobs),
+                            metadata={RUN_DIR: str(run_dir)},
                             runtime_env={"working_dir": folder, "env_vars": ENVIRONMENT},
                             entrypoint_num_cpus=self._options.entrypoint_cpus,
                         )
@@ -87,22 +95,23 @@ class RayLauncher:
                         ) from error
                 time.sleep(1)
 
-    def _make_room(self, name: str) -> None:
-        """Ray keeps ended jobs by their ids: forget one of this name, so that the run may go on.
+    def _refuse_second(self, run_dir: Path, jobs: Mapping[str, Mapping[str, Any]]) -> None:
+        """Refuse what the run directory itself cannot tell of, as where it was deleted under a running job.
 
         Raises:
-            LaunchError: One of this name is alive.
+            LaunchError: A job is alive there.
         """
-        found = self._service.job(name)
-        if found is None:
-            return
-        if found["status"] in PHASES:
-            raise LaunchError(
-                f"a run called '{name}' is {PHASES[found['status']]} already on the Ray cluster at"
-                f" {self._service.address}; stop it with 'orchestrator cancel {name}', or give the job"
-                " another name"
-            )
-        self._service.request("DELETE", self._path(name))
+        for job_id, job in jobs.items():
+            if job["status"] in PHASES and (job.get("metadata") or {}).get(RUN_DIR) == str(run_dir):
+                raise LaunchError(
+                    f"{run_dir} is {PHASES[job['status']]} already as job {job_id} of the Ray cluster at"
+                    f" {self._service.address}; end it with 'ray job stop {job_id}', or rename yours"
+                )
+
+    def _jobs(self) -> dict[str, dict[str, Any]]:
+        """What the cluster knows of its jobs, by submission id; those that are over are among them."""
+        found = self._service.request("GET", "/api/jobs/")
+        return {job["submission_id"]: job for job in found if job.get("submission_id")}
 
     def queue(self) -> dict[str, PlaceState]:
         """Jobs of the cluster that are not over.
@@ -111,9 +120,9 @@ class RayLauncher:
             LaunchError: It cannot be asked.
         """
         return {
-            job["submission_id"]: PlaceState(PHASES[job["status"]], job["status"])
-            for job in self._service.request("GET", "/api/jobs/")
-            if job.get("submission_id") and job["status"] in PHASES
+            job_id: PlaceState(PHASES[job["status"]], job["status"])
+            for job_id, job in self._jobs().items()
+            if job["status"] in PHASES
         }
 
     def ending(self, job_id: str) -> str | None:
@@ -140,3 +149,9 @@ class RayLauncher:
     @staticmethod
     def _path(job_id: str) -> str:
         return f"/api/jobs/{urllib.parse.quote(job_id, safe='')}"
+
+
+def _unused(name: str, taken: Container[str]) -> str:
+    """``name``, or with the first number behind it that no job of the cluster has."""
+    numbered = (f"{name}.{number}" for number in itertools.count(2))
+    return next(job_id for job_id in itertools.chain([name], numbered) if job_id not in taken)

@@ -14,13 +14,15 @@ from pathlib import Path
 
 import pytest
 
+from launchers.ray import RayLauncher
 from launchers.rehearsed_run import kill_tree
 from orchestrator.checkpoint.layout import RunLayout
+from orchestrator.errors import LaunchError
 from tests.e2e.commands import environment, events, free_port, last_step, orchestrator, succeed
 from tests.launch.test_slurm import short_job
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(900)]
-# So many that the run is still going on when the node is lost.
+# So many that the run is still going on when the node is lost, or when it is cancelled.
 MAX_STEPS = 500
 
 
@@ -108,7 +110,7 @@ def test_without_the_token_the_message_says_what_to_set(ray_cluster: RayCluster,
 
 @pytest.mark.exhaustive
 def test_a_job_is_followed_loses_a_node_is_cancelled_and_goes_on(
-    ray_cluster: RayCluster, tmp_path: Path
+    ray_cluster: RayCluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     runs, home, token = tmp_path / "runs", tmp_path / "home", ray_cluster.environment
     python = f"launcher.options.python={sys.executable}"
@@ -139,6 +141,11 @@ def test_a_job_is_followed_loses_a_node_is_cancelled_and_goes_on(
     status = json.loads(call("status", "far", "--json"))
     assert status["state"] == "running"
     assert status["job"] == {"launcher": "ray", "job_id": "far", "state": "RUNNING"}
+    # What the cluster says where the run directory was deleted under the job.
+    monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", token["RAY_AUTH_TOKEN_PATH"])
+    with pytest.raises(LaunchError, match="/far is running already as job far of"):
+        RayLauncher({"address": ray_cluster.address}).submit(layout.submitted_job, layout.root)
+
     ray_cluster.kill_newest()
     ray_cluster.join("third", 13)
     while len(starts(layout)) < 2:
@@ -150,7 +157,7 @@ def test_a_job_is_followed_loses_a_node_is_cancelled_and_goes_on(
     wait_until_over(call)
     assert json.loads(call("status", "far", "--json"))["state"] == "stopped"
 
-    succeed(*submit, home=home, variables=token)
+    assert json.loads(succeed(*submit, "--json", home=home, variables=token))["job_id"] == "far.2"
     wait_until_over(call)
     assert json.loads(call("status", "far", "--json"))["state"] == "finished"
     first, after_loss, after_cancel = starts(layout)
@@ -161,7 +168,7 @@ def test_a_job_is_followed_loses_a_node_is_cancelled_and_goes_on(
 @pytest.mark.exhaustive
 def test_a_sweep_is_one_job_that_is_cancelled_and_goes_on(ray_cluster: RayCluster, tmp_path: Path) -> None:
     runs, home, token = tmp_path / "runs", tmp_path / "home", ray_cluster.environment
-    path = short_job(tmp_path, "swept", max_steps=60)
+    path = short_job(tmp_path, "swept", max_steps=MAX_STEPS)
     path.write_text(path.read_text() + "sweep: {grid: {seed: [1, 2]}}\n")
     submit = ("submit", path, "--launcher", "ray", "--address", ray_cluster.address,
               "--set", f"launcher.options.python={sys.executable}", "--runs-dir", runs)  # fmt: skip
