@@ -7,6 +7,7 @@
         SourceMissingError  the files are not there
       ModelError        a model that cannot be built, or that does not fit its tokenizer or rows
       CheckpointError   saving, verifying or loading state
+        ReplacedError     other workers have taken the stage over
       TrainingError     a loss, gradients or weights with which training cannot go on
       TrackingError     an experiment tracker that cannot start
       LaunchError       Ray, SLURM and processes: no room in the cluster, a worker that failed
@@ -81,6 +82,10 @@ class CheckpointError(OrchestratorError):
     """State could not be saved, or what was found does not verify."""
 
     exit_code = 1
+
+
+class ReplacedError(CheckpointError):
+    """Another group of workers writes the stage by now."""
 
 
 class TrainingError(OrchestratorError):

@@ -55,6 +55,7 @@ class BackgroundSaver:
         tensors: Mapping[str, Tensor],
         device: torch.device,
         mirror: Mirror | None = None,
+        check_owner: Callable[[], None] | None = None,
     ) -> BackgroundSaver:
         """A saver of states like ``tensors`` on ``device``; collective.
 
@@ -74,7 +75,7 @@ class BackgroundSaver:
                 f"a copy of the state is made for every checkpoint: {problem}. Set checkpoint.asynchronous:"
                 " false to save without a copy, or make room"
             )
-        return cls(StepWriter(folder, retention, group, mirror), plan, buffer)
+        return cls(StepWriter(folder, retention, group, mirror, check_owner), plan, buffer)
 
     @property
     def has_failed(self) -> bool:

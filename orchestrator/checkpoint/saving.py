@@ -29,7 +29,7 @@ from orchestrator.checkpoint.shard_file import live_parts, write_shard
 from orchestrator.checkpoint.shard_plan import ShardPlan, plan_shards
 from orchestrator.checkpoint.steps import COMPLETE, list_steps, step_name
 from orchestrator.checkpoint.storage import METADATA
-from orchestrator.errors import CheckpointError, TrainingError
+from orchestrator.errors import CheckpointError, ReplacedError, TrainingError
 
 logger = logging.getLogger(__name__)
 
@@ -79,9 +79,15 @@ class DirectSaver:
 
     has_failed = False
 
-    def __init__(self, folder: Path, retention: Retention | None, mirror: Mirror | None = None) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        retention: Retention | None,
+        mirror: Mirror | None = None,
+        check_owner: Callable[[], None] | None = None,
+    ) -> None:
         """Save into ``folder``, which the first save creates; without ``retention`` nothing is removed."""
-        self._writer = StepWriter(folder, retention, mirror=mirror)
+        self._writer = StepWriter(folder, retention, mirror=mirror, check_owner=check_owner)
         self._plan: ShardPlan | None = None
 
     def save(
@@ -113,11 +119,14 @@ class _Problem:
     message: str
     is_of_state: bool
     """The state itself is not fit to be saved."""
+    is_replaced: bool
+    """Others write the folder by now."""
 
     @classmethod
     def of(cls, error: Exception) -> _Problem:
         """What this rank met."""
-        return cls(f"rank {my_rank()}: {error}", isinstance(error, NotFiniteError))
+        kinds = isinstance(error, NotFiniteError), isinstance(error, ReplacedError)
+        return cls(f"rank {my_rank()}: {error}", *kinds)
 
     def __str__(self) -> str:
         """For a message."""
@@ -134,6 +143,8 @@ class StepWriter:
     """Of all ranks, for a thread of its own; ``None``: the one that training uses."""
     mirror: Mirror | None = None
     """Where rank 0 copies complete steps to."""
+    check_owner: Callable[[], None] | None = None
+    """Called on rank 0 before it changes anything; raises ``ReplacedError`` where others write by now."""
 
     def write(
         self,
@@ -178,6 +189,8 @@ class StepWriter:
         problem = None
         if my_rank() == 0:
             try:
+                if self.check_owner is not None:
+                    self.check_owner()
                 action()
             except Exception as error:
                 # Whatever it is: the other ranks wait to hear of it.
@@ -202,6 +215,8 @@ class StepWriter:
 
     def _give_up(self, path: Path, needed_bytes: int, problem: _Problem) -> None:
         """Remove what was written and raise on every rank."""
+        if problem.is_replaced:
+            raise ReplacedError(f"{path}: not saved: {problem}")
         free_bytes = 0
         if my_rank() == 0:
             free_bytes = _free_bytes(self.folder)
@@ -245,6 +260,8 @@ class StepWriter:
             committed()
 
         problem = self._try_on_first(finish)
+        if problem is not None and problem.is_replaced:
+            raise ReplacedError(f"{path}: not recorded: {problem}")
         if problem is not None:
             raise CheckpointError(
                 f"{path} is complete, but could not be recorded: {problem}; make room and run the same"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 
@@ -31,8 +31,18 @@ def make_manager(job: Job, stage: TrainStage, layout: RunLayout) -> CheckpointMa
     )
 
 
-def make_saver(job: Job, stage: TrainStage, layout: RunLayout, engine: Engine, device: torch.device) -> Saver:
+def make_saver(
+    job: Job,
+    stage: TrainStage,
+    layout: RunLayout,
+    engine: Engine,
+    device: torch.device,
+    check_owner: Callable[[], None],
+) -> Saver:
     """The saver that the job asks for; collective.
+
+    Args:
+        check_owner: Called on rank 0 before anything is changed; raises where others write the stage by now.
 
     Raises:
         CheckpointError: On every rank: there is no memory for a copy of the state.
@@ -42,8 +52,9 @@ def make_saver(job: Job, stage: TrainStage, layout: RunLayout, engine: Engine, d
     if remote is not None:
         mirror = Mirror(remote, retention, partial(_record_failed_upload, layout, stage.name))
     if not stage.checkpoint.asynchronous:
-        return DirectSaver(folder, retention, mirror)
-    return BackgroundSaver.start(folder, retention, engine.neutral_state(), device, mirror)
+        return DirectSaver(folder, retention, mirror, check_owner)
+    state = engine.neutral_state()
+    return BackgroundSaver.start(folder, retention, state, device, mirror, check_owner)
 
 
 def _remote(job: Job, stage: TrainStage) -> RemoteSteps | None:

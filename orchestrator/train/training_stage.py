@@ -8,11 +8,7 @@
 
 from __future__ import annotations
 
-import fcntl
 import logging
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal
@@ -23,7 +19,7 @@ from orchestrator.checkpoint.layout import RunLayout, StageLayout
 from orchestrator.checkpoint.manager import CheckpointManager
 from orchestrator.checkpoint.saving import Saver
 from orchestrator.contracts import Engine, EngineSetup, Tracker
-from orchestrator.errors import LaunchError, OrchestratorError
+from orchestrator.errors import OrchestratorError
 from orchestrator.models import find_blocks, save_weights
 from orchestrator.registry import resolve
 from orchestrator.spec.float16 import loss_scale_of
@@ -38,6 +34,7 @@ from orchestrator.train.ledger import Ledger
 from orchestrator.train.loop import Loop, Outcome
 from orchestrator.train.loss_scale import LossScaler
 from orchestrator.train.optim import make_optimizer
+from orchestrator.train.ownership import Ownership, only_writer
 from orchestrator.train.phases import Phase, PhaseClock
 from orchestrator.train.rehearsed import clock_for
 from orchestrator.train.results import last_training_metrics, replace_folder, write_result
@@ -48,8 +45,6 @@ from orchestrator.train.trackers import start_trackers
 from orchestrator.train.watchdog import Watchdog
 
 logger = logging.getLogger(__name__)
-# An older group of workers that is being killed releases its lock within the time a step takes.
-LOCK_WAIT_SECONDS = 60.0
 
 
 def run_training_stage(
@@ -63,48 +58,21 @@ def run_training_stage(
 ) -> Outcome:
     """Train one stage from its newest verified checkpoint to its end; collective."""
     stage_layout = layout.stage(stage.name)
-    with _only_writer(stage_layout, rank):
+    with only_writer(stage_layout, rank) as owner:
         parts = together("building the stage", partial(build_parts, job, stage, layout))
         try:
             engine = _build_engine(job, stage, parts, rank=rank, device=device)
             manager = make_manager(job, stage, layout)
             start = restore(engine, manager, identity(job, stage, parts))
-            saver = make_saver(job, stage, layout, engine, device)
+            saver = make_saver(job, stage, layout, engine, device, owner.check)
         except OrchestratorError as error:
             # Strategies and checkpoints refuse on all ranks alike, and a restart would meet the same.
             raise AgreedError(error) from error
         clock = clock_for(layout, stage.name, rank, start.step)
-        run = _Run(job, stage, layout, parts, engine, manager, saver, clock, rank, device, notice)
+        run = _Run(job, stage, layout, parts, engine, manager, saver, clock, rank, device, notice, owner)
         hang_seconds, stacks = job.resources.hang_timeout_seconds, stage_layout.stacks(rank)
         with Watchdog(clock, hang_seconds, stacks, run.record_hang):
             return run.train(start)
-
-
-@contextmanager
-def _only_writer(layout: StageLayout, rank: int) -> Iterator[None]:
-    """Hold the stage's lock on rank 0: workers of an earlier start may still be on their way out.
-
-    Raises:
-        LaunchError: The lock is still held after ``LOCK_WAIT_SECONDS``.
-    """
-    if rank != 0:
-        yield
-        return
-    layout.root.mkdir(parents=True, exist_ok=True)
-    with layout.worker_lock.open("a") as lock:
-        deadline = time.monotonic() + LOCK_WAIT_SECONDS
-        while True:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError as error:
-                if time.monotonic() > deadline:
-                    raise LaunchError(
-                        f"{layout.worker_lock}: workers of another start still train this stage"
-                        f" after {LOCK_WAIT_SECONDS:g} s; stop them, or wait for them to end"
-                    ) from error
-                time.sleep(0.2)
-        yield
 
 
 def _build_engine(job: Job, stage: TrainStage, parts: Parts, *, rank: int, device: torch.device) -> Engine:
@@ -140,6 +108,7 @@ class _Run:
     rank: int
     device: torch.device
     notice: PreemptionNotice | None
+    owner: Ownership
 
     @property
     def stage_layout(self) -> StageLayout:
@@ -253,6 +222,7 @@ class _Run:
         def write() -> None:
             if weights is None:
                 return
+            self.owner.check()
             step = self.parts.max_steps
             chosen = self._choose(Weights(step, metrics, weights))
             write_weights = partial(save_weights, self.parts.model, chosen.tensors, self.parts.tokenizer)

@@ -105,14 +105,14 @@ def run_stage(run_dir: Path, stage_name: str, notice: PreemptionNotice | None = 
     _log_to_file(stage_layout, rank.rank)
     device = _select_device(job, rank)
     _join_process_group(rank, device)
-    began = time.time()
+    began = time.monotonic()
     try:
         if rank.rank == 0:
             append_event(layout.events, "stage_started", stage=stage_name, last_written=last_written)
         check_nodes(layout, stage_layout)
         outcome = _run(job, stage, layout, rank, device, notice)
         if rank.rank == 0:
-            seconds = round(time.time() - began, 1)
+            seconds = round(time.monotonic() - began, 1)
             append_event(layout.events, f"stage_{outcome}", stage=stage_name, seconds=seconds)
         return outcome
     except BaseException as error:
