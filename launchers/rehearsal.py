@@ -123,9 +123,13 @@ def _judge(
     lost = None if resumed is None else reached - resumed
     rows = bool(verify_run(run.layout.root, stage.name)["ledger"]["ok"])
     equal = compare(run.layout, reference.layout, stage.name, exact=exact)
-    never_resumed = resumed is None
-    ok = rows and not equal.startswith("no") and not never_resumed
-    what = "the run was never started anew; " if never_resumed else ""
+    most = FAULTS[fault].max_steps_lost
+    what = ""
+    if lost is None:
+        what = "the run was never started anew; "
+    elif lost > most:
+        what = f"{lost} steps were lost, expected at most {most}; "
+    ok = rows and not equal.startswith("no") and not what
     note = "" if ok else f"{what}files in {run.layout.root}"
     return Finding(fault, seconds, resumed, lost, rows, equal, ok=ok, note=note)
 

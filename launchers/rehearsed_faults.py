@@ -40,6 +40,8 @@ class Fault:
     """Has a run meet it and go on to its end; the exit code of the last start."""
     changes: Callable[[Job], Changes] = lambda job: {}
     """What the run goes on with in place of the job's own."""
+    max_steps_lost: int = SAVE_EVERY
+    """More of them are a defect."""
 
 
 def _inside(kind: FaultKind, *, phase: Phase = "compute", all_ranks: bool = False) -> Any:
@@ -122,12 +124,16 @@ FAULTS: Mapping[str, Fault] = {
     "kill-rank": Fault("one worker is killed in a step", _inside("kill")),
     "kill-save": Fault("all workers are killed in a save", _inside("kill", phase="save", all_ranks=True)),
     "kill-all": Fault("all workers and the driver are killed", _kill_all),
-    "preempt": Fault("the scheduler sends SIGTERM", _stop_and_go_on),
-    "corrupt": Fault("all are killed, and a bit of the newest checkpoint flips", _corrupt),
+    "preempt": Fault("the scheduler sends SIGTERM", _stop_and_go_on, max_steps_lost=0),
+    "corrupt": Fault(
+        "all are killed, and a bit of the newest checkpoint flips", _corrupt, max_steps_lost=2 * SAVE_EVERY
+    ),
     "hang": Fault("one worker is frozen", _inside("freeze")),
     "hang-data": Fault("one worker waits for its data for ever", _inside("hang", phase="data")),
-    "resize": Fault("stopped, and gone on with fewer workers", _stop_and_go_on, _other_num_workers),
-    "switch-strategy": Fault("stopped, and gone on with another strategy", _stop_and_go_on, _other_strategy),
+    "resize": Fault("stopped, and gone on with fewer workers", _stop_and_go_on, _other_num_workers, 0),
+    "switch-strategy": Fault(
+        "stopped, and gone on with another strategy", _stop_and_go_on, _other_strategy, 0
+    ),
 }
 
 

@@ -123,7 +123,7 @@ def remove(path: Path) -> None:
 
 def has_lost_complete(path: Path) -> bool:
     """Whether the folder was complete once and is not any more, though nobody removes it."""
-    return (path / MANIFEST).exists() and not ((path / COMPLETE).exists() or (path / WAITING).exists())
+    return (path / MANIFEST).exists() and not ((path / COMPLETE).is_file() or (path / WAITING).is_file())
 
 
 def verify(path: Path) -> str | None:

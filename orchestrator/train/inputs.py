@@ -72,16 +72,18 @@ class StageInputs:
         """Read what ``write`` wrote.
 
         Raises:
-            DataError: The stage was not prepared.
+            DataError: The stage was not prepared, or the file is damaged.
         """
+        prepare = "Run 'orchestrator prepare JOB' (or 'orchestrator run JOB') first."
         try:
             fields = json.loads(layout.inputs.read_text(encoding="utf-8"))
+            return cls(**{**fields, "label_names": tuple(fields["label_names"])})
         except FileNotFoundError as error:
             raise DataError(
-                f"{layout.inputs} is missing: the stage '{layout.root.name}' was not prepared."
-                " Run 'orchestrator prepare JOB' (or 'orchestrator run JOB') first."
+                f"{layout.inputs} is missing: the stage '{layout.root.name}' was not prepared. {prepare}"
             ) from error
-        return cls(**{**fields, "label_names": tuple(fields["label_names"])})
+        except (ValueError, TypeError, KeyError) as error:
+            raise DataError(f"{layout.inputs} is damaged ({error}). {prepare}") from error
 
 
 @dataclass(frozen=True)
@@ -153,9 +155,10 @@ def prepare_data(
 
 def find_prepared(layout: StageLayout, spec_fingerprint: str) -> PreparedData | None:
     """What was prepared for a stage before, if it was for the same keys and is undamaged; else ``None``."""
-    if not layout.inputs.exists():
+    try:
+        inputs = StageInputs.read(layout)
+    except DataError:
         return None
-    inputs = StageInputs.read(layout)
     folders = [inputs.tokenizer, *inputs.train.values(), *inputs.evaluation.values()]
     if inputs.spec_fingerprint != spec_fingerprint:
         return None

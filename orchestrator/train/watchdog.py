@@ -1,8 +1,8 @@
 """Notices that training has stopped moving, saves the stacks of all ranks, and ends the workers.
 
 A rank that hangs holds up all others in the next collective, so whichever rank notices first acts for its
-machine: it has every worker there write its stacks, kills them, stopped ones too, and ends itself. Ray or
-torchrun then starts the workers anew, from the newest checkpoint.
+machine: it has every worker there write its stacks, kills them, stopped ones too, and ends itself. Ray then
+starts the workers anew, from the newest checkpoint; under torchrun the stage ends.
 
 ``kill -QUIT <pid>`` makes a healthy worker write its stacks, too.
 """

@@ -41,11 +41,22 @@ def zero(path: Path) -> None:
     path.write_bytes(bytes(path.stat().st_size))
 
 
+def make_folder(path: Path) -> None:
+    path.unlink()
+    path.mkdir()
+
+
+def content_of(folder: Path) -> dict[str, bytes | None]:
+    """Bytes of each file; ``None``: it is a folder."""
+    return {item.name: None if item.is_dir() else item.read_bytes() for item in folder.iterdir()}
+
+
 def damages(path: Path) -> Iterator[tuple[str, Callable[[Path], None]]]:
     """Everything that is done to one file, by name."""
     size = path.stat().st_size
     yield "deleted", Path.unlink
     yield "zeroed", zero
+    yield "replaced by a folder", make_folder
     for num_bytes in sorted({0, 1, size // 2, size - 1}):
         yield f"truncated to {num_bytes} of {size} bytes", partial(truncate, num_bytes=num_bytes)
     rng = random.Random(f"{path.name} {size}")
@@ -62,13 +73,13 @@ def test_damage_to_any_file_falls_back_to_the_step_before_and_keeps_the_evidence
     for number, (damage, do) in enumerate(damages(tmp_path / "good" / step_name(2) / name)):
         folder = shutil.copytree(tmp_path / "good", tmp_path / str(number))
         do(folder / step_name(2) / name)
-        content = {item.name: item.read_bytes() for item in (folder / step_name(2)).iterdir()}
+        content = content_of(folder / step_name(2))
         told: list[Damage] = []
         caplog.clear()
         manager = CheckpointManager(folder, on_damage=told.append)
         assert manager.newest() == folder / step_name(1), damage
         kept = folder / "quarantine-step-00000002"
-        assert {item.name: item.read_bytes() for item in kept.iterdir()} == content, damage
+        assert content_of(kept) == content, damage
         assert not (folder / step_name(2)).exists()
         ((step, problem, kept_as),) = [(found.step, found.problem, found.kept_as) for found in told]
         assert (step, kept_as) == (2, str(kept)) and name in problem, damage

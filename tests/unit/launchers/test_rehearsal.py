@@ -5,12 +5,15 @@ from __future__ import annotations
 import json
 import math
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
+from launchers import rehearsal
 from launchers.rehearsal import _largest_loss_gap
 from launchers.rehearsed_faults import NotPossibleError, _other_strategy
 from orchestrator.checkpoint.layout import RunLayout
+from orchestrator.tracking.events import append_event
 from tests.unit.launchers.test_run_directory import make_job
 
 STAGE = "pretrain"
@@ -64,3 +67,23 @@ def test_a_step_left_out_by_both_runs_has_no_loss_to_compare(
 ) -> None:
     runs = (run_with(tmp_path / "found", found), run_with(tmp_path / "expected", expected))
     assert _largest_loss_gap(*runs, STAGE) == gap
+
+
+@pytest.mark.parametrize(
+    ("fault", "resumed", "is_ok"),
+    [("kill-rank", 4, True), ("kill-rank", 0, False), ("corrupt", 0, True), ("preempt", 4, False)],
+)
+def test_more_lost_steps_than_the_interval_between_two_saves_are_a_defect(
+    fault: str, resumed: int, is_ok: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = RunLayout(tmp_path)
+    for event, step in (("checkpoint", 4), ("rehearsed_fault", 6), ("training_started", resumed)):
+        append_event(run.events, event, stage=STAGE, step=step)
+    # What else is compared is as it should be.
+    monkeypatch.setattr(rehearsal, "verify_run", lambda *arguments: {"ledger": {"ok": True}})
+    monkeypatch.setattr(rehearsal, "compare", lambda *arguments, **options: "yes")
+    rehearsed = SimpleNamespace(layout=run)
+    stage = make_job().stages[-1]
+    finding = rehearsal._judge(fault, rehearsed, rehearsed, stage, exact=True)  # type: ignore[arg-type]
+    assert (finding.ok, finding.steps_lost) == (is_ok, 6 - resumed)
+    assert is_ok or f"{6 - resumed} steps were lost, expected at most" in finding.note

@@ -83,6 +83,15 @@ def test_prepared_rows_are_found_for_the_same_keys_alone(tmp_path: Path) -> None
     ).write(layout.inputs)
     assert find_prepared(layout, "keys") == data
     assert find_prepared(layout, "other keys") is None
+
+    whole = layout.inputs.read_text()
+    for damaged in (whole[: len(whole) // 2], "[]", "{}"):
+        layout.inputs.write_text(damaged)
+        assert find_prepared(layout, "keys") is None
+        with pytest.raises(DataError, match=r"inputs.json is damaged .* Run 'orchestrator prepare JOB'"):
+            StageInputs.read(layout)
+    layout.inputs.write_text(whole)
+
     tokens = (rows / "tokens.bin").read_bytes()
     (rows / "tokens.bin").write_bytes(bytes([tokens[0] ^ 1]) + tokens[1:])
     assert find_prepared(layout, "keys") is None
