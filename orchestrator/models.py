@@ -173,11 +173,13 @@ def load_model(
     """Weights of a folder or hub id under the wanted head; a head it lacks is drawn from torch's seed.
 
     Raises:
-        ModelError: Nothing can be loaded from there, or it has no such head.
+        ModelError: Nothing can be loaded from there; it has no such head, or one with the same labels in
+            another order.
     """
     remote = _remote(init) if init is not None else {}
     try:
         config = AutoConfig.from_pretrained(source, **remote)
+        _check_labels(source, config, label_names)
         _set_labels(config, label_names)
         config.use_cache = False
         if config.pad_token_id is None:
@@ -186,6 +188,16 @@ def load_model(
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         raise _unreachable(source, error) from error
     return _checked_head(model, head)
+
+
+def _check_labels(source: str, config: PretrainedConfig, label_names: tuple[str, ...]) -> None:
+    """Refuse to give a trained output the name of another one."""
+    own = tuple(config.id2label[label_id] for label_id in sorted(config.id2label or {}))
+    if own != label_names and sorted(own) == sorted(label_names):
+        raise ModelError(
+            f"the outputs of the model in {source} are {', '.join(own)}, in this order, and the job's labels"
+            f" are {', '.join(label_names)}: give the datasets label_names: [{', '.join(own)}]"
+        )
 
 
 def _set_labels(config: PretrainedConfig, label_names: tuple[str, ...]) -> None:

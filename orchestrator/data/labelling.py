@@ -54,10 +54,12 @@ def find_labels(
         num_labels: Outputs of the classifier; absent: as many as there are names or values.
 
     Raises:
-        DataError: A label is not what the layout wants, has no id, or there are too many.
+        DataError: A label is not what the layout wants, has no id or another one than ``given``, or there are
+            too many.
     """
     source = rows.source
     where = f"datasets.{source.name}: column '{source.dataset.label_column}', split '{split}'"
+    _check_order(where, source.dataset.label_names or _own_names(opened), given)
     if layout.labels == "numbers":
         num_values = num_labels or 1
         values = opened["label"][:]
@@ -112,9 +114,7 @@ def _sound(
 
 def _names(source: Source, rows: Any) -> Sequence[str] | None:
     """The section's names, the source's own or its texts; ``None`` for plain numbers."""
-    feature = rows.features["label"]
-    own: Sequence[str] | None = getattr(getattr(feature, "feature", feature), "names", None)
-    given = source.dataset.label_names
+    own, given = _own_names(rows), source.dataset.label_names
     if own and given and sorted(own) == sorted(given) and list(own) != list(given):
         raise DataError(
             f"datasets.{source.name}: label_names {list(given)} are in another order than the column's own"
@@ -122,11 +122,33 @@ def _names(source: Source, rows: Any) -> Sequence[str] | None:
         )
     if source.dataset.label_names is not None or own is not None:
         return source.dataset.label_names or own
-    if not holds_text(feature):
+    if not holds_text(rows.features["label"]):
         return None
     labels = distinct_labels(source)
     are_texts = bool(labels) and isinstance(labels[0], str)
     return labels if are_texts and not (is_all_text(source.dataset) and are_ids(labels)) else None
+
+
+def _own_names(rows: Any) -> Sequence[str] | None:
+    """Names that the column itself has for its ids."""
+    feature = rows.features["label"]
+    names: Sequence[str] | None = getattr(getattr(feature, "feature", feature), "names", None)
+    return names
+
+
+def _check_order(where: str, own: Sequence[str] | None, given: Sequence[str] | None) -> None:
+    """Refuse ids that stand for other labels than in the datasets that the classifier learns from.
+
+    Raises:
+        DataError: One does.
+    """
+    for label_id, (here, there) in enumerate(zip(own or (), given or (), strict=False)):
+        if here != there:
+            raise DataError(
+                f"{where}: label {label_id} is '{here}' of {list(own or ())}, and '{there}' of"
+                f" {list(given or ())} in the datasets that are trained on. Give all of them label_names in"
+                " one order"
+            )
 
 
 def holds_text(feature: Any) -> bool:

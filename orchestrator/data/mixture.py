@@ -34,7 +34,10 @@ TOLERANCE = 1e-3
 
 
 class Mixture:
-    """The sources of a stage in order of their names' appearance, and their shares."""
+    """The sources of a stage in order of their names, and their shares.
+
+    In order of the names, because the section is a mapping: a job that lists them otherwise is the same job.
+    """
 
     def __init__(
         self,
@@ -56,6 +59,7 @@ class Mixture:
         Raises:
             DataError: A weight is too small to get one row in 10,000.
         """
+        weights = {name: weights[name] for name in sorted(weights)}
         self.names = tuple(weights)
         self.num_rows = np.array([num_rows[name] for name in self.names], dtype=np.int64)
         self.begun = np.array([(begun or {}).get(name, 0) for name in self.names], dtype=np.int64)

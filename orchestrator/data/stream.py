@@ -47,11 +47,11 @@ class MixtureReader:
             DataError: A weight is too small to get one row in 10,000, or ``unit`` is tokens and rows
                 are pairs.
         """
-        self._readers = [readers[name] for name in weights]
-        assert len({reader.meta.layout for reader in self._readers}) == 1
+        assert len({readers[name].meta.layout for name in weights}) == 1
         assert all(reader.source_name == name for name, reader in readers.items())
         metas = {name: reader.meta for name, reader in readers.items()}
         self.mixture = Mixture.of_prepared(weights, unit, metas, begun)
+        self._readers = [readers[name] for name in self.mixture.names]
         self.num_rows = int(self.mixture.num_rows.sum())
         """Rows that all sources hold together: one epoch."""
         self._seed = seed

@@ -11,7 +11,7 @@ CONVERSION = 3
 ROWS = {
     "conversion": CONVERSION,
     # Rows are judged, scrubbed and hashed.
-    "examination": 7,
+    "examination": 8,
     "near_duplicates": 1,
     "decontamination": 1,
 }

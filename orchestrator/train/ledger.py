@@ -74,6 +74,9 @@ class Ledger:
             saved_by: Workers that wrote the checkpoint of ``start_step``; ``None``: it does not say.
             since: The step that was recorded last when that was written; ``None``: it does not say.
             left_out: Steps since then that made no update.
+
+        Raises:
+            DataError: The last record's rows were of other sources than these would be.
         """
         self._path = path
         self._batch_plan = batch_plan
@@ -81,6 +84,7 @@ class Ledger:
         self._data = data
         self._seed = seed
         kept = [record for record in read_json_lines(path) if record["steps"][1] <= start_step]
+        self._check_order(kept)
         self._committed = kept[-1]["steps"][1] if kept else 0
         replace_text(path, "".join(json.dumps(record) + "\n" for record in kept))
         if since is not None and self._committed < since:
@@ -88,6 +92,18 @@ class Ledger:
             self._record(since, None)
         if self._committed < start_step:
             self._record(start_step, saved_by, left_out)
+
+    def _check_order(self, records: Sequence[Mapping[str, Any]]) -> None:
+        """Refuse to go on in another order of rows than the one that was begun: some would be read twice."""
+        if not records or not records[-1].get("sources"):
+            return
+        end = records[-1]["rows"][1]
+        found = {name: draws[1] for name, draws in records[-1]["sources"].items()}
+        if found != (expected := self._mixture.drawn(end)):
+            raise DataError(
+                f"{self._path}: by row {end} the sources had given {found}, and in the order of this version"
+                f" {expected}: go on with the version that began the stage, or start it over with --redo"
+            )
 
     @property
     def committed(self) -> int:

@@ -125,9 +125,8 @@ class _Run:
             start_step=start.step,
             rank=self.rank,
         )
-        ledger = None
+        ledger = together("opening the ledger", partial(self._open_ledger, start))
         if self.rank == 0:
-            ledger = open_ledger(self.stage_layout, self.job, self.parts, start)
             self._record("training_started", step=start.step, max_steps=self.parts.max_steps)
         ended: Literal["finished", "stopped", "failed"] = "failed"
         try:
@@ -149,6 +148,10 @@ class _Run:
             for tracker in trackers:
                 tracker.finish(ended)
         return outcome
+
+    def _open_ledger(self, start: Start) -> Ledger | None:
+        """Rank 0's."""
+        return open_ledger(self.stage_layout, self.job, self.parts, start) if self.rank == 0 else None
 
     def _wait_for_save(self) -> None:
         """Until the last save is committed; collective."""

@@ -162,6 +162,17 @@ def test_written_weights_load_with_equal_logits_and_labels(tmp_path: Path) -> No
     assert loaded.config.id2label == {0: "bad", 1: "good"}
 
 
+def test_a_trained_head_keeps_the_order_of_its_labels(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = build_auto_model(BERT, "sequence_classification", TOKENS, ("bad", "good"))
+    model.save_pretrained(tmp_path)
+    for names in (("bad", "good"), ("ham", "spam")):
+        loaded = load_model(str(tmp_path), "sequence_classification", TOKENS, names)
+        assert tuple(loaded.config.id2label.values()) == names
+    with pytest.raises(ModelError, match=r"bad, good, in this order.*label_names: \[bad, good\]"):
+        load_model(str(tmp_path), "sequence_classification", TOKENS, ("good", "bad"))
+
+
 def test_a_new_head_depends_on_the_seed_alone(tmp_path: Path) -> None:
     base = build_auto_model(GPT, "causal_lm", TOKENS, ())
     save_weights(base, dict(base.named_parameters()), NoTokenizer(), tmp_path / "base")

@@ -30,7 +30,15 @@ from orchestrator.data.sources import find_source
 from orchestrator.data.tokenizer import end_id, for_classification, load_tokenizer
 from orchestrator.errors import DataError, NoRoomError
 from orchestrator.spec.datasets import Dataset
-from tests.unit.data.corpus import make_texts, prepared, section, text_corpus, train_small, write_jsonl
+from tests.unit.data.corpus import (
+    make_texts,
+    prepared,
+    section,
+    text_corpus,
+    train_small,
+    write_csv,
+    write_jsonl,
+)
 
 PACKED = RowLayout("packed", 32, framed=False, labelled=False)
 LABELLED = RowLayout("documents", 24, framed=False, labelled=True)
@@ -271,6 +279,36 @@ def test_label_names_in_another_order_than_the_sources_own_are_refused(tmp_path:
         DataError, match=r"label_names \['p', 'n'\] are in another order than the column's own"
     ):
         names(("p", "n"))
+
+
+@pytest.mark.parametrize("kind", ["json", "csv", "parquet"])
+def test_ids_that_mean_other_labels_than_those_learned_are_refused(
+    kind: str, tmp_path: Path, bpe: Path
+) -> None:
+    def held_out(names: tuple[str, ...], given: tuple[str, ...]) -> tuple[str, ...]:
+        rows = [{"text": "a b", "y": 0}, {"text": "c d", "y": 1}]
+        if kind == "parquet":
+            classes = {"text": datasets.Value("string"), "y": datasets.ClassLabel(names=list(names))}
+            made = datasets.Dataset.from_list(rows, features=datasets.Features(classes))
+            made.to_parquet(tmp_path / "rows.parquet")
+            dataset = section(source=kind, files=str(tmp_path / "rows.parquet"), label_column="y")
+        else:
+            path = tmp_path / f"rows.{kind}"
+            if kind == "json":
+                write_jsonl(path, rows)
+            else:
+                write_csv(path, {key: [row[key] for row in rows] for key in ("text", "y")})
+            dataset = section(source=kind, files=str(path), label_column="y", label_names=names)
+        folder = prepared("corpus", dataset, "train", LABELLED, bpe, tmp_path, label_names=given)
+        assert [row.label for row in rows_of(folder)] == [0, 1]
+        return Meta.open(folder).label_names
+
+    assert held_out(("neg", "pos"), ("neg", "pos")) == ("neg", "pos")
+    # Fewer labels than were learned, with the same ids.
+    assert held_out(("neg", "pos"), ("neg", "pos", "unsure")) == ("neg", "pos", "unsure")
+    for names, learned in ((("pos", "neg"), ("neg", "pos")), (("neg", "unsure"), ("neg", "pos", "unsure"))):
+        with pytest.raises(DataError, match=r"column 'y'.* label \d is '\w+' of .* in the datasets that"):
+            held_out(names, learned)
 
 
 def test_more_labels_than_the_classifier_has_are_refused_every_time(tmp_path: Path, bpe: Path) -> None:

@@ -129,3 +129,18 @@ def test_records_that_were_lost_are_not_made_up(tmp_path: Path) -> None:
     assert (last.steps, last.world_size, last.left_out) == ((6, 9), 2, ((7, 8),))
     Ledger(path, PLAN, 9, **lost)
     assert read_ledger(path) == [first, last], "what is there is kept"
+
+
+def test_another_order_of_rows_than_the_one_that_was_begun_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "ledger.jsonl"
+    open_ledger(path, 0).commit(5)
+    before = path.read_text()
+    # As a version that mixes otherwise would have written it.
+    path.write_text(before.replace('"a": [0, 15], "b": [0, 5]', '"a": [0, 14], "b": [0, 6]'))
+    assert path.read_text() != before
+    with pytest.raises(
+        DataError, match=r"by row 20 the sources had given {'a': 14, 'b': 6}, and in the order"
+    ):
+        open_ledger(path, 5)
+    # From the start nothing was read yet.
+    assert open_ledger(path, 0).committed == 0
