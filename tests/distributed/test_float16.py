@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import functools
 import os
-import random
 import shutil
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -18,12 +17,9 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
-import yaml
 from safetensors.torch import load_file
 
-from launchers.cli import main
 from launchers.verification import verify_run
-from orchestrator.checkpoint.layout import RunLayout, StageLayout
 from orchestrator.checkpoint.manager import CheckpointManager
 from orchestrator.checkpoint.steps import list_steps, step_name
 from orchestrator.checkpoint.storage import read_tensors
@@ -31,11 +27,12 @@ from orchestrator.spec.optimization import LossScale
 from orchestrator.tracking.events import read_json_lines
 from orchestrator.train.agreement import AgreedError
 from orchestrator.train.loss_scale import LossScaler
+from tests.distributed import test_anomalies
+from tests.distributed.test_anomalies import STAGE, layout_of
 from tests.distributed.test_neutral_state import wait_for
 from tests.distributed.training import different
 from tests.support import run_ranks
 
-STAGE = "pretrain"
 STRATEGIES: dict[str, dict[str, Any]] = {
     "ddp": {"name": "ddp"},
     "fsdp2": {"name": "fsdp2"},
@@ -55,49 +52,19 @@ CHAINS: dict[str, list[Leg]] = {
 LOSS_SCALE: dict[str, Any] = {"initial": 2.0**24, "growth_interval": 3}
 
 
-def write_job(folder: Path, name: str, **changes: Any) -> Path:
-    """A run of one stage in float16."""
-    rng = random.Random(0)
-    words = ["".join(rng.choices("abcdefgh", k=rng.randint(2, 6))) for _ in range(60)]
-    lines = [" ".join(rng.choices(words, k=rng.randint(5, 40))) for _ in range(60)]
-    (folder / "corpus.txt").write_text("\n".join(lines))
+def prepare(folder: Path, name: str, *, strategy: str, max_steps: int = LAST, **changes: Any) -> None:
+    """Make what the workers of a run of one stage in float16 read."""
     model = {"model_type": "gpt2", "n_layer": 2, "n_head": 2, "n_embd": 30, "n_positions": 32}
-    stage: dict[str, Any] = {
-        "name": STAGE,
+    in_float16 = {
         "objective": {"name": "causal_lm"},
         "model": {"config": model},
-        "data": {"mixture": {"corpus": 1.0}, "seq_len": 32},
-        "global_batch_size": 8,
-        "micro_batch_size": 4,
-        "strategy": {**STRATEGIES[changes.pop("strategy")], "param_dtype": "float16"},
+        "strategy": {**STRATEGIES[strategy], "param_dtype": "float16"},
         "loss_scale": LOSS_SCALE,
-        "optimizer": {"name": "adamw", "lr": 3e-3},
         "schedule": {"name": "constant", "warmup_steps": 3},
-        "limits": {"max_steps": changes.pop("max_steps", LAST)},
+        "limits": {"max_steps": max_steps},
         "checkpoint": {"every_steps": 2, "keep_last": LAST},
-        "logging": {"every_steps": 1},
     }
-    job = {
-        "name": name,
-        "seed": 11,
-        "resources": {"num_workers": changes.pop("num_workers", 2)},
-        "tokenizer": {"train": {"algorithm": "bpe", "vocab_size": 301, "datasets": ["corpus"]}},
-        "datasets": {"corpus": {"source": "text", "files": "corpus.txt"}},
-        "stages": [{**stage, **changes}],
-    }
-    path = folder / f"{name}.yaml"
-    path.write_text(yaml.safe_dump(job, sort_keys=False))
-    return path
-
-
-def prepare(folder: Path, name: str, **changes: Any) -> None:
-    """Make what the run's workers read."""
-    path = write_job(folder, name, **changes)
-    assert main(["prepare", str(path), "--runs-dir", str(folder / "runs")]) == 0
-
-
-def layout_of(folder: Path, name: str) -> StageLayout:
-    return RunLayout(folder / "runs" / name).stage(STAGE)
+    test_anomalies.prepare(folder, name, **{**in_float16, **changes})
 
 
 def leg_name(chain: str, number: int) -> str:
