@@ -1,7 +1,7 @@
 """What a source holds, before any split is chosen: a look at every row, once for all splits.
 
 1. examine the source in ranges of rows, a task for each: keep what the filter names, check every kept row,
-   scrub its text, drop it if it is too short, too long or no prose, hash its text
+   scrub its text, drop it if it is too short, too long or no prose, hash its text and the whole row
 2. drop what repeats an earlier row, exactly or nearly
 3. keep what is left, with counts by reason, under the digest of the source
 """
@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -25,12 +26,12 @@ from orchestrator.data.columns import (
     select_columns,
 )
 from orchestrator.data.examined import Examined, renumbered
-from orchestrator.data.fields import Batch, identities, problems
+from orchestrator.data.fields import Batch, identities, problems, split_texts
 from orchestrator.data.near_duplicates import distinct_rows
 from orchestrator.data.quality import why_dropped
 from orchestrator.data.readers import quiet
 from orchestrator.data.scrub import scrub
-from orchestrator.data.selection import hash_texts, needs_hashes, unique_rows
+from orchestrator.data.selection import hash_rows, needs_hashes, unique_rows
 from orchestrator.data.shards import StreamedSource
 from orchestrator.data.sources import Source
 from orchestrator.data.tasks import Tasks
@@ -206,25 +207,35 @@ class _Findings:
                 sound.append(position)
             else:
                 self._refuse(Unsound(int(numbers[position]), problem))
-        texts = identities(
-            {field: [values[position] for position in sound] for field, values in batch.items()}
-        )
-        kept: list[str] = []
-        for number, text in zip(numbers[sound].tolist(), texts, strict=True):
-            found: Mapping[str, int] = {}
-            if dataset.scrub:
-                text, found = scrub(text, dataset.scrub, dataset.phone_regions)
+        rows = {field: [values[position] for position in sound] for field, values in batch.items()}
+        found = self._scrub(rows) if dataset.scrub else []
+        texts = identities(rows)
+        kept: list[int] = []
+        for position, (number, text) in enumerate(zip(numbers[sound].tolist(), texts, strict=True)):
             reason = why_dropped(text, dataset)
             if reason is not None:
                 self._dropped[reason] += 1
                 continue
-            self._scrubbed.update(found)
+            if found:
+                self._scrubbed.update(found[position])
             self._numbers.append(number)
             self._chars.append(len(text))
             self._num_blank += not text.strip()
-            kept.append(text)
+            kept.append(position)
         if needs_hashes(dataset):
-            self._hashes.append(hash_texts(kept))
+            chosen = ([values[position] for position in kept] for values in (split_texts(rows), texts))
+            self._hashes.append(hash_rows(*chosen))
+
+    def _scrub(self, rows: dict[str, list[Any]]) -> list[Mapping[str, int]]:
+        """Put placeholders into the texts of ``rows``; how many of each kind, row by row.
+
+        Before anything is hashed. Sections that name other columns than a text's have no ``scrub``, so a text
+        that is read alone and in pairs is the same in both.
+        """
+        dataset = self._source.dataset
+        found = [scrub(text, dataset.scrub, dataset.phone_regions) for text in rows["text"]]
+        rows["text"] = [text for text, _ in found]
+        return [counts for _, counts in found]
 
     def _refuse(self, row: Unsound) -> None:
         if self._source.dataset.on_bad_row == "error":

@@ -24,7 +24,7 @@ class Examined:
     numbers: np.ndarray
     """int64: rows that are kept, by their number in the source."""
     hashes: np.ndarray
-    """uint64 ``(rows, 2)`` of their texts; without rows where the split does not need them."""
+    """uint64 ``(rows, 2)``, as ``hash_rows`` returns them; without rows where no split needs them."""
     chars: np.ndarray
     """int64: characters of their texts."""
     num_blank: int

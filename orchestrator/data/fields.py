@@ -125,8 +125,13 @@ def texts_of(batch: Batch) -> list[str]:
     return ["\n".join(texts) for texts in zip(*columns, strict=True)]
 
 
+def split_texts(batch: Batch) -> list[str]:
+    """What chooses the split of each row: its text, whatever it is paired with; of others the whole row."""
+    return batch["text"] if "text" in batch else identities(batch)
+
+
 def identities(batch: Batch) -> list[str]:
-    """A string for each row that is the same for rows with the same text: a text itself, others as JSON."""
+    """A string for each row that is the same for equal rows: a text itself, others as JSON."""
     if "text" in batch and "text_pair" not in batch:
         return batch["text"]
     if "words" in batch:

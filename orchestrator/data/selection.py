@@ -1,13 +1,15 @@
 """Which rows of a dataset belong to which split, as a pure function of their text.
 
-The first 8 bytes of a text's sha256 choose its split, the next 8 which rows ``max_rows`` keeps; so
-rows with the same text always share a split, and neither choice depends on the order of the rows.
+The first 8 bytes of the sha256 of a row's text choose its split, whatever the text is paired with: rows with
+the same text always share a split, and stages that read the text alone hold out what stages that read pairs
+do. Bytes 8 to 16 of the sha256 of all that is read of a row choose which rows ``max_rows`` keeps; stages that
+read other columns may keep other rows, each in its split. Neither choice depends on the order of the rows.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Literal
 
 import numpy as np
@@ -30,6 +32,20 @@ def hash_texts(texts: Iterable[str]) -> np.ndarray:
     return np.frombuffer(digests, dtype=">u8").astype(np.uint64).reshape(-1, 2)
 
 
+def hash_rows(texts: Sequence[str], identities: Sequence[str]) -> np.ndarray:
+    """What the split of each row and its difference from others depend on, uint64 of shape ``(rows, 2)``.
+
+    Args:
+        texts: What the first column is made from: a row's split.
+        identities: What the second is made from: the whole row.
+    """
+    hashes = hash_texts(identities)
+    # Of rows that are a text and nothing else both are the same, and one sha256 is enough.
+    if texts != identities:
+        hashes[:, 0] = hash_texts(texts)[:, 0]
+    return hashes
+
+
 def needs_hashes(dataset: DatasetSection) -> bool:
     """Whether ``unique_rows`` or ``select_rows`` looks at the texts at all."""
     held_out = dataset.validation_fraction + dataset.test_fraction
@@ -37,7 +53,12 @@ def needs_hashes(dataset: DatasetSection) -> bool:
 
 
 def unique_rows(hashes: np.ndarray) -> np.ndarray:
-    """The first row of each text, int64 and rising; ``hashes`` are as ``hash_texts`` returns them."""
+    """The first of rows that are the same in all that is read of them, int64 and rising.
+
+    Args:
+        hashes: As ``hash_rows`` or ``hash_texts`` returns them. Rows with one text and other pairs differ in
+            the second column.
+    """
     return np.sort(np.unique(hashes, axis=0, return_index=True)[1]).astype(np.int64)
 
 
@@ -48,7 +69,7 @@ def select_rows(hashes: np.ndarray, dataset: DatasetSection, split: Split) -> np
     hashes, the validation rows those that follow.
 
     Args:
-        hashes: As ``hash_texts`` returns them, one line for each row.
+        hashes: As ``hash_rows`` returns them, one line for each row.
         dataset: Its fractions and ``max_rows`` are used.
         split: Which rows.
     """

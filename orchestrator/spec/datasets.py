@@ -50,18 +50,18 @@ class DatasetSection(Section):
     quality: Quality | None = None
     """Drop rows that are no prose, by published rules; ``{}`` takes all of them, absent: none."""
     deduplicate: bool = False
-    """Drop rows whose text repeats an earlier row's exactly."""
+    """Drop rows whose text, or both texts of a pair, repeat an earlier row's exactly."""
     near_duplicates: NearDuplicates | None = None
     """Drop rows that repeat most of an earlier row; ``{}`` takes the defaults, absent: none."""
     decontaminate: Decontamination | None = None
     """Drop training rows that share text with evaluation rows; absent: none."""
     validation_fraction: Fraction = 0.0
     """Fraction of rows, chosen by a hash of their text, held out for evaluation during training; 1 holds out
-    all."""
+    all. Of pairs the first text counts, of words and conversations the whole row."""
     test_fraction: Fraction = 0.0
-    """Fraction of rows, chosen by a hash of their text, held out for evaluate stages; 1 holds out all."""
+    """Fraction of rows, chosen by the same hash, held out for evaluate stages; 1 holds out all."""
     max_rows: Annotated[int, Must(ge=1)] | None = None
-    """Read at most this many rows, chosen by a hash of their text; absent: all."""
+    """Read at most this many rows, chosen by a hash of all that is read of them; absent: all."""
 
     def __post_init__(self) -> None:
         held_out = self.validation_fraction + self.test_fraction

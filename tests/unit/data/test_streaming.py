@@ -76,6 +76,7 @@ SECTIONS = {
     "deduplicate": (BEST_FIT, {"deduplicate": True, **SPLITS}),
     "max_rows": (PACKED, {"deduplicate": True, "max_rows": 40, **SPLITS}),
     "labels": (LABELLED, {"label_column": "label", "deduplicate": True, **SPLITS}),
+    "two_texts": (LABELLED, {"label_column": "label", "text_pair_column": "lang", "max_rows": 60, **SPLITS}),
     "outside": (LABELLED, {"label_column": "label", "label_names": ["a", "b"], "on_bad_row": "skip"}),
     "multi_label": (MULTI_LABEL, {"label_column": "labels", "label_names": ["a", "b", "c"], **SPLITS}),
     "conversations": (CHAT, {"messages_column": "messages", "deduplicate": True, **SPLITS}),
