@@ -40,8 +40,8 @@ class Catalog:
         decontaminate = source.dataset.decontaminate
         if decontaminate is None:
             return source
-        others = tuple(self._alone(other).evaluated() for other in decontaminate.against)
-        return replace(source, against=others)
+        others = (self._alone(other) for other in decontaminate.against)
+        return replace(source, against=tuple(view for other in others for view in other.evaluated()))
 
     def _alone(self, name: str) -> Source:
         """The dataset ``name`` without the others that it is compared with."""

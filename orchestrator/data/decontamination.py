@@ -2,8 +2,9 @@
 
 As Brown et al. 2020, appendix C, with 13 words at the default; there the surroundings of a match are cut
 out of the training text, here the whole row goes. Words are compared in lower case and without
-punctuation. A row of fewer words counts as one n-gram of all its words, so it is found where a training row
-has these words and no others.
+punctuation. A training row is compared as a whole; of an evaluation row count the whole and each of its
+fields by itself, which are the texts of a pair, prompt and completion, or every message. What has fewer words
+counts as one n-gram of all its words, so it is found where a training row has these words and no others.
 
 The hashes of all distinct n-grams of the evaluation rows are kept sorted, 8 bytes each: a million rows of
 230 words take 1.8 GB. Two n-grams are confused once in 2^64 pairs.
@@ -75,7 +76,7 @@ class _Comparison:
 
 def _distinct_ngrams(work: tuple[TextPart, int]) -> np.ndarray:
     rows, ngram = work
-    return distinct_ngrams(rows.texts(), ngram)
+    return distinct_ngrams(rows.passages(), ngram)
 
 
 def _is_clean(work: _Comparison) -> np.ndarray:

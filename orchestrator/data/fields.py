@@ -114,15 +114,19 @@ def _given(message: Mapping[str, Any]) -> dict[str, Any]:
 
 def texts_of(batch: Batch) -> list[str]:
     """All text of each row, such as a tokenizer learns from."""
+    return ["\n".join(texts) for texts in field_texts(batch)]
+
+
+def field_texts(batch: Batch) -> list[list[str]]:
+    """The texts of each row one by one: its fields, or what each message says."""
     if "messages" in batch:
         return [
-            "\n".join(message.get("content") or "" for message in as_messages(value))
-            for value in batch["messages"]
+            [message.get("content") or "" for message in as_messages(value)] for value in batch["messages"]
         ]
     if "words" in batch:
-        return [" ".join(words) for words in batch["words"]]
+        return [[" ".join(words)] for words in batch["words"]]
     columns = [batch[field] for field in TEXT_FIELDS if field in batch]
-    return ["\n".join(texts) for texts in zip(*columns, strict=True)]
+    return [list(texts) for texts in zip(*columns, strict=True)]
 
 
 def split_texts(batch: Batch) -> list[str]:

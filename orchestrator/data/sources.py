@@ -21,7 +21,7 @@ from typing import Any
 from orchestrator.data.arrow import join, text_schema, with_names
 from orchestrator.data.columns import SCAN_ROWS, check_columns
 from orchestrator.data.conversion import NUM_NAMED, Columns, Conversion, Group, join_columns
-from orchestrator.data.fields import LABEL_KEYS, kind_of, wanted_columns
+from orchestrator.data.fields import LABEL_KEYS, columns_of, kind_of, wanted_columns
 from orchestrator.data.files import digest_file, digest_values, find_files
 from orchestrator.data.readers import (
     open_hub,
@@ -95,10 +95,21 @@ class Source:
         """The same content, read by other keys."""
         return replace(self, dataset=dataset)
 
-    def evaluated(self) -> Source:
-        """The same source for its evaluation rows' texts alone, which no other source has a part in."""
-        dataset = self.without_labels().dataset.model_copy(update={"decontaminate": None})
-        return replace(self, dataset=dataset, against=())
+    def evaluated(self) -> tuple[Source, ...]:
+        """The same source for its evaluation rows' texts alone, which no other source has a part in.
+
+        Once for each way to read them: a row whose second text is missing is skipped where pairs are read,
+        and may be held out where texts are.
+        """
+        section = self.without_labels().dataset.model_copy(update={"decontaminate": None})
+        skips_labels = self.dataset.label_column is not None and self.dataset.on_bad_row == "skip"
+        if skips_labels or self.dataset.text_pair_column is not None:
+            # A stage that skips rows without a label, or reads no pairs, keeps other rows than are kept here.
+            section = section.model_copy(update={"max_rows": None, "near_duplicates": None})
+        views = [section]
+        if "text_pair" in columns_of(section):
+            views.append(section.model_copy(update={"text_pair_column": None}))
+        return tuple(replace(self, dataset=view, against=()) for view in views)
 
     def check_columns(self) -> None:
         """Refuse a source that lacks a column which its section names.

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from orchestrator.data.columns import read_batches, select_columns
-from orchestrator.data.fields import texts_of
+from orchestrator.data.fields import Batch, field_texts, texts_of
 from orchestrator.data.readers import quiet
 from orchestrator.data.scrub import Scrubbed
 from orchestrator.data.sources import Source
@@ -32,10 +32,21 @@ class TextPart:
 
     def texts(self) -> Iterator[str]:
         """All text of each row, in order: of conversations what is said, of words what they are joined to."""
+        for batch in self._batches():
+            yield from texts_of(batch)
+
+    def passages(self) -> Iterator[str]:
+        """The same, and after each row that has several fields or messages every one of them by itself."""
+        for batch in self._batches():
+            for text, fields in zip(texts_of(batch), field_texts(batch), strict=True):
+                yield text
+                yield from fields if len(fields) > 1 else ()
+
+    def _batches(self) -> Iterator[Batch]:
+        """The rows without their labels."""
         with quiet():
             rows = open_rows(self.source, self.numbers)
-            for batch in read_batches(rows, [field for field in rows.column_names if field != "label"]):
-                yield from texts_of(batch)
+            yield from read_batches(rows, [field for field in rows.column_names if field != "label"])
 
 
 def open_rows(source: Source, numbers: np.ndarray) -> Any:

@@ -13,5 +13,5 @@ ROWS = {
     # Rows are judged, scrubbed and hashed.
     "examination": 8,
     "near_duplicates": 1,
-    "decontamination": 1,
+    "decontamination": 2,
 }

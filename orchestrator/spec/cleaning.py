@@ -79,4 +79,4 @@ class Decontamination(Section):
     against: Annotated[tuple[str, ...], Must(min_length=1)]
     """Datasets whose validation and test rows must not be trained on; all rows of one that holds out none."""
     ngram: Annotated[int, Must(ge=4)] = 13
-    """Words of an n-gram, in lower case and without punctuation; a shorter row counts as one n-gram."""
+    """Words of an n-gram, in lower case and without punctuation; a shorter text counts as one n-gram."""

@@ -9,11 +9,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from orchestrator.contracts import RowLayout
 from orchestrator.data import decontamination
 from orchestrator.data.catalog import Catalog
 from orchestrator.data.decontamination import distinct_ngrams, shares_ngram
+from orchestrator.data.fields import section_for
 from orchestrator.data.ngrams import words_of
 from orchestrator.data.rows import Rows, find_rows
+from orchestrator.data.selection import splits_of
 from tests.unit.data.corpus import make_texts, section, write_jsonl
 from tests.unit.data.test_rows import CountingTasks
 
@@ -107,6 +110,83 @@ def test_evaluation_rows_may_be_conversations(tmp_path: Path) -> None:
         "web": section(source="json", files=str(web), decontaminate={"against": ["exam"]}),
     }
     assert training_rows(Catalog(datasets, tmp_path / "cache")).numbers.tolist() == [1]
+
+
+QUESTIONS = make_texts(80, longest=9)
+FRACTIONS = {"validation_fraction": 0.2, "test_fraction": 0.2}
+
+
+@pytest.mark.parametrize("keys", [{}, {"max_rows": 40}, {"on_bad_row": "skip", "max_rows": 40}], ids=str)
+def test_no_question_that_any_stage_holds_out_is_left_in_other_texts(
+    keys: dict[str, Any], tmp_path: Path
+) -> None:
+    rows: list[dict[str, Any]] = [{"q": question, "a": f"answer {question}"} for question in QUESTIONS]
+    rows = [{**row, "y": number % 2} for number, row in enumerate(rows)]
+    if "on_bad_row" in keys:
+        rows = [{**row, ("a", "y", "b")[number % 3]: None} for number, row in enumerate(rows)]
+    exam = write_jsonl(tmp_path / "exam.jsonl", rows)
+    web = write_jsonl(tmp_path / "web.jsonl", [{"text": question} for question in QUESTIONS])
+    columns = {"text_column": "q", "text_pair_column": "a", "label_column": "y"}
+    datasets = {
+        "exam": section(source="json", files=str(exam), **columns, **FRACTIONS, **keys),
+        "web": section(source="json", files=str(web), decontaminate={"against": ["exam"]}),
+    }
+    found = Catalog(datasets, tmp_path / "cache")
+    left = set(training_rows(found).open()["text"][:])
+    assert len(left) > 20
+    for layout in (RowLayout("packed", 8, False, False), RowLayout("documents", 8, False, labelled=True)):
+        view = found.find("exam").with_section(section_for(datasets["exam"], layout))
+        for split in splits_of(view.dataset)[1:]:
+            held_out = set(find_rows(view, split).open()["text"][:])
+            assert held_out
+            assert not held_out & left
+
+
+def test_a_row_that_nearly_repeats_one_without_a_label_is_held_out_for_who_reads_labels(
+    tmp_path: Path,
+) -> None:
+    rows = [{"text": "one two three four five six", "y": None}, {"text": "one two three four five 6", "y": 1}]
+    exam = write_jsonl(tmp_path / "exam.jsonl", rows)
+    web = write_jsonl(tmp_path / "web.jsonl", [{"text": rows[1]["text"]}, {"text": "free of it"}])
+    keys = {"label_column": "y", "on_bad_row": "skip", "near_duplicates": {"threshold": 0.5, "ngram": 1}}
+    datasets = {
+        "exam": section(source="json", files=str(exam), test_fraction=1.0, **keys),
+        "web": section(source="json", files=str(web), decontaminate={"against": ["exam"]}),
+    }
+    found = Catalog(datasets, tmp_path / "cache")
+    assert find_rows(found.find("exam"), "test").numbers.tolist() == [1]
+    assert find_rows(found.find("exam").without_labels(), "test").numbers.tolist() == [0]
+    assert training_rows(found).numbers.tolist() == [1]
+
+
+CHAT = [{"role": "user", "content": "What is it?"}, {"role": "assistant", "content": "A short answer."}]
+
+
+@pytest.mark.parametrize(
+    ("row", "columns"),
+    [
+        ({"m": CHAT}, {"messages_column": "m"}),
+        (
+            {"p": CHAT[0]["content"], "c": CHAT[1]["content"]},
+            {"prompt_column": "p", "completion_column": "c"},
+        ),
+        (
+            {"p": CHAT[0]["content"], "c": CHAT[1]["content"]},
+            {"text_column": "p", "text_pair_column": "c"},
+        ),
+    ],
+)
+def test_each_field_of_an_evaluation_row_is_found_by_itself(
+    row: dict[str, Any], columns: dict[str, str], tmp_path: Path
+) -> None:
+    exam = write_jsonl(tmp_path / "exam.jsonl", [row])
+    texts = ["what is it", "a short answer", "What is it? A short answer.", "is it a short answer", "a short"]
+    web = write_jsonl(tmp_path / "web.jsonl", [{"text": text} for text in texts])
+    datasets = {
+        "exam": section(source="json", files=str(exam), **columns),
+        "web": section(source="json", files=str(web), decontaminate={"against": ["exam"]}),
+    }
+    assert training_rows(Catalog(datasets, tmp_path / "cache")).numbers.tolist() == [3, 4]
 
 
 def ngrams(text: str, size: int) -> set[tuple[str, ...]]:
