@@ -1,4 +1,8 @@
-"""What stages and datasets say of datasets: names that are there, held-out rows, columns and labels."""
+"""What stages and datasets say of datasets: names that are there, held-out rows, columns and labels.
+
+The split of a row is chosen by a hash of what is read of it, so a dataset that is read as rows of two kinds
+is split in two ways; ``check_kinds`` refuses that where what one way holds out is learned from in the other.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from orchestrator.spec.job import EvaluateStage, Job, TrainStage
 from orchestrator.spec.messages import suggestion
 from orchestrator.spec.packing_rules import CLASSIFICATION
+from orchestrator.spec.reads import RowKind, row_kind, whole_kind
 from orchestrator.spec.training import SupervisedFinetuningObjective, TokenClassificationObjective
 from orchestrator.spec.tree import KeyPath
 
@@ -24,6 +29,60 @@ def check_decontamination(job: Job) -> Iterator[Complaint]:
                     f"dataset '{name}' holds out no rows, so all of its training rows would be dropped."
                     " Name another dataset, or give it a test_fraction",
                 )
+
+
+def check_kinds(job: Job) -> Iterator[Complaint]:
+    """No dataset is evaluated as rows of one kind, and learned from or compared with as another."""
+    readers = list(_readers(job))
+    for path, name, split, kind in _evaluations(job):
+        dataset = job.datasets.get(name)
+        if dataset is None or getattr(dataset, f"{split}_fraction") == 0.0:
+            continue
+        others = [(other, reader) for read, other, reader in readers if read == name and other != kind]
+        # All rows are held out, as whatever they are read.
+        if dataset.validation_fraction + dataset.test_fraction >= 1.0 or not others:
+            continue
+        other, reader = others[0]
+        yield (
+            path,
+            f"dataset '{name}' is read as {kind} here and as {other} by {reader}: rows held out as the one"
+            " are not those held out as the other. Split its files beforehand and make them two datasets,"
+            f" one to train on and one with {split}_fraction: 1 to evaluate",
+        )
+
+
+def _evaluations(job: Job) -> Iterator[tuple[KeyPath, str, str, RowKind]]:
+    """Where held-out rows are evaluated: of which dataset and split, and as what they are read."""
+    trained = {stage.name: stage for stage in job.stages if isinstance(stage, TrainStage)}
+    for index, stage in enumerate(job.stages):
+        path: KeyPath = ("stages", index, "datasets")
+        if isinstance(stage, EvaluateStage) and stage.split != "train" and stage.from_ in trained:
+            reader, names, split = trained[stage.from_], stage.datasets, str(stage.split)
+        elif isinstance(stage, TrainStage) and stage.evaluation:
+            path = ("stages", index, "evaluation", "datasets")
+            reader, names, split = stage, stage.evaluation.datasets, "validation"
+        else:
+            continue
+        kind = row_kind(reader)
+        if kind is not None:
+            yield from (((*path, number), name, split, kind) for number, name in enumerate(names))
+
+
+def _readers(job: Job) -> Iterator[tuple[str, RowKind, str]]:
+    """Who else must agree on which rows are held out: the dataset, as what it is read, and by what."""
+    for stage in job.stages:
+        kind = row_kind(stage) if isinstance(stage, TrainStage) else None
+        if isinstance(stage, TrainStage) and kind is not None:
+            for name in stage.data.mixture:
+                yield name, kind, f"stage '{stage.name}', which trains on it"
+    learned = job.tokenizer.train.datasets if job.tokenizer and job.tokenizer.train else ()
+    readers = [(name, "tokenizer.train, which learns from it") for name in learned]
+    for name, dataset in job.datasets.items():
+        compared = dataset.decontaminate.against if dataset.decontaminate else ()
+        readers += [(other, f"decontaminate of dataset '{name}'") for other in compared]
+    for name, reader in readers:
+        if name in job.datasets:
+            yield name, whole_kind(job.datasets[name]), reader
 
 
 def check_streaming(job: Job) -> Iterator[Complaint]:

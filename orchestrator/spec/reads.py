@@ -1,9 +1,17 @@
-"""What a stage reads, as its job says it: datasets, tokenizer and chat template, its own or inherited."""
+"""What a stage reads, as its job says it: datasets, tokenizer and chat template, its own or inherited.
+
+Rows are read as one of three kinds: a text (or a pair of them), a list of words, or a conversation.
+"""
 
 from __future__ import annotations
 
-from orchestrator.spec.datasets import Tokenizer
+from typing import Literal
+
+from orchestrator.spec.datasets import DatasetSection, Tokenizer
 from orchestrator.spec.job import EvaluateStage, Job, TrainStage
+from orchestrator.spec.training import Plugin, SupervisedFinetuningObjective, TokenClassificationObjective
+
+RowKind = Literal["texts", "words", "conversations"]
 
 
 def dataset_names(job: Job, stage: TrainStage | EvaluateStage) -> list[str]:
@@ -16,6 +24,22 @@ def dataset_names(job: Job, stage: TrainStage | EvaluateStage) -> list[str]:
     else:
         read = (*stage.data.mixture, *(stage.evaluation.datasets if stage.evaluation else ()))
     return list(dict.fromkeys([*learned, *read]))
+
+
+def row_kind(stage: TrainStage) -> RowKind | None:
+    """As what a training stage reads rows; ``None``: its objective is the user's own, which alone knows."""
+    if isinstance(stage.objective, SupervisedFinetuningObjective):
+        return "conversations"
+    if isinstance(stage.objective, TokenClassificationObjective):
+        return "words"
+    return None if isinstance(stage.objective, Plugin) else "texts"
+
+
+def whole_kind(dataset: DatasetSection) -> RowKind:
+    """As what rows are read by a tokenizer that learns from them and by what is compared with them."""
+    if dataset.messages_column is not None or dataset.prompt_column is not None:
+        return "conversations"
+    return "texts" if dataset.words_column is None else "words"
 
 
 def trained_stage(job: Job, name: str) -> TrainStage:

@@ -14,6 +14,7 @@ from orchestrator.spec.dataset_rules import (
     check_datasets,
     check_decontamination,
     check_evaluate,
+    check_kinds,
     check_streaming,
 )
 from orchestrator.spec.early_stopping import check_early_stopping
@@ -91,6 +92,8 @@ def check_fit(job: Job, untouched: Callable[[KeyPath], bool] = lambda path: True
     """
     yield from check_decontamination(job)
     yield from check_streaming(job)
+    if untouched(("stages",)) and untouched(("tokenizer",)):
+        yield from check_kinds(job)
     rule = job.sweep.early_stopping if job.sweep else None
     if rule is not None and untouched(("sweep",)) and untouched(("stages",)):
         yield from check_early_stopping(rule, job)

@@ -1,4 +1,4 @@
-"""What a streamed dataset cannot be asked for is refused when the job file is read."""
+"""What a dataset cannot be asked for, streamed or read as rows of two kinds, is refused with the job file."""
 
 from __future__ import annotations
 
@@ -47,3 +47,96 @@ def test_rows_are_the_same_whichever_way_they_are_read(tmp_path: Path) -> None:
     streamed = load(tmp_path, STREAMED)
     kept = load(tmp_path, STREAMED.replace("    streaming: true\n", ""))
     assert spec_fingerprint(streamed, first_stage(streamed)) == spec_fingerprint(kept, first_stage(kept))
+
+
+KINDS = """\
+name: tiny
+tokenizer: {from: gpt2}
+datasets:
+  web: {source: json, files: web.jsonl}
+  qa:
+    source: json
+    files: qa.jsonl
+    text_pair_column: a
+    words_column: w
+    messages_column: m
+    label_column: y
+    validation_fraction: 0.2
+    test_fraction: 0.2
+defaults:
+  global_batch_size: 4
+  micro_batch_size: 4
+  strategy: {name: ddp}
+  optimizer: {name: adamw, lr: 1e-3}
+  schedule: {name: constant}
+  limits: {max_steps: 1}
+stages:
+"""
+LEARNED = KINDS.replace("{from: gpt2}", "{train: {algorithm: bpe, vocab_size: 512, datasets: [qa]}}")
+COMPARED = KINDS.replace("web.jsonl}", "web.jsonl, decontaminate: {against: [qa]}}")
+HELD_OUT = COMPARED.replace("validation_fraction: 0.2", "validation_fraction: 0.8")
+
+
+def stage(name: str, objective: str, dataset: str = "qa", *, evaluates: bool = False) -> str:
+    """A line for a training stage."""
+    keys = f"objective: {{name: {objective}}}, init: {{pretrained: gpt2}}"
+    data = f"data: {{mixture: {{{dataset}: 1.0}}, seq_len: 64}}"
+    return f"  - {{name: {name}, {keys}, {data}{', evaluation: {datasets: [qa]}' * evaluates}}}\n"
+
+
+def evaluate(name: str, split: str = "test") -> str:
+    """A line for a stage that evaluates the stage ``name``."""
+    return f"  - {{name: test, kind: evaluate, from: {name}, datasets: [qa], split: {split}}}\n"
+
+
+BASE, ON_WEB = stage("base", "causal_lm"), stage("base", "causal_lm", "web", evaluates=True)
+PAIRS = stage("pairs", "sequence_classification", evaluates=True)
+TAGS = stage("tags", "token_classification, num_labels: 3")
+CHAT = stage("chat", "supervised_finetuning", evaluates=True)
+TWO_KINDS = {
+    KINDS + BASE + CHAT: (
+        "23: stages[1].evaluation.datasets[0]: dataset 'qa' is read as conversations here and as texts by"
+        " stage 'base', which trains on it: rows held out as the one are not those held out as the other."
+        " Split its files beforehand and make them two datasets, one to train on and one with"
+        " validation_fraction: 1 to evaluate"
+    ),
+    KINDS + BASE + TAGS + evaluate("tags"): (
+        "24: stages[2].datasets[0]: dataset 'qa' is read as words here and as texts by stage 'base', which"
+        " trains on it: rows held out as the one are not those held out as the other. Split its files"
+        " beforehand and make them two datasets, one to train on and one with test_fraction: 1 to evaluate"
+    ),
+    LEARNED + ON_WEB: (
+        "22: stages[0].evaluation.datasets[0]: dataset 'qa' is read as texts here and as conversations by"
+        " tokenizer.train, which learns from it: rows held out as"
+    ),
+    COMPARED + ON_WEB: (
+        "22: stages[0].evaluation.datasets[0]: dataset 'qa' is read as texts here and as conversations by"
+        " decontaminate of dataset 'web': rows held out as"
+    ),
+}
+
+
+@pytest.mark.parametrize("text", TWO_KINDS, ids=["conversations", "words", "tokenizer", "decontaminate"])
+def test_rows_held_out_as_one_kind_are_not_learned_from_as_another(text: str, tmp_path: Path) -> None:
+    (complaint,) = complaints(tmp_path, text)
+    assert complaint.startswith(f"job.yaml:{TWO_KINDS[text]}")
+
+
+ACCEPTED = {
+    "texts and pairs of them are one kind": KINDS + BASE + PAIRS + evaluate("pairs"),
+    "the tokenizer reads the same kind": LEARNED + CHAT + evaluate("chat"),
+    "nothing that is held out is evaluated": KINDS + BASE + TAGS + evaluate("tags", "train"),
+    "all is held out, whatever it is read as": HELD_OUT + ON_WEB + evaluate("base"),
+    "only its own code knows what it reads": KINDS + BASE + stage("own", "'my:Objective'", evaluates=True),
+    "or what it trains on": KINDS + stage("own", "'my:Objective'") + CHAT,
+}
+
+
+@pytest.mark.parametrize("case", ACCEPTED)
+def test_rows_of_one_kind_may_be_learned_from_and_evaluated(case: str, tmp_path: Path) -> None:
+    load(tmp_path, ACCEPTED[case])
+
+
+def test_a_stage_that_is_refused_for_its_objective_has_no_kind(tmp_path: Path) -> None:
+    (complaint,) = complaints(tmp_path, KINDS + BASE + CHAT.replace("supervised_finetuning", "finetuning"))
+    assert "stages[1].objective" in complaint

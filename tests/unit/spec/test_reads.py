@@ -4,7 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from orchestrator.spec.reads import chat_template, dataset_names
+import pytest
+
+from orchestrator.data.fields import columns_of
+from orchestrator.spec.reads import chat_template, dataset_names, whole_kind
+from tests.unit.data.corpus import section
 from tests.unit.spec.jobs import load
 from tests.unit.train.test_inputs import make_job
 
@@ -38,3 +42,15 @@ def test_a_chat_template_is_handed_on_with_the_weights(tmp_path: Path) -> None:
     job = load(tmp_path, CHAT)
     found = {stage.name: chat_template(job, stage) for stage in job.stages}  # type: ignore[arg-type]
     assert found == {"base": None, "first": "plain", "second": "plain", "other": None}
+
+
+@pytest.mark.parametrize("words", [{}, {"words_column": "w"}], ids=str)
+@pytest.mark.parametrize(
+    "turns", [{}, {"messages_column": "m"}, {"prompt_column": "p", "completion_column": "c"}], ids=str
+)
+def test_the_kind_of_a_whole_section_is_that_of_the_fields_read(
+    words: dict[str, str], turns: dict[str, str]
+) -> None:
+    fields = {"text": "texts", "words": "words", "messages": "conversations", "prompt": "conversations"}
+    dataset = section(source="json", files="a.jsonl", text_pair_column="b", **words, **turns)
+    assert whole_kind(dataset) == fields[next(iter(columns_of(dataset)))]
