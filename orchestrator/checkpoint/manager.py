@@ -101,8 +101,8 @@ class CheckpointManager:
         return found
 
     def quarantined(self) -> list[Path]:
-        """Checkpoints that were set aside, by step."""
-        return sorted(self._folder.glob("quarantine-step-*"))
+        """Checkpoints that were set aside, by step, as rank 0 sees them."""
+        return from_first(sorted(self._folder.glob("quarantine-step-*")))
 
     def _newest_here(self) -> Path | None:
         """As ``newest``, in one process and one folder."""
@@ -159,7 +159,25 @@ class CheckpointManager:
                 load(tensors, storage_reader=ShardReader(path), planner=planner)
         except CheckpointException as error:
             raise CheckpointError(f"{path}: could not be read: {_describe(error)}") from error
-        return self.read_state(path)
+        return self._state_of(path)
+
+    def _state_of(self, path: Path) -> dict[str, Any]:
+        """As ``read_state``, read by rank 0.
+
+        Raises:
+            CheckpointError: On every rank: it is damaged.
+        """
+        state: dict[str, Any] = {}
+        problem = None
+        if my_rank() == 0:
+            try:
+                state = self.read_state(path)
+            except CheckpointError as error:
+                problem = str(error)
+        state, problem = from_first((state, problem))
+        if problem is not None:
+            raise CheckpointError(problem)
+        return state
 
     @staticmethod
     def read_state(path: Path) -> dict[str, Any]:

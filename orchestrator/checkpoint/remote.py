@@ -23,6 +23,7 @@ from typing import Any
 from orchestrator.checkpoint import seal
 from orchestrator.checkpoint.retention import Retention
 from orchestrator.checkpoint.steps import COMPLETE, STEP_PATTERN, list_steps, step_name
+from orchestrator.errors import CheckpointError
 
 logger = logging.getLogger(__name__)
 
@@ -73,8 +74,16 @@ class RemoteSteps:
             self._files.get_file(f"{source}/{name}", str(path / name))
 
     def state(self, step: int) -> Any:
-        """What ``state.json`` of a step holds."""
-        return json.loads(self._files.cat_file(f"{self._at(step)}/{seal.STATE}"))
+        """What ``state.json`` of a step holds.
+
+        Raises:
+            CheckpointError: It is damaged or not there.
+        """
+        path = f"{self._at(step)}/{seal.STATE}"
+        try:
+            return json.loads(self._files.cat_file(path))
+        except (FileNotFoundError, ValueError) as error:
+            raise CheckpointError(f"{path}: {error}") from error
 
     def remove(self, step: int) -> None:
         """Remove a step."""

@@ -14,7 +14,7 @@ from orchestrator.checkpoint.retention import METRICS
 from orchestrator.checkpoint.saving import Saver
 from orchestrator.contracts import Engine
 from orchestrator.errors import CheckpointError
-from orchestrator.spec.fingerprint import difference, trajectory_keys
+from orchestrator.spec.fingerprint import difference, leaves, trajectory_keys
 from orchestrator.spec.job import Job, TrainStage
 from orchestrator.spec.load import dump_resolved, parse_resolved
 from orchestrator.spec.reads import trained_stage
@@ -102,8 +102,15 @@ def _other_trajectory(stage: str, written_by: str, resumed_by: str) -> list[str]
     if written_by == resumed_by:
         return []
     old, new = (parse_resolved(text, JOB_FILE) for text in (written_by, resumed_by))
-    keys = [trajectory_keys(trained_stage(job, stage), job) for job in (old, new)]
-    return difference(*keys)
+    return difference(*(_placeless(trajectory_keys(trained_stage(job, stage), job)) for job in (old, new)))
+
+
+def _placeless(keys: Mapping[str, Any]) -> dict[str, Any]:
+    """Keys and values without where local files lie: another machine has them elsewhere, and digests tell."""
+    return {
+        path: "a local file or folder" if isinstance(value, str) and value.startswith("/") else value
+        for path, value in leaves(keys)
+    }
 
 
 def identity(job: Job, stage: TrainStage, parts: Parts) -> dict[str, Any]:
@@ -187,6 +194,12 @@ class StageState:
         self._wait()
         try:
             start = restore(self.engine, self.manager, self._identity)
+            # One of step 0 was saved, and says by whom.
+            if start.step == 0 and start.saved_by is None:
+                raise CheckpointError(
+                    f"stage '{self.stage.name}': no checkpoint to go back to is good, not even that of its"
+                    " beginning: start it over with --redo"
+                )
         except CheckpointError as error:
             raise AgreedError(error) from error
         self.watch.recent_losses = list(start.recent_losses)

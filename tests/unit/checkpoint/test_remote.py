@@ -58,6 +58,20 @@ def test_the_best_step_stays_there_too(remote: RemoteSteps, tmp_path: Path) -> N
     assert remote.complete_steps() == [1, 3, 4]
 
 
+@pytest.mark.parametrize("damage", ["truncated", "deleted"])
+def test_a_damaged_state_there_stays_and_holds_nothing_up(
+    damage: str, remote: RemoteSteps, tmp_path: Path
+) -> None:
+    retention = Retention(1, best=Best("eval/loss", "min"))
+    put(tmp_path, remote, 1, retention=retention, loss1=1.0)
+    path = f"{remote._at(1)}/state.json"
+    remote._files.rm_file(path)
+    if damage == "truncated":
+        remote._files.pipe_file(path, b'{"step"')
+    assert put(tmp_path, remote, 2, 3, 4, retention=retention, loss2=3.0, loss3=2.0, loss4=2.5) == []
+    assert remote.complete_steps() == [1, 3, 4]
+
+
 def test_another_machine_goes_on_from_the_newest_remote_step(remote: RemoteSteps, tmp_path: Path) -> None:
     put(tmp_path / "here", remote, 1, 2)
     folder = tmp_path / "there"
