@@ -31,6 +31,8 @@ from orchestrator.tracking.events import append_event, read_json_lines, time_now
 # In the place of a value that is not finite. The scheduler interpolates between values, so an infinity would
 # make its threshold NaN, which no run is below.
 WORST = 1e300
+LEFT_OUT = "train/steps_left_out"
+"""In the metrics of steps of which some made no update."""
 
 
 class Asha:
@@ -218,6 +220,9 @@ class _Tail:
                 record = json.loads(line)
             except ValueError:
                 # Its writer was killed; the workers that come next write the file anew.
+                continue
+            if self._metric == "train/loss" and record.get(self._metric) is None and LEFT_OUT in record:
+                # Steps without an update have no loss, and say nothing of the run.
                 continue
             if self._metric in record:
                 yield int(record["step"]), record[self._metric]

@@ -164,7 +164,7 @@ def compare(run: RunLayout, reference: RunLayout, stage: str, *, exact: bool) ->
 def _largest_loss_gap(run: RunLayout, reference: RunLayout, stage: str) -> float:
     """The largest difference of a step's loss, relative to the loss."""
     found, expected = (
-        {line["step"]: line["train/loss"] for line in read_json_lines(layout.stage(stage).metrics)}
+        {line["step"]: _loss(line) for line in read_json_lines(layout.stage(stage).metrics)}
         for layout in (run, reference)
     )
     # Steps that are left out have no loss, in either.
@@ -174,6 +174,12 @@ def _largest_loss_gap(run: RunLayout, reference: RunLayout, stage: str) -> float
         if not math.isnan(loss) or not math.isnan(found.get(step, 0.0))
     ]
     return max((math.inf if math.isnan(gap) else gap for gap in gaps), default=0.0)
+
+
+def _loss(line: Mapping[str, Any]) -> float:
+    """The loss of a step; null where it made no update."""
+    loss: float | None = line["train/loss"]
+    return math.nan if loss is None else loss
 
 
 def _is_bitwise(stage: TrainStage, job: Job, changed: Mapping[str, Any]) -> bool:

@@ -22,7 +22,7 @@ from typing import Any
 
 from launchers.asha import Asha
 from launchers.cli_print import print_json, print_table
-from launchers.ray_notice import NODES_GONE
+from launchers.ray_notice import NODES_GONE, is_asked_to_make_room
 from launchers.ray_session import check_this_machine, connected_address, count_runs, ray_session
 from launchers.run import stoppable
 from launchers.runs import read_result
@@ -93,6 +93,8 @@ def _run_all(job: Job, jobs: Sequence[Job], options: Namespace, record: SweepRec
             room = min(count_runs(run.resources, _note) for run in jobs)
             return drivers.run(jobs, min(room, at_once or room), look, connected_address())
 
+    if is_asked_to_make_room():
+        drivers.stop("a signal before the driver started")
     ends = stoppable(work, drivers.stop, drivers.kill)
     results = _results(jobs, runs_dir)
     if options.json:
@@ -172,7 +174,7 @@ def _print_results(
             name,
             end.state,
             *(json.dumps(point[key]) if key in point else "" for key in keys),
-            *(f"{metrics[metric]:.6g}" if metric in metrics else "" for metric in names),
+            *(_shown(metrics[metric]) if metric in metrics else "" for metric in names),
         )
         for (name, end), point, metrics in zip(ends.items(), points, results, strict=True)
     ]
@@ -180,6 +182,11 @@ def _print_results(
     for name, end in ends.items():
         if end.reason is not None:
             print(f"{name} was stopped early: {end.reason}")
+
+
+def _shown(value: float | None) -> str:
+    """A metric; results hold null for one that is not finite."""
+    return "nan" if value is None else f"{value:.6g}"
 
 
 class Drivers:
@@ -284,6 +291,8 @@ class Drivers:
             print(f"[{name}] saved", file=sys.stderr)
             return Outcome(STOPPED_EARLY, self._lost[name])
         state = {0: "finished", STOPPED: "stopped"}.get(code, "failed")
+        if name in self._asked and code == TERMINATED:
+            state = "stopped"
         print(f"[{name}] {state}", file=sys.stderr)
         if state == "failed":
             lines = self._output(name).read_text("utf-8", errors="replace").rstrip().splitlines()

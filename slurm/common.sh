@@ -46,7 +46,8 @@ lay_out() {
 job_ends_at() {
   local found
   # A SLURM that does not answer must not use up the grace time.
-  found=$(timeout 5 scontrol show job "$SLURM_JOB_ID" 2>/dev/null | grep -oP ' EndTime=\K\d\S+')
+  # The id of a task of an array may be the whole array's.
+  found=$(timeout 5 scontrol show job "$job_ref" 2>/dev/null | grep -m1 -oP ' EndTime=\K\d\S+')
   if [[ -n $found ]]; then date --date="$found" +%s; else echo 0; fi
 }
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -170,6 +171,24 @@ def test_a_value_that_is_not_finite_is_the_worst(value: float, runs: Runs) -> No
     assert verdict_text(lost["tiny-2"]).startswith("eval/loss not finite at step 10")
     runs.log(3, s10=1.0)
     assert list(asha.look()) == ["tiny-2"]
+
+
+def test_steps_without_an_update_are_not_compared(tmp_path: Path) -> None:
+    runs = Runs(tmp_path, rule=RULE.replace("eval/loss", "train/loss"))
+
+    def log(run: int, **losses: float) -> None:
+        tracker = JSONLTracker(runs.layout(run).stage("pretrain").metrics, resume_step=10**6)
+        for step, loss in losses.items():
+            left_out = {"train/steps_left_out": 1.0} if math.isnan(loss) else {}
+            tracker.log(int(step[1:]), {"train/loss": loss, **left_out})
+        tracker.finish("stopped")
+
+    asha = runs.asha()
+    log(0, s10=2.0)
+    log(1, s10=3.0)
+    log(2, s10=math.nan, s11=1.0)
+    assert list(asha.look()) == ["tiny-1"]
+    assert [(event["step"], event["value"]) for event in runs.events(2)] == [(11, 1.0)]
 
 
 def test_what_is_trained_to_its_end_is_not_stopped(runs: Runs) -> None:

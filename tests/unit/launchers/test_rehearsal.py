@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,6 +13,7 @@ from launchers.rehearsal import _largest_loss_gap
 from launchers.rehearsed_faults import NotPossibleError, _other_strategy
 from orchestrator.checkpoint.layout import RunLayout
 from orchestrator.tracking.events import append_event
+from orchestrator.tracking.jsonl import JSONLTracker
 from tests.unit.launchers.test_run_directory import make_job
 
 STAGE = "pretrain"
@@ -49,8 +49,10 @@ def test_in_float16_a_strategy_without_a_peer_that_runs_here_is_not_switched(
 def run_with(folder: Path, losses: list[float]) -> RunLayout:
     layout = RunLayout(folder)
     layout.stage(STAGE).root.mkdir(parents=True)
-    lines = [json.dumps({"step": step, "train/loss": loss}) for step, loss in enumerate(losses, start=1)]
-    layout.stage(STAGE).metrics.write_text("\n".join(lines) + "\n")
+    tracker = JSONLTracker(layout.stage(STAGE).metrics, resume_step=0)
+    for step, loss in enumerate(losses, start=1):
+        tracker.log(step, {"train/loss": loss})
+    tracker.finish("finished")
     return layout
 
 

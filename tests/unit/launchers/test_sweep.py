@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from launchers.ray_notice import NODES_GONE
-from launchers.sweep import Drivers, Outcome
+from launchers.sweep import Drivers, Outcome, _print_results
 from launchers.verdicts import STOPPED_EARLY
 from orchestrator.tracking.events import append_event
 from tests.unit.launchers.test_asha import Runs
@@ -131,6 +131,27 @@ def test_a_losing_run_that_fails_while_it_saves_has_failed(tmp_path: Path) -> No
     sweep = Sweep(tmp_path, num_runs=2)
     ends = sweep.drive(GOOD, HOPELESS | {"stopped": 1})
     assert [end.state for end in ends.values()] == ["finished", "failed"]
+
+
+def test_a_driver_that_was_asked_before_it_could_take_the_signal_is_stopped(tmp_path: Path) -> None:
+    sweep = Sweep(tmp_path, num_runs=2)
+    (tmp_path / "driver.py").write_text("import time; time.sleep(60)")
+    drivers = Drivers(tmp_path, lambda job_file: [sys.executable, str(tmp_path / "driver.py")])
+    looks: list[None] = []
+
+    def stop_at_second_look() -> dict[str, Any]:
+        looks.append(None)
+        if len(looks) == 2:
+            drivers.stop("SIGUSR1")
+        return {}
+
+    ends = drivers.run(sweep.jobs, 1, stop_at_second_look, RAY)
+    assert [end.state for end in ends.values()] == ["stopped", "waiting"]
+
+
+def test_results_that_are_not_finite_are_printed(capsys: pytest.CaptureFixture[str]) -> None:
+    _print_results([{"seed": 1}], {"tiny-0": FINISHED}, [{"train/loss": None}])  # type: ignore[dict-item]
+    assert "nan" in capsys.readouterr().out
 
 
 def test_runs_at_the_same_time_are_compared(tmp_path: Path) -> None:
