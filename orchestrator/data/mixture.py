@@ -141,7 +141,9 @@ class Mixture:
 
     def exhaustion(self) -> Exhaustion:
         """How many rows come before any source would begin its next epoch, and which one does."""
-        periods, left = np.divmod(self.num_rows - self.begun % self.num_rows, self.shares)
+        # A source that was read to its last row has none left, and one that was never read all of them.
+        left_over = np.where(self.begun > 0, -self.begun % self.num_rows, self.num_rows)
+        periods, left = np.divmod(left_over, self.shares)
         ends = {
             name: int(periods[index]) * self.period + int(np.flatnonzero(self._source == index)[left[index]])
             for index, name in enumerate(self.names)

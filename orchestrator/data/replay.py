@@ -49,7 +49,8 @@ class Replay:
         found, key = _Epoch(epoch, self._mixture.size(name)), order_key(self._seed, name, epoch)
         for first in range(0, num_consumed, BLOCK_ROWS):
             places = np.arange(first, min(first + BLOCK_ROWS, num_consumed), dtype=np.int64)
-            assert found.mark(permute(places, found.num_rows, key)) is None
+            repeated = found.mark(permute(places, found.num_rows, key))
+            assert repeated is None
         return found
 
     @property

@@ -83,7 +83,7 @@ class StageInputs:
                 f"{layout.inputs} is missing: the stage '{layout.root.name}' was not prepared. {prepare}"
             ) from error
         except (ValueError, TypeError, KeyError) as error:
-            raise DataError(f"{layout.inputs} is damaged ({error}). {prepare}") from error
+            raise DataError(f"{layout.inputs} is damaged ({error}): delete it. {prepare}") from error
 
 
 @dataclass(frozen=True)

@@ -220,3 +220,9 @@ def test_the_order_in_which_a_job_lists_its_sources_changes_nothing(
     assert first.names == second.names
     assert np.array_equal(first.locate_rows(rows, seed=3), second.locate_rows(rows, seed=3))
     assert first.drawn(begun) == second.drawn(begun)
+
+
+@pytest.mark.parametrize(("begun", "rows"), [(0, 10), (7, 3), (9, 1), (10, 0), (13, 7), (20, 0)])
+def test_a_source_that_was_read_through_is_exhausted_before_it_begins_again(begun: int, rows: int) -> None:
+    mixture = Mixture({"a": 1.0}, {"a": 10}, begun={"a": begun})
+    assert mixture.exhaustion().rows == rows

@@ -88,7 +88,7 @@ def test_prepared_rows_are_found_for_the_same_keys_alone(tmp_path: Path) -> None
     for damaged in (whole[: len(whole) // 2], "[]", "{}"):
         layout.inputs.write_text(damaged)
         assert find_prepared(layout, "keys") is None
-        with pytest.raises(DataError, match=r"inputs.json is damaged .* Run 'orchestrator prepare JOB'"):
+        with pytest.raises(DataError, match=r"inputs.json is damaged .*: delete it. Run 'orch"):
             StageInputs.read(layout)
     layout.inputs.write_text(whole)
 
