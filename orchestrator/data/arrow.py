@@ -50,11 +50,27 @@ def _type_of(name: str, values: list[Any]) -> Any:
     import pyarrow
 
     try:
-        return pyarrow.array(values).type
+        found = pyarrow.array(values).type
     except OverflowError as error:
         raise UnreadableFileError(f"column '{name}' holds a whole number of more than 64 bits") from error
     except (pyarrow.ArrowInvalid, pyarrow.ArrowTypeError):
         return pyarrow.json_()
+    return pyarrow.json_() if _hides_boolean(values, found) else found
+
+
+def _hides_boolean(values: list[Any], kind: Any) -> bool:
+    """Whether a boolean would become a number: after a fraction pyarrow takes ``true`` for 1.0."""
+    from pyarrow import types
+
+    if types.is_floating(kind):
+        return any(isinstance(value, bool) for value in values)
+    if types.is_list(kind):
+        return _hides_boolean([item for value in values for item in value or ()], kind.value_type)
+    if types.is_struct(kind):
+        return any(
+            _hides_boolean([(value or {}).get(field.name) for value in values], field.type) for field in kind
+        )
+    return False
 
 
 def join_schemas(schemas: Sequence[Any], *, or_json: bool = False) -> Any:

@@ -65,7 +65,9 @@ def find_labels(
         values = opened["label"][:]
         if is_all_text(source.dataset):
             values = [number_in(text) for text in values]
-        rows, values = _sound(rows, where, values, [number_problem(value, num_values) for value in values])
+        # Lists of one number have the shape of numbers, but not both in one column.
+        size = num_values if num_values > 1 or all(isinstance(value, list) for value in values) else None
+        rows, values = _sound(rows, where, values, [number_problem(value, size) for value in values])
         of_values = given or source.dataset.label_names or _value_names(source, num_values)
         return rows, Labels(np.array(values, np.float32).reshape(-1, num_values), tuple(of_values))
     names = given or _names(source, opened)

@@ -170,14 +170,23 @@ def label_sets(values: Sequence[list[Any]], ids: LabelIds) -> np.ndarray:
     return held
 
 
-def number_problem(value: Any, num_values: int) -> str | None:
-    """What is wrong with the number of a row, or with its list of ``num_values`` numbers (regression)."""
-    given = value if isinstance(value, list) else [value]
-    are_numbers = all(isinstance(number, int | float) for number in given)
-    if len(given) == num_values and are_numbers and all(abs(number) <= LARGEST for number in given):
+def number_problem(value: Any, num_values: int | None) -> str | None:
+    """What is wrong with the number of a row, or with its list of numbers (regression).
+
+    Args:
+        value: Of a row; a boolean is no number.
+        num_values: Numbers of the list; ``None``: a number by itself, and no list.
+    """
+    given = value if isinstance(value, list) and num_values is not None else [value]
+    are_fit = all(_is_number(number) and abs(number) <= LARGEST for number in given)
+    if are_fit and len(given) == (num_values or 1):
         return None
-    wanted = "a finite number" if num_values == 1 else f"a list of {num_values} finite numbers"
+    wanted = "a finite number" if num_values in (None, 1) else f"a list of {num_values} finite numbers"
     return f"label {value!r}, expected {wanted} (regression)"
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def _shown(names: Sequence[str]) -> str:

@@ -82,6 +82,24 @@ def test_values_of_json_are_those_that_stand_there(
     assert [plain(value) for value in source.open()["y"]] == values
 
 
+@pytest.mark.parametrize(
+    "values",
+    [
+        [1.5, True, None],
+        [[1.5], None, [False]],
+        [{"a": 1.5}, {"a": True}],
+        [{"a": [{"b": 1.5}]}, {"a": [{"b": True}, {"b": 2.5}]}],
+        [{"a": 1.5, "b": True}, {"a": 2.5, "b": False}],
+    ],
+)
+def test_a_boolean_after_a_fraction_is_no_number(values: list[Any], tmp_path: Path) -> None:
+    path = write_jsonl(tmp_path / "a.jsonl", [{"text": "t", "y": value} for value in values])
+    dataset = section(source="json", files=str(path), label_column="y")
+    found = find_source("corpus", dataset, tmp_path / "cache").open()["y"]
+    # As text: Python takes True for equal to 1.0.
+    assert list(map(json.dumps, found)) == list(map(json.dumps, values))
+
+
 @pytest.mark.parametrize("value", [1 << 70, [1, -(1 << 64)], {"a": [{"b": 1 << 64}]}])
 def test_a_number_of_too_many_bits_is_named_with_its_line(value: Any, tmp_path: Path) -> None:
     good = [{"text": "t", "y": None, "unread": 1 << 70}, {"text": "u", "y": None}]

@@ -71,6 +71,28 @@ def test_numbers_are_labels_of_regression(
     assert Meta.open(made).label_names == (("y",) if num_values == 1 else ("y_0", "y_1"))
 
 
+@pytest.mark.parametrize("odd", [[1.0], True])
+def test_a_list_or_a_boolean_among_numbers_is_named_or_left_out(
+    odd: Any, tmp_path: Path, bpe: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / "rows.jsonl"
+    rows = texts([1.5, odd, -2])
+    place = f"{path}: row 1 (counted from 0): label {odd}, expected a finite number"
+    with pytest.raises(DataError) as caught:
+        prepare(corpus(path, rows, label_column="y"), NUMBERS, bpe, tmp_path, num_labels=1)
+    assert place in str(caught.value)
+    dataset = corpus(path, rows, label_column="y", on_bad_row="skip")
+    made = prepare(dataset, NUMBERS, bpe, tmp_path, num_labels=1)
+    assert [np.ravel(row.label).tolist() for row in rows_of(made)] == [[1.5], [-2.0]]
+    assert f"1 of 3 rows are skipped, first {place}" in caplog.text
+
+
+def test_a_column_of_lists_of_one_number_is_one_of_numbers(tmp_path: Path, bpe: Path) -> None:
+    dataset = corpus(tmp_path / "rows.jsonl", texts([[1.5], [-2]]), label_column="y")
+    made = prepare(dataset, NUMBERS, bpe, tmp_path, num_labels=1)
+    assert [np.ravel(row.label).tolist() for row in rows_of(made)] == [[1.5], [-2.0]]
+
+
 MISTAKES: dict[str, tuple[RowLayout, list[Any], dict[str, Any], str]] = {
     "set: unknown name": (
         SETS,

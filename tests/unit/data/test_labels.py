@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from orchestrator.data.labels import label_ids, label_problem
+from orchestrator.data.labels import label_ids, label_problem, number_problem
 from orchestrator.errors import DataError
 
 
@@ -64,3 +64,24 @@ def test_an_unfit_label_is_told_with_the_choices(
 def test_more_names_than_outputs_are_refused() -> None:
     with pytest.raises(DataError, match=r"datasets\.d: 3 labels \['a', 'b', 'c'\], but num_labels is 2"):
         label_ids("datasets.d", ["a", "b"], ("a", "b", "c"), 2)
+
+
+@pytest.mark.parametrize(
+    ("value", "num_values", "problem"),
+    [
+        (1.5, None, None),
+        (-2, None, None),
+        ([1.5], 1, None),
+        ([1, 2.5], 2, None),
+        ([1.5], None, "label [1.5], expected a finite number (regression)"),
+        (True, None, "label True, expected a finite number (regression)"),
+        ([False], 1, "label [False], expected a finite number (regression)"),
+        ([1.5, True], 2, "label [1.5, True], expected a list of 2 finite numbers (regression)"),
+        (1.5, 2, "label 1.5, expected a list of 2 finite numbers (regression)"),
+        ([[1.5]], 1, "label [[1.5]], expected a finite number (regression)"),
+        (float("nan"), None, "label nan, expected a finite number (regression)"),
+        ([], 1, "label [], expected a finite number (regression)"),
+    ],
+)
+def test_what_is_no_number_of_regression_is_told(value: Any, num_values: Any, problem: str | None) -> None:
+    assert number_problem(value, num_values) == problem
