@@ -175,7 +175,7 @@ def verify(options: Namespace) -> int:
 
 def _print_verification(document: dict[str, Any]) -> None:
     """A table of ledgers, one of checkpoints, and everything that does not hold."""
-    ledgers, problems = [], []
+    ledgers, problems, notes = [], [], []
     for stage in document["stages"]:
         ledger = stage["ledger"]
         epochs = metrics_text(ledger["epochs"]) or "-"
@@ -184,6 +184,7 @@ def _print_verification(document: dict[str, Any]) -> None:
         counts = number_text(ledger["steps"]) + left_out, number_text(ledger["rows"])
         ledgers.append((stage["name"], *counts, workers, epochs, _verdict(ledger)))
         problems += [] if ledger["ok"] else [ledger["problem"]]
+        notes += [f"stage '{stage['name']}': {ledger['note']}"] if ledger["note"] else []
     checkpoints = document["checkpoints"]
     problems += [
         f"stage '{found['stage']}', checkpoint of step {found['step']}: {found['problem']}"
@@ -212,7 +213,7 @@ def _print_verification(document: dict[str, Any]) -> None:
         print_table(f"{document['name']}: files", ("stage", "step", "every byte as written"), rows)
     is_empty = not checkpoints and not any(stage["ledger"]["steps"] for stage in document["stages"])
     verdict = "nothing to verify yet: no stage has a checkpoint" if is_empty else "everything holds"
-    print("\n".join(problems) if problems else f"{document['name']}: {verdict}")
+    print("\n".join([*notes, *(problems or [f"{document['name']}: {verdict}"])]))
 
 
 def _verdict(part: dict[str, Any]) -> str:

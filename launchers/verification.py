@@ -29,7 +29,8 @@ def verify_run(run_dir: Path, stage_name: str | None) -> dict[str, Any]:
     Returns:
         ``{name, ok, checkpoints: [{stage, step, ok, problem}], weights: [{stage, ok, problem}],
         held_out: [{stage, dataset, ok, problem}], ledger: {ok, rows, problem}, stages}``; ``stages`` has the
-        same for each training stage: ``{name, ok, checkpoints, ledger}``.
+        same for each training stage, ``{name, ok, checkpoints, ledger}``, whose ledger has more fields: those
+        of ``LedgerProof``.
 
     Raises:
         UnknownRunError: There is no such training stage.

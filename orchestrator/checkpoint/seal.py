@@ -122,8 +122,13 @@ def remove(path: Path) -> None:
 
 
 def has_lost_complete(path: Path) -> bool:
-    """Whether the folder was complete once and is not any more, though nobody removes it."""
-    return (path / MANIFEST).exists() and not ((path / COMPLETE).is_file() or (path / WAITING).is_file())
+    """Whether the folder was complete once and is not any more, though nobody removes it.
+
+    A save and a removal rename between two looks. Had one done so, ``WAITING`` and the manifest would not be
+    found as they were before.
+    """
+    names = (MANIFEST, WAITING, COMPLETE, WAITING, MANIFEST)
+    return all((path / name).is_file() == (name == MANIFEST) for name in names)
 
 
 def verify(path: Path) -> str | None:

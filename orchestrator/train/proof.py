@@ -1,8 +1,8 @@
 """What a run can prove about a training stage: its checkpoints, its data, and each row once an epoch.
 
 1. every byte of the checkpoints and of the prepared data has the digest it was written with;
-2. the ledger's records follow each other from step 0 to the newest checkpoint or the result, and name
-   the data that is there;
+2. the ledger's records follow each other from step 0 to the newest checkpoint or the result (``reached.py``),
+   and name the data that is there;
 3. every micro-batch of every recorded step, over all ranks, is replayed through the pure functions
    that workers read by: each row of an epoch exactly once, each source's draws as recorded.
 
@@ -19,7 +19,7 @@ from typing import Any
 
 from orchestrator.checkpoint import seal
 from orchestrator.checkpoint.layout import StageLayout
-from orchestrator.checkpoint.steps import COMPLETE, StepFolder, list_steps
+from orchestrator.checkpoint.steps import COMPLETE, StepFolder
 from orchestrator.data.cache import damage
 from orchestrator.data.mixture import Mixture
 from orchestrator.data.prepared import Meta, content_digest
@@ -28,7 +28,8 @@ from orchestrator.errors import DataError, PlanError
 from orchestrator.spec.job import Job, TrainStage
 from orchestrator.spec.plan import BatchPlan, plan_batch
 from orchestrator.train.continuation import read_begun
-from orchestrator.train.ledger import Record, read_ledger
+from orchestrator.train.ledger import Record
+from orchestrator.train.reached import Listed, Reached
 
 # 2^16: 0.45 us a row on one busy core; larger chunks leave the caches (0.75 us at 2^18).
 CHUNK_ROWS = 2**16
@@ -56,6 +57,8 @@ class LedgerProof:
     """Steps that made no update, because of an anomaly or of float16."""
     problem: str | None
     """The first violation, with stage, step and source; steps are counted as in metrics.jsonl."""
+    note: str | None
+    """What is not proved yet, and no violation."""
 
 
 @dataclass(frozen=True)
@@ -87,30 +90,26 @@ def prove_stage(job: Job, stage: TrainStage, layout: StageLayout) -> StageProof:
     Args:
         job: The resolved job that the stage was last started with.
     """
-    # Before the ledger, whose record of a checkpoint follows it.
-    steps = list_steps(layout.checkpoints)
-    newest = max([step.step for step in steps if step.is_complete], default=0)
+    listed = Listed.of(layout.checkpoints)
     replayed = _ReplayedLedger(job, stage, layout)
     problem = None
     try:
-        replayed.run(newest)
+        replayed.run(listed)
     except _ViolationError as violation:
         problem = f"stage '{stage.name}', {violation}"
-    committed = max(newest, replayed.recorded)
-    checkpoints = tuple(_prove_checkpoints(steps, committed))
-    return StageProof(stage.name, checkpoints, replayed.proof(problem))
+    return StageProof(stage.name, tuple(_prove_checkpoints(listed.steps)), replayed.proof(problem))
 
 
-def _prove_checkpoints(steps: list[StepFolder], committed: int) -> Iterator[CheckpointProof]:
-    """Verify checkpoints byte by byte; those of later steps than ``committed`` never were ones."""
+def _prove_checkpoints(steps: list[StepFolder]) -> Iterator[CheckpointProof]:
+    """Verify checkpoints byte by byte; a save or a removal that goes on, or was interrupted, leaves none."""
     for found in steps:
-        if not found.is_complete and found.step > committed:
+        has_lost_complete = seal.has_lost_complete(found.path)
+        if not (found.is_complete or has_lost_complete):
             continue
         problem = seal.verify(found.path)
-        if problem is not None and found.is_complete and not (found.path / COMPLETE).exists():
-            # A run in progress has removed it for a newer one meanwhile.
-            continue
-        yield CheckpointProof(found.step, problem)
+        # Without its COMPLETE by now, a run in progress has removed it for a newer one.
+        if problem is None or has_lost_complete or (found.path / COMPLETE).exists():
+            yield CheckpointProof(found.step, problem)
 
 
 class _ReplayedLedger:
@@ -121,32 +120,31 @@ class _ReplayedLedger:
         self._job = job
         self._stage = stage
         self._layout = layout
-        self.recorded = 0
-        """Steps that the ledger speaks of, proved or not."""
         self._steps = 0
         self._world_sizes: dict[int, None] = {}
         self._epochs: dict[str, float] = {}
         self._left_out = 0
+        self._note: str | None = None
         self._unproved: _ViolationError | None = None
 
     def proof(self, problem: str | None) -> LedgerProof:
         """What was proved."""
         rows = self._steps * self._stage.global_batch_size
         workers, epochs = tuple(self._world_sizes), dict(self._epochs)
-        return LedgerProof(self._steps, rows, workers, epochs, self._left_out, problem)
+        return LedgerProof(self._steps, rows, workers, epochs, self._left_out, problem, self._note)
 
-    def run(self, newest: int) -> None:
+    def run(self, listed: Listed) -> None:
         """Check the data, then every record, then that the last one is of the newest checkpoint.
 
         Raises:
             _ViolationError: The first thing that does not hold.
         """
-        newest = max(newest, self._finished_step())
         try:
-            records = read_ledger(self._layout.ledger)
+            reached = Reached.read(self._layout, listed)
         except DataError as error:
             raise _ViolationError(1, str(error)) from error
-        self.recorded = max([record.steps[1] for record in records], default=0)
+        self._note = reached.note
+        records, newest = reached.records, reached.newest
         if records:
             folders = self._folders()
             self._check_bytes(folders, records)
@@ -160,7 +158,7 @@ class _ReplayedLedger:
                 self._steps = record.steps[1]
                 self._left_out += sum(end - first for first, end in record.left_out)
                 self._epochs = {name: n / mixture.size(name) for name, n in replay.drawn.items()}
-        if self._steps != newest:
+        if self._steps != newest and not reached.is_pending:
             raise _ViolationError(
                 min(self._steps, newest) + 1,
                 f"the ledger ends with step {self._steps}, and the newest checkpoint or result is of step"
@@ -168,15 +166,6 @@ class _ReplayedLedger:
             )
         if self._unproved is not None:
             raise self._unproved
-
-    def _finished_step(self) -> int:
-        """The last step, as ``result.json`` has it; 0 before the stage is finished."""
-        try:
-            return int(json.loads(self._layout.result.read_text(encoding="utf-8"))["step"])
-        except FileNotFoundError:
-            return 0
-        except (ValueError, TypeError, KeyError) as error:
-            raise _ViolationError(1, f"{self._layout.result} is damaged: {error!r}") from error
 
     def _folders(self) -> dict[str, Path]:
         """Prepared folders by source."""

@@ -50,6 +50,7 @@ def test_a_run_that_holds_is_reported_in_full(console: Console, trained: Trained
                     "epochs": {"a": 0.75, "b": 2.4},
                     "steps_left_out": 0,
                     "problem": None,
+                    "note": None,
                 },
             }
         ],
@@ -91,6 +92,18 @@ def test_the_first_violation_and_every_damaged_checkpoint_are_printed(
     assert document["ok"] is False
     assert document["ledger"] == {"ok": False, "rows": 48, "problem": message}
     assert [found["ok"] for found in document["checkpoints"]] == [False, True]
+
+
+def test_a_record_that_is_pending_is_told_and_no_violation(console: Console, trained: TrainedStage) -> None:
+    trained.layout.result.unlink()
+    trained.drop_record(1)
+    note = "the record of steps 3 to 4 is pending; this run or its next start writes it"
+    ended = console("verify", trained.run.root)
+    assert (ended.code, ended.errors) == (0, "")
+    assert ended.output.splitlines()[-2:] == [f"stage 'pretrain': {note}", "run: everything holds"]
+    document = console("verify", trained.run.root, "--json").json()
+    assert document["stages"][0]["ledger"]["note"] == note
+    assert document["ledger"] == {"ok": True, "rows": 48, "problem": None}
 
 
 def test_one_stage_is_checked_alone(console: Console, tmp_path: Path) -> None:

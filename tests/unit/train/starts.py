@@ -69,16 +69,7 @@ class TrainedStage:
     def start(self, start: Start) -> None:
         """Train from the newest checkpoint to the kill as ``training_stage`` does."""
         begun = max(self.saved_by, default=0)
-        batch = self.batch(start.workers)
-        ledger = Ledger(
-            self.layout.ledger,
-            batch,
-            begun,
-            mixture=self.mixture,
-            data={name: content_digest(folder) for name, folder in self.folders.items()},
-            seed=self.job.seed,
-            saved_by=self.saved_by.get(begun),
-        )
+        batch, ledger = self.batch(start.workers), self.ledger(begun, start.workers)
         self.consumed = {step: read for step, read in self.consumed.items() if step < begun}
         last_save = start.killed_at // start.save_every * start.save_every
         for step in range(begun, start.killed_at):
@@ -90,15 +81,31 @@ class TrainedStage:
             completed = step + 1
             if completed % start.save_every:
                 continue
-            self.save(completed, start.workers)
+            self.save(completed, start.workers, ledger.committed)
             if not (start.loses_record and completed == last_save):
                 ledger.commit(completed)
 
-    def save(self, step: int, workers: int) -> None:
+    def ledger(self, begun: int, workers: int) -> Ledger:
+        """The ledger as a start of ``workers`` continues it after the checkpoint of step ``begun``."""
+        path = self.layout.checkpoints / step_name(begun)
+        state = seal.read_state(path) if begun else {}
+        return Ledger(
+            self.layout.ledger,
+            self.batch(workers),
+            begun,
+            mixture=self.mixture,
+            data={name: content_digest(folder) for name, folder in self.folders.items()},
+            seed=self.job.seed,
+            saved_by=state.get("world_size"),
+            since=state.get("recorded"),
+        )
+
+    def save(self, step: int, workers: int, recorded: int | None) -> None:
         """A checkpoint without tensors."""
         path = self.layout.checkpoints / step_name(step)
         path.mkdir(parents=True, exist_ok=True)
-        digest = seal.write_json(path / seal.STATE, {"step": step, "world_size": workers})
+        state = {"step": step, "world_size": workers, "recorded": recorded}
+        digest = seal.write_json(path / seal.STATE, state)
         seal.seal(path, {seal.STATE: digest})
         self.saved_by[step] = workers
 
