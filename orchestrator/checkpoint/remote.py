@@ -6,12 +6,12 @@
 3. a start that finds a newer complete step there than in its own folder copies it to a temporary name,
    compares digests, and only then gives it its name.
 
-The remote is never the only place of a step that is being written, and what is damaged there stays there.
+The remote is never the only place of a step that is being written. What is damaged there, twice in a row, is
+complete no more: it stays until a good step of that number takes its place.
 """
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import shutil
@@ -74,16 +74,24 @@ class RemoteSteps:
             self._files.get_file(f"{source}/{name}", str(path / name))
 
     def state(self, step: int) -> Any:
-        """What ``state.json`` of a step holds.
+        """What ``state.json`` of a step holds, once its digest is compared.
 
         Raises:
             CheckpointError: It is damaged or not there.
         """
-        path = f"{self._at(step)}/{seal.STATE}"
+        folder = self._at(step)
         try:
-            return json.loads(self._files.cat_file(path))
-        except (FileNotFoundError, ValueError) as error:
-            raise CheckpointError(f"{path}: {error}") from error
+            sealed, manifest, state = (
+                self._files.cat_file(f"{folder}/{name}") for name in (COMPLETE, seal.MANIFEST, seal.STATE)
+            )
+        except FileNotFoundError as error:
+            raise CheckpointError(f"{folder}: {error}") from error
+        return seal.sealed_state(folder, sealed, manifest, state)
+
+    def set_aside(self, step: int) -> None:
+        """Make a damaged step incomplete, so that a good one may take its place."""
+        complete = f"{self._at(step)}/{COMPLETE}"
+        self._files.mv(complete, f"{complete}.damaged")
 
     def remove(self, step: int) -> None:
         """Remove a step."""
@@ -147,11 +155,11 @@ def fetch_newer(
         if here is not None and path.name <= here.name:
             break
         temporary = folder / f"fetched-{path.name}"
-        remote.download(step, temporary)
-        problem = seal.verify(temporary)
+        problem = _download(remote, step, temporary)
         if problem is not None:
             shutil.rmtree(temporary)
             damaged.append((step, problem))
+            remote.set_aside(step)
             continue
         # What a save of this step that was interrupted has left.
         shutil.rmtree(path, ignore_errors=True)
@@ -160,3 +168,14 @@ def fetch_newer(
         logger.info("%s was fetched from %s", path, remote.url)
         return path, damaged
     return None, damaged
+
+
+def _download(remote: RemoteSteps, step: int, path: Path) -> str | None:
+    """Copy a step, once more if it is damaged, for that may be the way's fault; what is wrong with it."""
+    problem = None
+    for _ in range(2):
+        remote.download(step, path)
+        problem = seal.verify(path)
+        if problem is None:
+            break
+    return problem

@@ -155,8 +155,11 @@ def _find_problem(path: Path) -> str | None:
 
 def _sealed_files(path: Path) -> dict[str, FileDigest] | str:
     """Files of a complete folder as they were sealed, or what is wrong with that."""
-    sealed = (path / COMPLETE).read_bytes()
-    manifest = (path / MANIFEST).read_bytes()
+    return _files_in((path / COMPLETE).read_bytes(), (path / MANIFEST).read_bytes())
+
+
+def _files_in(sealed: bytes, manifest: bytes) -> dict[str, FileDigest] | str:
+    """Files of a manifest that is as it was sealed, or what is wrong with it."""
     digest = xxhash.xxh3_128(manifest).hexdigest()
     if sealed != digest.encode():
         return f"{MANIFEST}: digest {digest}, {COMPLETE} says {sealed[:64]!r}"
@@ -166,7 +169,10 @@ def _sealed_files(path: Path) -> dict[str, FileDigest] | str:
 def _file_problem(path: Path, name: str, expected: FileDigest) -> str | None:
     if not (path / name).is_file():
         return f"{name}: missing, expected {expected.bytes} bytes"
-    found = digest_file(path / name)
+    return _difference(name, digest_file(path / name), expected)
+
+
+def _difference(name: str, found: FileDigest, expected: FileDigest) -> str | None:
     if found == expected:
         return None
     return (
@@ -193,10 +199,27 @@ def read_state(path: Path) -> dict[str, Any]:
         CheckpointError: It is not what was written.
     """
     try:
-        files = _sealed_files(path)
-        problem = files if isinstance(files, str) else _file_problem(path, STATE, files[STATE])
-    except (OSError, ValueError, KeyError) as error:
-        problem = str(error)
-    if problem is not None:
-        raise CheckpointError(f"{path}: {problem}")
-    return read_json(path / STATE)
+        contents = [(path / name).read_bytes() for name in (COMPLETE, MANIFEST, STATE)]
+    except OSError as error:
+        raise CheckpointError(f"{path}: {error}") from error
+    return sealed_state(str(path), *contents)
+
+
+def sealed_state(where: str, sealed: bytes, manifest: bytes, state: bytes) -> dict[str, Any]:
+    """As ``read_state``, of the contents of ``COMPLETE``, ``manifest.json`` and ``state.json``.
+
+    Args:
+        where: The folder, for messages.
+
+    Raises:
+        CheckpointError: They do not belong together.
+    """
+    try:
+        files = _files_in(sealed, manifest)
+        problem = files if isinstance(files, str) else _difference(STATE, digest_bytes(state), files[STATE])
+        if problem is None:
+            found: dict[str, Any] = json.loads(state)
+            return found
+    except (ValueError, KeyError, TypeError) as error:
+        problem = f"{MANIFEST}: {error!r}"
+    raise CheckpointError(f"{where}: {problem}")

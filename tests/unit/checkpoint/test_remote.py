@@ -58,16 +58,20 @@ def test_the_best_step_stays_there_too(remote: RemoteSteps, tmp_path: Path) -> N
     assert remote.complete_steps() == [1, 3, 4]
 
 
-@pytest.mark.parametrize("damage", ["truncated", "deleted"])
+@pytest.mark.parametrize("damage", ["truncated", "deleted", "another metric"])
 def test_a_damaged_state_there_stays_and_holds_nothing_up(
     damage: str, remote: RemoteSteps, tmp_path: Path
 ) -> None:
     retention = Retention(1, best=Best("eval/loss", "min"))
     put(tmp_path, remote, 1, retention=retention, loss1=1.0)
     path = f"{remote._at(1)}/state.json"
+    content = remote._files.cat_file(path)
     remote._files.rm_file(path)
     if damage == "truncated":
         remote._files.pipe_file(path, b'{"step"')
+    elif damage == "another metric":
+        assert b"1.0" in content
+        remote._files.pipe_file(path, content.replace(b"1.0", b"9.0"))
     assert put(tmp_path, remote, 2, 3, 4, retention=retention, loss2=3.0, loss3=2.0, loss4=2.5) == []
     assert remote.complete_steps() == [1, 3, 4]
 
@@ -117,7 +121,29 @@ def test_damage_there_is_noticed_and_an_older_step_taken(
     manager = CheckpointManager(tmp_path / "there", remote=remote, on_damage=told.append)
     assert manager.newest() == tmp_path / "there" / step_name(1)
     assert [(damage.step, damage.kept_as) for damage in told] == [(2, f"{remote.url}/{step_name(2)}")]
+    # It stays, and is complete no more, so that the same step takes its place when it is made again.
+    assert names(remote, 2) == sorted({*FILES, "COMPLETE.damaged"} - {"COMPLETE"})
+    put(tmp_path / "there", remote, 2)
     assert names(remote, 2) == sorted(FILES)
+    assert CheckpointManager(tmp_path / "else", remote=remote).newest() == tmp_path / "else" / step_name(2)
+
+
+def test_a_copy_that_was_damaged_on_its_way_is_made_once_more(
+    remote: RemoteSteps, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put(tmp_path / "here", remote, 1)
+    download, broken = RemoteSteps.download, [True, False]
+
+    def download_badly(self: RemoteSteps, step: int, path: Path) -> None:
+        download(self, step, path)
+        if broken.pop(0):
+            (path / "state.json").write_text("{}")
+
+    monkeypatch.setattr(RemoteSteps, "download", download_badly)
+    told: list[Damage] = []
+    manager = CheckpointManager(tmp_path / "there", remote=remote, on_damage=told.append)
+    assert manager.newest() == tmp_path / "there" / step_name(1)
+    assert (told, broken) == ([], [])
 
 
 def test_an_upload_that_was_interrupted_is_no_step_and_is_made_anew(
