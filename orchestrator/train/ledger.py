@@ -17,7 +17,7 @@ float16; ``seed`` is the job's, which decides the order of rows.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -76,14 +76,14 @@ class Ledger:
             left_out: Steps since then that made no update.
 
         Raises:
-            DataError: The last record's rows were of other sources than these would be.
+            DataError: A line is no record; or the last one's rows were of other sources than these would be.
         """
         self._path = path
         self._batch_plan = batch_plan
         self._mixture = mixture
         self._data = data
         self._seed = seed
-        kept = [record for record in read_json_lines(path) if record["steps"][1] <= start_step]
+        kept = [record for record in _records(path) if record["steps"][1] <= start_step]
         self._check_order(kept)
         self._committed = kept[-1]["steps"][1] if kept else 0
         replace_text(path, "".join(json.dumps(record) + "\n" for record in kept))
@@ -158,20 +158,45 @@ def _parse(path: Path, number: int, line: str) -> Record:
         DataError: The line is something else.
     """
     try:
-        fields: dict[str, Any] = json.loads(line)
-        sources, data, workers = fields.get("sources"), fields.get("data"), fields["world_size"]
-        seed, steps = fields.get("seed"), _range(fields["steps"])
-        return Record(
-            steps=steps,
-            rows=_range(fields["rows"]),
-            world_size=None if workers is None else int(workers),
-            sources=None if sources is None else {name: _range(pair) for name, pair in sources.items()},
-            data=None if data is None else {name: str(digest) for name, digest in data.items()},
-            left_out=_up_to(steps[1], [_range(pair) for pair in fields.get("left_out", [])]),
-            seed=None if seed is None else int(seed),
-        )
+        return _record_in(json.loads(line))
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise DataError(f"{path}: line {number} is no record of a ledger: {line[:100]!r}") from error
+
+
+def _records(path: Path) -> Iterator[dict[str, Any]]:
+    """The records as JSON, without lines that were torn.
+
+    Raises:
+        DataError: One is something else.
+    """
+    for number, record in enumerate(read_json_lines(path), start=1):
+        try:
+            _record_in(record)
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            raise DataError(
+                f"{path}: record {number} is none of a ledger: {json.dumps(record)[:100]!r}. Delete that line"
+                " and those after it: what is missing is made up for from the checkpoint"
+            ) from error
+        yield record
+
+
+def _record_in(fields: dict[str, Any]) -> Record:
+    """One record.
+
+    Raises:
+        Exception: It is something else: ValueError, TypeError, KeyError or AttributeError.
+    """
+    sources, data, workers = fields.get("sources"), fields.get("data"), fields["world_size"]
+    seed, steps = fields.get("seed"), _range(fields["steps"])
+    return Record(
+        steps=steps,
+        rows=_range(fields["rows"]),
+        world_size=None if workers is None else int(workers),
+        sources=None if sources is None else {name: _range(pair) for name, pair in sources.items()},
+        data=None if data is None else {name: str(digest) for name, digest in data.items()},
+        left_out=_up_to(steps[1], [_range(pair) for pair in fields.get("left_out", [])]),
+        seed=None if seed is None else int(seed),
+    )
 
 
 def _up_to(end: int, ranges: list[Range]) -> tuple[Range, ...]:

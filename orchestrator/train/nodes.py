@@ -13,7 +13,7 @@ import torch.distributed as dist
 
 from orchestrator.checkpoint.layout import RunLayout, StageLayout
 from orchestrator.checkpoint.peers import tell_all
-from orchestrator.errors import LaunchError
+from orchestrator.errors import DataError, LaunchError
 from orchestrator.nodes import complaint, describe
 from orchestrator.tracking.events import replace_text
 from orchestrator.train.agreement import AgreedError
@@ -35,8 +35,17 @@ def check_nodes(layout: RunLayout, stage: StageLayout) -> None:
     Raises:
         AgreedError: On every rank, naming each such node.
     """
-    environment = json.loads(layout.environment.read_text("utf-8"))
-    own = complaint(environment, _paths(StageInputs.read(stage)))
+    environment: dict[str, Any] = {}
+    try:
+        environment = json.loads(layout.environment.read_text("utf-8"))
+        own = complaint(environment, _paths(StageInputs.read(stage)))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        own = (
+            f"{layout.environment}, which has the driver's versions, is missing or damaged ({error}). Run"
+            " 'orchestrator prepare JOB' (or 'orchestrator run JOB'), which write it anew"
+        )
+    except DataError as error:
+        own = str(error)
     found = tell_all((own, {**describe(), **_accelerators()}))
     problems = list(dict.fromkeys(problem for problem, _ in found if problem is not None))
     if problems:

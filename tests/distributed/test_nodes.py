@@ -59,6 +59,19 @@ def test_a_node_unlike_the_drivers_is_refused_on_every_rank(unlike: str, tmp_pat
     assert not list(layout.stage(STAGE).checkpoints.glob("*"))
 
 
+@pytest.mark.parametrize("content", [None, "", '{"packages": ', "[]"])
+def test_a_missing_or_damaged_environment_is_named(content: str | None, tmp_path: Path) -> None:
+    prepare(tmp_path, "run", num_workers=1, **PLAIN)
+    environment = RunLayout(tmp_path / "runs" / "run").environment
+    environment.unlink()
+    if content is not None:
+        environment.write_text(content)
+    (outcome,) = run_ranks(start, 1, str(tmp_path), "nothing")
+    assert outcome.startswith(f"1 {environment}, which has the driver's versions, is missing or damaged (")
+    prepare(tmp_path, "run", num_workers=1, **PLAIN)
+    assert run_ranks(start, 1, str(tmp_path), "nothing") == ["finished"]
+
+
 def test_a_stage_whose_rows_are_gone_names_the_folder(tmp_path: Path) -> None:
     prepare(tmp_path, "run", num_workers=2, **PLAIN)
     layout = RunLayout(tmp_path / "runs" / "run")

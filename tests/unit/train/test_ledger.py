@@ -144,3 +144,12 @@ def test_another_order_of_rows_than_the_one_that_was_begun_is_refused(tmp_path: 
         open_ledger(path, 5)
     # From the start nothing was read yet.
     assert open_ledger(path, 0).committed == 0
+
+
+@pytest.mark.parametrize("line", ["{}", '{"steps": [0, "x"], "rows": [0, 4], "world_size": 1}'])
+def test_a_line_that_is_no_record_is_named_when_a_stage_goes_on(line: str, tmp_path: Path) -> None:
+    path = tmp_path / "ledger.jsonl"
+    open_ledger(path, 0).commit(5)
+    path.write_text(path.read_text() + line + "\n")
+    with pytest.raises(DataError, match=r"ledger\.jsonl: record 2 is none of a ledger: .* Delete that line"):
+        open_ledger(path, 5)
