@@ -72,6 +72,8 @@ class StageNews:
                 yield f"rank {event['rank']} failed: {text}"
             if event["event"] == DAMAGED:
                 yield damage_text(event)
+            if event["event"] == "checkpoints_gone":
+                yield f"no checkpoint of its {event['recorded']} recorded steps is left: it begins anew"
             if event["event"] == "weights_chosen" and event["step"] != event["last_step"]:
                 yield f"weights/ are those of step {event['step']}, its best evaluation"
             if event["event"] == "checkpoint_not_uploaded":

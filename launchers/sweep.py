@@ -174,7 +174,7 @@ def _print_results(
             name,
             end.state,
             *(json.dumps(point[key]) if key in point else "" for key in keys),
-            *(_shown(metrics[metric]) if metric in metrics else "" for metric in names),
+            *("" if value is None else f"{value:.6g}" for value in map(metrics.get, names)),
         )
         for (name, end), point, metrics in zip(ends.items(), points, results, strict=True)
     ]
@@ -182,11 +182,6 @@ def _print_results(
     for name, end in ends.items():
         if end.reason is not None:
             print(f"{name} was stopped early: {end.reason}")
-
-
-def _shown(value: float | None) -> str:
-    """A metric; results hold null for one that is not finite."""
-    return "nan" if value is None else f"{value:.6g}"
 
 
 class Drivers:

@@ -24,7 +24,7 @@ from orchestrator.models import find_blocks, save_weights
 from orchestrator.registry import resolve
 from orchestrator.spec.float16 import loss_scale_of
 from orchestrator.spec.job import Job, TrainStage
-from orchestrator.tracking.events import append_event
+from orchestrator.tracking.events import append_event, read_json_lines
 from orchestrator.train.agreement import AgreedError, together
 from orchestrator.train.anomalies import AnomalyWatch
 from orchestrator.train.best import Weights, best_of
@@ -151,7 +151,12 @@ class _Run:
 
     def _open_ledger(self, start: Start) -> Ledger | None:
         """Rank 0's."""
-        return open_ledger(self.stage_layout, self.job, self.parts, start) if self.rank == 0 else None
+        if self.rank != 0:
+            return None
+        recorded = list(read_json_lines(self.stage_layout.ledger))
+        if recorded and start.step == 0:
+            self._record("checkpoints_gone", recorded=recorded[-1].get("steps", [0, 0])[1])
+        return open_ledger(self.stage_layout, self.job, self.parts, start)
 
     def _wait_for_save(self) -> None:
         """Until the last save is committed; collective."""
