@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from orchestrator.checkpoint.layout import StageLayout
-from orchestrator.errors import DataError
+from orchestrator.errors import DataError, PlanError
 from orchestrator.spec.job import TrainStage
 from orchestrator.spec.plan import BatchPlan, count_steps
 
@@ -32,7 +32,10 @@ def planned_steps(stage: TrainStage, batch: BatchPlan, layout: StageLayout) -> i
     if not metas:
         return None
     mixture = Mixture.of_prepared(stage.data.mixture, stage.data.mixture_unit, metas, _begun(layout))
-    return count_steps(stage.limits, batch, int(mixture.num_rows.sum()), mixture.exhaustion())
+    try:
+        return count_steps(stage.limits, batch, int(mixture.num_rows.sum()), mixture.exhaustion())
+    except PlanError as error:
+        raise PlanError(f"stage '{stage.name}': {error}") from error
 
 
 def rows_drawn(stage: TrainStage, batch: BatchPlan, layout: StageLayout) -> dict[str, int]:

@@ -249,6 +249,8 @@ def _why_changed(
     lines = list(dict.fromkeys(chain.from_iterable(found)))
     if not lines and before.data_digests.get("tokenizer") != digests.get("tokenizer"):
         return "its files are the same, and the tokenizer is another one"
+    if not lines and any(list(before.files.get(name, now)) != list(now) for name, now in files.items()):
+        return "its files are the same in another order, which is that of its rows"
     if not lines:
         return "its files are the same, and this version of orchestrator prepares them in another way"
     return "; ".join(lines[:3]) + (f"; and {len(lines) - 3} more" if len(lines) > 3 else "")

@@ -29,6 +29,7 @@ from transformers.utils import logging as hf_logging
 
 from orchestrator.contracts import Head, TokenInfo
 from orchestrator.errors import ModelError
+from orchestrator.head_labels import check_labels
 from orchestrator.spec.positions import first_position
 from orchestrator.spec.training import Init
 from orchestrator.trained_part import TrainedPart
@@ -179,7 +180,8 @@ def load_model(
     remote = _remote(init) if init is not None else {}
     try:
         config = AutoConfig.from_pretrained(source, **remote)
-        _check_labels(source, config, label_names)
+        own = config.id2label or {}
+        check_labels(source, [own[label_id] for label_id in sorted(own)], label_names)
         _set_labels(config, label_names)
         config.use_cache = False
         if config.pad_token_id is None:
@@ -188,16 +190,6 @@ def load_model(
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         raise _unreachable(source, error) from error
     return _checked_head(model, head)
-
-
-def _check_labels(source: str, config: PretrainedConfig, label_names: tuple[str, ...]) -> None:
-    """Refuse to give a trained output the name of another one."""
-    own = tuple(config.id2label[label_id] for label_id in sorted(config.id2label or {}))
-    if own != label_names and sorted(own) == sorted(label_names):
-        raise ModelError(
-            f"the outputs of the model in {source} are {', '.join(own)}, in this order, and the job's labels"
-            f" are {', '.join(label_names)}: give the datasets label_names: [{', '.join(own)}]"
-        )
 
 
 def _set_labels(config: PretrainedConfig, label_names: tuple[str, ...]) -> None:

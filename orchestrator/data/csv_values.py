@@ -53,4 +53,4 @@ def label_in(text: str, names: Sequence[str] | None) -> str | int:
 
 def like_a_value(name: str) -> bool:
     """Whether a label's name could be a number or a boolean, so that such a label is looked up as a text."""
-    return INTEGER.fullmatch(name) is not None or name.lower() in BOOLEANS
+    return NUMBER.fullmatch(name) is not None or name.lower() in BOOLEANS

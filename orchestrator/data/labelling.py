@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from orchestrator.contracts import RowLayout
-from orchestrator.data.csv_values import are_ids, label_in, number_in
+from orchestrator.data.csv_values import are_ids, label_in, like_a_value, number_in
 from orchestrator.data.fields import is_all_text
 from orchestrator.data.labels import LabelIds, label_ids, label_problem, label_sets, number_problem
 from orchestrator.data.rows import Rows, distinct_labels
@@ -59,7 +59,8 @@ def find_labels(
     """
     source = rows.source
     where = f"datasets.{source.name}: column '{source.dataset.label_column}', split '{split}'"
-    _check_order(where, source.dataset.label_names or _own_names(opened), given)
+    own = _own_names(opened)
+    _check_order(where, source.dataset.label_names or own, given)
     if layout.labels == "numbers":
         num_values = num_labels or 1
         values = opened["label"][:]
@@ -75,6 +76,8 @@ def find_labels(
         values = opened["label"][:]
         if is_all_text(source.dataset):
             values = [label_in(text, names) for text in values]
+        elif own is not None:
+            values = [_named(value, source.dataset.label_names or own) for value in values]
         problems = [label_problem(value, names, num_labels) for value in values]
         rows, values = _sound(rows, where, values, problems)
         return rows, Labels(*label_ids(where, values, names, num_labels))
@@ -82,9 +85,15 @@ def find_labels(
         num_labels = len(names) if names is not None else _most(opened["label"][:])
     ids = LabelIds.of(where, names, num_labels)
     if layout.document == "words":
+        if own is not None and all(like_a_value(name) for name in ids.names):
+            raise DataError(
+                f"{where}: its tags are ids of names that are numbers: give them other label_names"
+            )
         found = [ids.tags_problem(tags) for batch in opened.iter(BATCH_ROWS) for tags in batch["label"]]
         return _sound(rows, where, found, found)[0], Labels(None, ids.names)
     values = opened["label"][:]
+    if own is not None:
+        values = [_named(labels, source.dataset.label_names or own) for labels in values]
     rows, values = _sound(rows, where, values, [ids.problem(labels) for labels in values])
     return rows, Labels(label_sets(values, ids), ids.names)
 
@@ -136,6 +145,13 @@ def _own_names(rows: Any) -> Sequence[str] | None:
     feature = rows.features["label"]
     names: Sequence[str] | None = getattr(getattr(feature, "feature", feature), "names", None)
     return names
+
+
+def _named(label: Any, names: Sequence[str]) -> Any:
+    """The name of an id, or the names of several: what a column with names holds is never a name itself."""
+    if isinstance(label, list):
+        return [_named(one, names) for one in label]
+    return names[label] if isinstance(label, int) and 0 <= label < len(names) else label
 
 
 def _check_order(where: str, own: Sequence[str] | None, given: Sequence[str] | None) -> None:

@@ -124,10 +124,13 @@ class LabelIds:
         return {name: label_id for label_id, name in enumerate(self.names)}
 
     def find(self, value: Any) -> int | None:
-        """The id of a name, or of a number that is an id; ``None``: it has none."""
+        """The id of a name, or of a number that is an id; ``None``: it has none.
+
+        Where all names look like numbers or booleans, a number is a name.
+        """
+        (value,) = _as_texts([_whole(value)], self.names)
         if isinstance(value, str):
             return self._by_name.get(value)
-        value = _whole(value)
         is_id = isinstance(value, int) and 0 <= value < len(self.names)
         return int(value) if is_id else None
 

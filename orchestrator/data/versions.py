@@ -14,4 +14,6 @@ ROWS = {
     "examination": 8,
     "near_duplicates": 1,
     "decontamination": 2,
+    # Labels become ids.
+    "labels": 1,
 }

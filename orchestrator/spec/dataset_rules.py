@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from orchestrator.spec.job import EvaluateStage, Job, TrainStage
 from orchestrator.spec.messages import suggestion
 from orchestrator.spec.packing_rules import CLASSIFICATION
+from orchestrator.spec.plan import input_stage
 from orchestrator.spec.reads import RowKind, row_kind, whole_kind
 from orchestrator.spec.training import SupervisedFinetuningObjective, TokenClassificationObjective
 from orchestrator.spec.tree import KeyPath
@@ -33,10 +34,10 @@ def check_decontamination(job: Job) -> Iterator[Complaint]:
 
 def check_kinds(job: Job) -> Iterator[Complaint]:
     """No dataset is evaluated as rows of one kind, and learned from or compared with as another."""
-    readers = list(_readers(job))
-    for path, name, split, kind in _evaluations(job):
+    for path, name, split, reader_stage in _evaluations(job):
+        kind, readers = row_kind(reader_stage), _readers(job, reader_stage)
         dataset = job.datasets.get(name)
-        if dataset is None or getattr(dataset, f"{split}_fraction") == 0.0:
+        if dataset is None or kind is None or getattr(dataset, f"{split}_fraction") == 0.0:
             continue
         others = [(other, reader) for read, other, reader in readers if read == name and other != kind]
         # All rows are held out, as whatever they are read.
@@ -51,8 +52,8 @@ def check_kinds(job: Job) -> Iterator[Complaint]:
         )
 
 
-def _evaluations(job: Job) -> Iterator[tuple[KeyPath, str, str, RowKind]]:
-    """Where held-out rows are evaluated: of which dataset and split, and as what they are read."""
+def _evaluations(job: Job) -> Iterator[tuple[KeyPath, str, str, TrainStage]]:
+    """Where held-out rows are evaluated: of which dataset and split, and the stage whose model reads them."""
     trained = {stage.name: stage for stage in job.stages if isinstance(stage, TrainStage)}
     for index, stage in enumerate(job.stages):
         path: KeyPath = ("stages", index, "datasets")
@@ -63,16 +64,18 @@ def _evaluations(job: Job) -> Iterator[tuple[KeyPath, str, str, RowKind]]:
             reader, names, split = stage, stage.evaluation.datasets, "validation"
         else:
             continue
-        kind = row_kind(reader)
+        yield from (((*path, number), name, split, reader) for number, name in enumerate(names))
+
+
+def _readers(job: Job, evaluated: TrainStage) -> Iterator[tuple[str, RowKind, str]]:
+    """Who else must agree on which rows are held out from the model that ``evaluated`` has trained.
+
+    Returns:
+        The dataset, as what it is read, and by what: the stages that the model went through, and others.
+    """
+    for stage in _lineage(job, evaluated):
+        kind = row_kind(stage)
         if kind is not None:
-            yield from (((*path, number), name, split, kind) for number, name in enumerate(names))
-
-
-def _readers(job: Job) -> Iterator[tuple[str, RowKind, str]]:
-    """Who else must agree on which rows are held out: the dataset, as what it is read, and by what."""
-    for stage in job.stages:
-        kind = row_kind(stage) if isinstance(stage, TrainStage) else None
-        if isinstance(stage, TrainStage) and kind is not None:
             for name in stage.data.mixture:
                 yield name, kind, f"stage '{stage.name}', which trains on it"
     learned = job.tokenizer.train.datasets if job.tokenizer and job.tokenizer.train else ()
@@ -83,6 +86,16 @@ def _readers(job: Job) -> Iterator[tuple[str, RowKind, str]]:
     for name, reader in readers:
         if name in job.datasets:
             yield name, whole_kind(job.datasets[name]), reader
+
+
+def _lineage(job: Job, stage: TrainStage) -> Iterator[TrainStage]:
+    """The stage, and those whose weights it builds on; a name that is no stage's is another complaint."""
+    trained = {found.name: found for found in job.stages if isinstance(found, TrainStage)}
+    seen: set[str] = set()
+    while stage.name not in seen:
+        seen.add(stage.name)
+        yield stage
+        stage = trained.get(input_stage(stage) or "", stage)
 
 
 def check_streaming(job: Job) -> Iterator[Complaint]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from orchestrator.data.prepared import content_digest
 from orchestrator.data.stream import MixtureReader
 from orchestrator.data.tokenizer import for_classification, load_tokenizer, token_info
 from orchestrator.errors import CheckpointError, DataError, ModelError
+from orchestrator.head_labels import check_labels
 from orchestrator.models import check_fit, load_model
 from orchestrator.registry import resolve
 from orchestrator.spec.job import Job, TrainStage
@@ -139,7 +140,7 @@ def _first_model(
         tokenizer = inputs.data_digests["tokenizer"]
         folder = Path(stage.init.checkpoint)
         if stage.init.format == "orchestrator":
-            load_checkpoint_weights(model, folder, tokenizer_digest=tokenizer)
+            load_checkpoint_weights(model, folder, tokenizer_digest=tokenizer, label_names=inputs.label_names)
         else:
             import_weights(model, folder, stage.init.format)
     return model
@@ -164,21 +165,28 @@ def _named_problem(model: PreTrainedModel, objective: Objective) -> PreTrainedMo
     return model
 
 
-def load_checkpoint_weights(model: PreTrainedModel, folder: Path, *, tokenizer_digest: str) -> None:
+def load_checkpoint_weights(
+    model: PreTrainedModel, folder: Path, *, tokenizer_digest: str, label_names: Sequence[str] = ()
+) -> None:
     """Take the weights of another run's checkpoint.
 
     Args:
         tokenizer_digest: Of the tokenizer that these weights are going to see.
+        label_names: What the outputs of a classifier are going to mean.
 
     Raises:
         CheckpointError: It does not verify, holds other parameters than the model, or was trained with
             another tokenizer.
+        ModelError: Its outputs mean other labels.
     """
     manager = CheckpointManager(folder.parent)
     problem = manager.verify(folder)
     if problem is not None:
         raise CheckpointError(f"init.checkpoint {folder}: {problem}; name another checkpoint")
-    trained_with = manager.read_state(folder).get("tokenizer")
+    state = manager.read_state(folder)
+    # Checkpoints of earlier versions do not say.
+    check_labels(f"init.checkpoint {folder}", state.get("label_names", ()), label_names)
+    trained_with = state.get("tokenizer")
     if trained_with != tokenizer_digest:
         raise CheckpointError(
             f"init.checkpoint {folder} was trained with the tokenizer {trained_with}, and this stage's is"

@@ -162,6 +162,7 @@ class StageState:
             "step": step,
             "rows": step * self.stage.global_batch_size,
             "tokenizer": self.parts.inputs.data_digests["tokenizer"],
+            "label_names": list(self.parts.inputs.label_names),
             "world_size": self.parts.batch_plan.world_size,
             "recent_losses": self.watch.recent_losses,
             "anomalies_in_a_row": self.watch.in_a_row,

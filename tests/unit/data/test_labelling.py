@@ -401,3 +401,36 @@ def test_labels_of_rows_that_are_left_out_are_no_classes(tmp_path: Path, bpe: Pa
     keys = {"label_column": "y", "on_bad_row": "skip", "min_chars": 2}
     made = prepare(corpus(tmp_path / "rows.jsonl", rows, **keys), ONE, bpe, tmp_path)
     assert Meta.open(made).label_names == ("neg", "pos")
+
+
+@pytest.mark.parametrize("names", [["0", "1", "10", "2"], ["1", "2", "3", "4"], ["False", "True"]])
+def test_values_of_a_column_with_names_are_ids_whatever_the_names_look_like(
+    names: list[str], tmp_path: Path, bpe: Path
+) -> None:
+    ids = [index % len(names) for index in range(12)]
+    classes = datasets.ClassLabel(names=names)
+    features = datasets.Features({"text": datasets.Value("string"), "y": classes})
+    rows = datasets.Dataset.from_dict({"text": make_texts(12), "y": ids}, features=features)
+    rows.to_parquet(tmp_path / "rows.parquet")
+    dataset = section(source="parquet", files=str(tmp_path / "rows.parquet"), label_column="y")
+    made = prepare(dataset, ONE, bpe, tmp_path)
+    assert [row.label for row in rows_of(made)] == ids
+    assert Meta.open(made).label_names == tuple(names)
+    # Under other names they are the same ids.
+    renamed = dataset.model_copy(update={"label_names": tuple(f"n{name}" for name in names)})
+    assert [row.label for row in rows_of(prepare(renamed, ONE, bpe, tmp_path))] == ids
+
+
+def test_integers_among_several_are_names_where_all_names_are_numbers(tmp_path: Path, bpe: Path) -> None:
+    values: list[Any] = [[0], [2, 1], ["2"]]
+    keys = {"label_column": "y", "label_names": ("2", "1", "0")}
+    made = prepare(corpus(tmp_path / "rows.jsonl", texts(values), **keys), SETS, bpe, tmp_path, num_labels=3)
+    found = [row.label.tolist() for row in rows_of(made) if isinstance(row.label, np.ndarray)]
+    assert found == [[0, 0, 1], [1, 1, 0], [1, 0, 0]]
+
+
+def test_a_number_is_no_id_where_the_labels_learned_are_fractions(tmp_path: Path, bpe: Path) -> None:
+    path = write_csv(tmp_path / "rows.csv", {"text": make_texts(2), "y": ["1", "2"]})
+    dataset = section(source="csv", files=str(path), label_column="y")
+    with pytest.raises(DataError, match=r"label '1', expected one of \['1.0', '2.0'\]"):
+        prepare(dataset, ONE, bpe, tmp_path, label_names=("1.0", "2.0"))

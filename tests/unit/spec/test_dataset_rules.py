@@ -89,18 +89,23 @@ def evaluate(name: str, split: str = "test") -> str:
     return f"  - {{name: test, kind: evaluate, from: {name}, datasets: [qa], split: {split}}}\n"
 
 
+def on_base(line: str) -> str:
+    """A training stage that goes on with the weights of 'base'."""
+    return line.replace("{pretrained: gpt2}", "{stage: base}")
+
+
 BASE, ON_WEB = stage("base", "causal_lm"), stage("base", "causal_lm", "web", evaluates=True)
 PAIRS = stage("pairs", "sequence_classification", evaluates=True)
 TAGS = stage("tags", "token_classification, num_labels: 3")
 CHAT = stage("chat", "supervised_finetuning", evaluates=True)
 TWO_KINDS = {
-    KINDS + BASE + CHAT: (
+    KINDS + BASE + on_base(CHAT): (
         "23: stages[1].evaluation.datasets[0]: dataset 'qa' is read as conversations here and as texts by"
         " stage 'base', which trains on it: rows held out as the one are not those held out as the other."
         " Split its files beforehand and make them two datasets, one to train on and one with"
         " validation_fraction: 1 to evaluate"
     ),
-    KINDS + BASE + TAGS + evaluate("tags"): (
+    KINDS + BASE + on_base(TAGS) + evaluate("tags"): (
         "24: stages[2].datasets[0]: dataset 'qa' is read as words here and as texts by stage 'base', which"
         " trains on it: rows held out as the one are not those held out as the other. Split its files"
         " beforehand and make them two datasets, one to train on and one with test_fraction: 1 to evaluate"
@@ -125,10 +130,13 @@ def test_rows_held_out_as_one_kind_are_not_learned_from_as_another(text: str, tm
 ACCEPTED = {
     "texts and pairs of them are one kind": KINDS + BASE + PAIRS + evaluate("pairs"),
     "the tokenizer reads the same kind": LEARNED + CHAT + evaluate("chat"),
-    "nothing that is held out is evaluated": KINDS + BASE + TAGS + evaluate("tags", "train"),
+    "nothing that is held out is evaluated": KINDS + BASE + on_base(TAGS) + evaluate("tags", "train"),
+    "another model has learned it as another kind": KINDS + BASE + CHAT + TAGS + evaluate("tags"),
     "all is held out, whatever it is read as": HELD_OUT + ON_WEB + evaluate("base"),
-    "only its own code knows what it reads": KINDS + BASE + stage("own", "'my:Objective'", evaluates=True),
-    "or what it trains on": KINDS + stage("own", "'my:Objective'") + CHAT,
+    "only its own code knows what it reads": KINDS
+    + BASE
+    + on_base(stage("own", "'my:Objective'", evaluates=True)),
+    "or what it trains on": KINDS + stage("base", "'my:Objective'") + on_base(CHAT),
 }
 
 

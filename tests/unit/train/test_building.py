@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,7 @@ from orchestrator.checkpoint.layout import RunLayout
 from orchestrator.checkpoint.manager import CheckpointManager
 from orchestrator.contracts import TokenInfo
 from orchestrator.data.prepared import content_digest
-from orchestrator.errors import CheckpointError, DataError
+from orchestrator.errors import CheckpointError, DataError, ModelError
 from orchestrator.spec.job import Job, TrainStage
 from orchestrator.spec.plan import plan_batch
 from orchestrator.train.building import build_objective, build_parts, load_checkpoint_weights
@@ -45,6 +46,21 @@ def test_weights_of_a_checkpoint_are_taken_whole(tmp_path: Path) -> None:
     load_checkpoint_weights(fresh, folder, tokenizer_digest="tokens-a")  # type: ignore[arg-type]
     assert torch.equal(fresh.weight, trained.weight)
     assert torch.equal(fresh.bias, trained.bias)
+
+
+def test_outputs_of_a_checkpoint_keep_their_labels(tmp_path: Path) -> None:
+    trained = nn.Linear(3, 2)
+    weights = {f"model.{name}": value.detach() for name, value in trained.named_parameters()}
+    state = {"step": 1, "tokenizer": "tokens-a", "label_names": ["neg", "pos"]}
+    CheckpointManager(tmp_path).save(1, weights, state)
+    for names, is_fine in ((("neg", "pos"), True), (("ham", "spam"), True), (("pos", "neg"), False)):
+        with nullcontext() if is_fine else pytest.raises(ModelError, match="'pos' would be another output"):
+            load_checkpoint_weights(
+                nn.Linear(3, 2),  # type: ignore[arg-type]
+                tmp_path / "step-00000001",
+                tokenizer_digest="tokens-a",
+                label_names=names,
+            )
 
 
 @pytest.mark.parametrize(
