@@ -159,7 +159,11 @@ def fetch_newer(
         if problem is not None:
             shutil.rmtree(temporary)
             damaged.append((step, problem))
-            remote.set_aside(step)
+            try:
+                remote.set_aside(step)
+            except Exception:
+                # Whatever its library raises, as where nobody may write: an older step may still be good.
+                logger.warning("%s: step %d stays there as it is", remote.url, step, exc_info=True)
             continue
         # What a save of this step that was interrupted has left.
         shutil.rmtree(path, ignore_errors=True)

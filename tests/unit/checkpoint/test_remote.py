@@ -128,6 +128,20 @@ def test_damage_there_is_noticed_and_an_older_step_taken(
     assert CheckpointManager(tmp_path / "else", remote=remote).newest() == tmp_path / "else" / step_name(2)
 
 
+def test_damage_where_nobody_may_write_costs_no_older_step(
+    remote: RemoteSteps, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put(tmp_path / "here", remote, 1, 2)
+    remote._files.pipe_file(f"{remote._at(2)}/state.json", b"{}")
+
+    def refuse(self: RemoteSteps, step: int) -> None:
+        raise PermissionError("read-only")
+
+    monkeypatch.setattr(RemoteSteps, "set_aside", refuse)
+    found = CheckpointManager(tmp_path / "there", remote=remote).newest()
+    assert found == tmp_path / "there" / step_name(1)
+
+
 def test_a_copy_that_was_damaged_on_its_way_is_made_once_more(
     remote: RemoteSteps, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
