@@ -116,7 +116,7 @@ def plan(options: Namespace) -> int:
         print_json(document)
     else:
         print_plan(document)
-    return 0
+    return 0 if document["refusal"] is None else 2
 
 
 def _early_stopping(job: Job, document: dict[str, Any]) -> dict[str, Any] | None:

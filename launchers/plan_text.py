@@ -26,10 +26,9 @@ def print_plan(document: dict[str, Any]) -> None:
     print("Stages, in order:")
     for index, stage in enumerate(document["stages"], start=1):
         needs = f", needs {stage['needs']}" if stage["needs"] else ""
-        saved = stage.get("saved_step")
-        to_do = "to do" if saved is None else f"begun, goes on from step {saved:,}"
-        state = "done" if stage["done"] else to_do
-        print(f"  {index}. {stage['name']}: {stage['kind']}{needs}: {state}")
+        print(f"  {index}. {stage['name']}: {stage['kind']}{needs}: {_state_text(stage)}")
+        for line in [*_changed_text(stage), *filter(None, [document["notes"].get(stage["name"])])]:
+            print(f"     {line}")
         if stage["kind"] == "train":
             print(f"     {stage['promise']}")
             for dataset, earlier in stage["read_before"].items():
@@ -48,6 +47,27 @@ def print_plan(document: dict[str, Any]) -> None:
         print(_early_stopping_text(document["early_stopping"]))
     if document["refusal"]:
         print(f"'run' refuses this job as it is: {document['refusal']}")
+
+
+def _state_text(stage: dict[str, Any]) -> str:
+    """What the next start does with a stage."""
+    state: str = stage["state"]
+    if state == "goes on" and stage["saved_step"] is not None:
+        return f"begun, goes on from step {stage['saved_step']:,}"
+    if state == "starts over":
+        return f"starts over: '{stage['needs']}' gives it other weights (the old folder is kept, renamed)"
+    return state
+
+
+def _changed_text(stage: dict[str, Any]) -> list[str]:
+    """What became of the stage's data since it was prepared, and what follows from that."""
+    if not stage["changed_data"] or stage["state"] == "starts over":
+        return []
+    named, more = stage["changed_data"][:3], len(stage["changed_data"]) - 3
+    files = "; ".join(named) + (f"; and {more} more" if more > 0 else "")
+    if stage["kind"] != "train":
+        return [f"its data changed: {files}: done again if that changes its rows"]
+    return [f"its data changed: {files}: refused if that changes its training rows"]
 
 
 def _early_stopping_text(rule: dict[str, Any]) -> str:
@@ -72,7 +92,7 @@ def _plan_row(stage: dict[str, Any]) -> tuple[str, ...]:
     )
     rows = number_text(stage["rows"])
     if stage["epochs"] is not None:
-        rows = f"{stage['epochs']:g} epochs"
+        rows = f"{stage['epochs']:g} {'epoch' if stage['epochs'] == 1 else 'epochs'}"
     return (
         stage["name"],
         stage["strategy"],

@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from launchers.counting import packing_efficiency, planned_steps
+from launchers.forecast import Forecast, forecast_stages, read_inputs
 from launchers.pins import pinned, read_pins
-from launchers.run_directory import refuse_changed
-from launchers.runs import read_result
-from orchestrator.checkpoint.layout import RunLayout
+from launchers.run_directory import bent_schedules, refuse_changed
+from orchestrator.checkpoint.layout import RunLayout, StageLayout
 from orchestrator.checkpoint.steps import newest_step
 from orchestrator.errors import ModelError, PlanError
-from orchestrator.spec.fingerprint import digest, spec_fingerprint
+from orchestrator.spec.fingerprint import digest
 from orchestrator.spec.job import Job, Stage, TrainStage
 from orchestrator.spec.plan import (
     fitting_workers,
@@ -56,32 +56,36 @@ def plan_job(job: Job, *, runs_dir: Path, with_model: bool) -> dict[str, Any]:
         refuse_changed(job, run)
     except PlanError as error:
         refusal = str(error)
-    done = _finished(job, run)
-    stages = [_plan_stage(job, stage, run, parameters, done) for stage in stage_order(job)]
+    bent = {} if refusal else bent_schedules(job, run)
+    forecasts = forecast_stages(job, run)
+    stages = [_plan_stage(job, stage, run, parameters, forecasts[stage.name]) for stage in stage_order(job)]
     return {
         "name": job.name,
         "run_dir": str(run.root),
         "resources": job.resources.model_dump(mode="json", by_alias=True),
         "fitting_workers": fitting_workers(job) if job.resources.is_elastic else None,
         "stages": stages,
+        "notes": bent,
         "refusal": refusal,
     }
 
 
 def _plan_stage(
-    job: Job, stage: Stage, run: RunLayout, parameters: ParameterCounts, done: set[str]
+    job: Job, stage: Stage, run: RunLayout, parameters: ParameterCounts, forecast: Forecast
 ) -> dict[str, Any]:
     plan: dict[str, Any] = {
         "name": stage.name,
         "kind": stage.kind,
         "needs": input_stage(stage),
-        "done": stage.name in done,
+        "done": forecast.state == "done",
+        "state": forecast.state,
+        "changed_data": list(forecast.changed_data),
     }
     if not isinstance(stage, TrainStage):
         return plan
     batch = plan_batch(stage, job.resources)
     try:
-        config, head = _model_config(job, stage), _head(stage)
+        config, head = _model_config(job, stage, run), _head(stage)
         num_parameters = parameters.count(config, *head)
         num_trained = parameters.count(config, *head, trainable=stage.trainable, freeze=stage.freeze)
     except ModelError as error:
@@ -109,7 +113,7 @@ def _plan_stage(
     }
 
 
-def _model_config(job: Job, stage: TrainStage) -> dict[str, Any] | None:
+def _model_config(job: Job, stage: TrainStage, run: RunLayout) -> dict[str, Any] | None:
     """The configuration a stage's model is built from; ``None`` for one that is not ours to build."""
     while stage.model is None:
         name = input_stage(stage)
@@ -121,9 +125,27 @@ def _model_config(job: Job, stage: TrainStage) -> dict[str, Any] | None:
     if stage.model.factory != "auto":
         return None
     config = dict(stage.model.config)
-    if job.tokenizer and job.tokenizer.train:
-        config.setdefault("vocab_size", job.tokenizer.train.vocab_size)
+    vocab_size = _vocab_size(job, run.stage(stage.name))
+    if vocab_size is not None:
+        config.setdefault("vocab_size", vocab_size)
     return config
+
+
+def _vocab_size(job: Job, layout: StageLayout) -> int | None:
+    """Entries of the stage's tokenizer: those it has, or before it is trained those that were asked for.
+
+    A small corpus yields fewer than were asked for.
+    """
+    folders = [read_inputs(layout).get("tokenizer"), job.tokenizer and job.tokenizer.from_]
+    for folder in filter(None, folders):
+        try:
+            content = json.loads((Path(folder) / "tokenizer.json").read_text(encoding="utf-8"))
+            ids = [*content["model"]["vocab"].values(), *(token["id"] for token in content["added_tokens"])]
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            # A hub id, or a vocabulary that is no mapping: transformers alone can tell.
+            continue
+        return int(max(ids)) + 1
+    return job.tokenizer.train.vocab_size if job.tokenizer and job.tokenizer.train else None
 
 
 def _head(stage: TrainStage) -> tuple[Head | None, int]:
@@ -137,17 +159,6 @@ def _head(stage: TrainStage) -> tuple[Head | None, int]:
         return "token_classification", objective.num_outputs
     is_causal = isinstance(objective, CausalLMObjective | SupervisedFinetuningObjective)
     return ("causal_lm" if is_causal else None), 2
-
-
-def _finished(job: Job, run: RunLayout) -> set[str]:
-    """Stages whose result is there and was made by the same keys, on inputs of which that holds."""
-    done: set[str] = set()
-    for stage in stage_order(job):
-        result = read_result(run.stage(stage.name))
-        is_same = result.get("spec_fingerprint") == spec_fingerprint(job, stage)
-        if is_same and input_stage(stage) in {None, *done}:
-            done.add(stage.name)
-    return done
 
 
 class ParameterCounts:
@@ -203,8 +214,8 @@ class ParameterCounts:
 
     def _write(self) -> None:
         temporary = self._path.with_name(f"{self._path.name}.{os.getpid()}")
-        # What cannot be kept is counted again.
+        # What cannot be kept is counted again; a plan alone makes no folder for runs.
         with suppress(OSError):
-            self._path.parent.mkdir(parents=True, exist_ok=True)
+            self._path.parent.mkdir(exist_ok=True)
             temporary.write_text(json.dumps(self._known), encoding="utf-8")
             temporary.replace(self._path)

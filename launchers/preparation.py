@@ -11,7 +11,7 @@ from launchers.ray_tasks import RayTasks
 from launchers.run_directory import has_started, opened_run, set_aside
 from orchestrator.checkpoint.layout import RunLayout
 from orchestrator.errors import OrchestratorError, PlanError, SourceMissingError
-from orchestrator.spec.fingerprint import spec_fingerprint, stage_fingerprint
+from orchestrator.spec.fingerprint import spec_fingerprint, stage_fingerprint, weights_fingerprint
 from orchestrator.spec.job import EvaluateStage, ExportStage, Job, Stage, TrainStage
 from orchestrator.spec.plan import plan_batch, stage_order
 from orchestrator.spec.reads import dataset_names, trained_stage
@@ -108,7 +108,9 @@ class Preparation:
         digests = data.digests() if data else {}
         inputs = {name: self._fingerprints[name] for name in input_stages(stage)}
         fingerprint = stage_fingerprint(job, stage, input_fingerprints=inputs, data_digests=digests)
-        self._fingerprints[stage.name] = _weights_fingerprint(job, stage, inputs, digests)
+        self._fingerprints[stage.name] = weights_fingerprint(
+            job, stage, input_fingerprints=inputs, data_digests=digests
+        )
         self._settle_changed_inputs(stage, inputs, digests, data.files if data else {})
         StageInputs(
             fingerprint=fingerprint,
@@ -240,7 +242,7 @@ def _why_changed(
     before: StageInputs, files: Mapping[str, Mapping[str, str]], digests: Mapping[str, str]
 ) -> str:
     """Which files changed, at most three; or that none did."""
-    from orchestrator.train.inputs import changed_files
+    from orchestrator.data.files import changed_files
 
     if not any(before.files.values()):
         return "which of its files was not noted when it began"
@@ -254,11 +256,3 @@ def _why_changed(
     if not lines:
         return "its files are the same, and this version of orchestrator prepares them in another way"
     return "; ".join(lines[:3]) + (f"; and {len(lines) - 3} more" if len(lines) > 3 else "")
-
-
-def _weights_fingerprint(job: Job, stage: Stage, inputs: dict[str, str], digests: dict[str, str]) -> str:
-    """What the stage's weights depend on: all of its fingerprint but evaluation, where that chooses none."""
-    if isinstance(stage, TrainStage) and stage.checkpoint.weights == "last":
-        stage = stage.model_copy(update={"evaluation": None})
-        digests = {name: digest for name, digest in digests.items() if not name.startswith("evaluation.")}
-    return stage_fingerprint(job, stage, input_fingerprints=inputs, data_digests=digests)

@@ -64,6 +64,8 @@ def opened_run(
             display.note(redo, f"starts over; its old folder is {old}")
             append_event(layout.events, "stage_set_aside", stage=redo, folder=str(old))
         refuse_changed(job, layout)
+        for name, note in bent_schedules(job, layout).items():
+            display.note(name, note)
         # A request of an earlier start is not meant for this one.
         layout.stop_request.unlink(missing_ok=True)
         yield job, write_run(job, layout)
@@ -196,6 +198,24 @@ def _limits_below_done(old: TrainStage, new: TrainStage, job: Job, layout: RunLa
         if allowed is not None and allowed >= done:
             return []
     return [f"{line} ({done} steps are done)" for line in limits_lowered(old, new)]
+
+
+def bent_schedules(job: Job, layout: RunLayout) -> dict[str, str]:
+    """By begun stage whose limits are others now, what that does to its learning rate."""
+    notes = {}
+    for stage in job.stages:
+        stage_layout = layout.stage(stage.name)
+        if not isinstance(stage, TrainStage) or not has_started(stage_layout):
+            continue
+        old = load_resolved(stage_layout.job).stage(stage.name)
+        assert isinstance(old, TrainStage)
+        lines = difference({"limits": old.limits.model_dump()}, {"limits": stage.limits.model_dump()})
+        if lines and stage.schedule.name != "constant":
+            notes[stage.name] = (
+                f"{', '.join(lines)}: where it goes on, the learning rate is that of the new limit's"
+                f" {stage.schedule.name} schedule"
+            )
+    return notes
 
 
 def refuse_changed(job: Job, layout: RunLayout) -> None:

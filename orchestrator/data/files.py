@@ -115,6 +115,14 @@ def _package_file(name: str, dataset: PackageDataset) -> Path:
     return path
 
 
+def changed_files(before: Mapping[str, str], now: Mapping[str, str]) -> list[str]:
+    """What became of a dataset's files, one line each; both are digests by path."""
+    gone = [f"{path} is gone" for path in before if path not in now]
+    new = [f"{path} is new" for path in now if path not in before]
+    other = [f"{path} has other content" for path in before if now.get(path, before[path]) != before[path]]
+    return [*other, *gone, *new]
+
+
 def digest_file(path: Path) -> str:
     """xxh3-128 of the file's bytes, in hexadecimal."""
     import xxhash

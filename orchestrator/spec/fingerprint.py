@@ -109,6 +109,22 @@ def stage_fingerprint(
     return digest({"stage": _stage_keys(job, stage), **content})
 
 
+def weights_fingerprint(
+    job: Job,
+    stage: Stage,
+    *,
+    input_fingerprints: Mapping[str, str],
+    data_digests: Mapping[str, str],
+) -> str:
+    """What the stage's weights depend on: all of its fingerprint but evaluation, where that chooses none."""
+    if isinstance(stage, TrainStage) and stage.checkpoint.weights == "last":
+        stage = stage.model_copy(update={"evaluation": None})
+        data_digests = {
+            name: value for name, value in data_digests.items() if not name.startswith("evaluation.")
+        }
+    return stage_fingerprint(job, stage, input_fingerprints=input_fingerprints, data_digests=data_digests)
+
+
 def _stage_keys(job: Job, stage: Stage) -> dict[str, Any]:
     """What a finished stage of this job depends on, as far as the job file says."""
     if isinstance(stage, TrainStage):

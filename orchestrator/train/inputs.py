@@ -169,14 +169,6 @@ def find_prepared(layout: StageLayout, spec_fingerprint: str) -> PreparedData | 
     return PreparedData(Path(inputs.tokenizer), train, evaluation, inputs.label_names, inputs.files)
 
 
-def changed_files(before: Mapping[str, str], now: Mapping[str, str]) -> list[str]:
-    """What became of a dataset's files, one line each; both are digests by path."""
-    gone = [f"{path} is gone" for path in before if path not in now]
-    new = [f"{path} is new" for path in now if path not in before]
-    other = [f"{path} has other content" for path in before if now.get(path, before[path]) != before[path]]
-    return [*other, *gone, *new]
-
-
 def _model_config(job: Job, stage: TrainStage, tokens: TokenInfo) -> PretrainedConfig:
     """Configuration of the model that a stage trains, known before any weights are."""
     if stage.model is not None and stage.model.factory == "auto":

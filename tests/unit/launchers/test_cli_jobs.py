@@ -151,6 +151,8 @@ def test_the_plan_as_json(console: Console, tmp_path: Path) -> None:
                 "kind": "train",
                 "needs": None,
                 "done": False,
+                "state": "to do",
+                "changed_data": [],
                 "objective": "causal_lm",
                 "strategy": "ddp",
                 "world_size": 1,
@@ -170,9 +172,17 @@ def test_the_plan_as_json(console: Console, tmp_path: Path) -> None:
                 "read_before": {},
                 "promise": PROMISE,
             },
-            {"name": "test", "kind": "evaluate", "needs": "pretrain", "done": False},
+            {
+                "name": "test",
+                "kind": "evaluate",
+                "needs": "pretrain",
+                "done": False,
+                "state": "to do",
+                "changed_data": [],
+            },
         ],
         "fitting_workers": None,
+        "notes": {},
         "refusal": None,
         "sweep": {},
         "early_stopping": None,
@@ -265,6 +275,10 @@ def test_parameters_are_counted_once_and_remembered(console: Console, tmp_path: 
     # Embeddings of 512 tokens and 64 positions; two norms, attention and a 4 x 8 MLP; a last norm.
     expected = (512 + 64) * 8 + 4 * 8 + (8 * 24 + 24 + 64 + 8) + (8 * 32 + 32 + 32 * 8 + 8) + 16
     assert console("plan", path, "--no-model", *runs).json()["stages"][0]["parameters"] is None
+    assert console("plan", path, *runs).json()["stages"][0]["parameters"] == expected
+    # Where no run was ever made, a plan leaves nothing behind.
+    assert not (tmp_path / "runs").exists()
+    (tmp_path / "runs").mkdir()
     assert console("plan", path, *runs).json()["stages"][0]["parameters"] == expected
     assert console("plan", path, "--no-model", *runs).json()["stages"][0]["parameters"] == expected
 
