@@ -149,3 +149,5 @@ class Unsound:
     number: int
     """In the source, counted from 0."""
     problem: str
+    place: str = ""
+    """Where it stands, for messages; looked up for the first ones alone."""

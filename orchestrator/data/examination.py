@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -39,8 +39,8 @@ from orchestrator.errors import DataError
 
 # A million rows are examined in several seconds, by rules of quality in minutes: worth a process elsewhere.
 RANGE_ROWS = 1_000_000
-# Skipped rows that are written down with their problem.
-NUM_NAMED = 100
+# Skipped rows that are written down with their place and problem.
+NUM_NAMED = 5
 
 
 @dataclass(frozen=True)
@@ -116,12 +116,13 @@ def _write_survey(source: Source, tasks: Tasks, folder: Path) -> None:
     np.save(folder / "numbers.npy", numbers[kept])
     np.save(folder / "hashes.npy", hashes[kept] if len(hashes) else hashes)
     np.save(folder / "chars.npy", chars[kept])
-    unsound = [asdict(row) for part in found for row in part.unsound]
+    unsound = [row for part in found for row in part.unsound]
+    named = [replace(row, place=source.place_of(row.number)) for row in unsound[:NUM_NAMED]]
     counts = {
         "num_rows": num_rows,
         "num_filtered": num_filtered,
         "num_skipped": len(unsound),
-        "skipped": unsound[:NUM_NAMED],
+        "skipped": [asdict(row) for row in named],
         "dropped": dropped,
         "scrubbed": scrubbed,
     }

@@ -13,7 +13,7 @@ from orchestrator.contracts import RowLayout
 from orchestrator.data.csv_values import are_ids, label_in, like_a_value, number_in
 from orchestrator.data.fields import is_all_text
 from orchestrator.data.labels import LabelIds, label_ids, label_problem, label_sets, number_problem
-from orchestrator.data.rows import Rows, distinct_labels
+from orchestrator.data.rows import Rows, distinct_labels, rarest_label
 from orchestrator.data.selection import Split
 from orchestrator.data.sources import Source
 from orchestrator.errors import DataError
@@ -62,40 +62,83 @@ def find_labels(
     own = _own_names(opened)
     _check_order(where, source.dataset.label_names or own, given)
     if layout.labels == "numbers":
-        num_values = num_labels or 1
-        values = opened["label"][:]
-        if is_all_text(source.dataset):
-            values = [number_in(text) for text in values]
-        # Lists of one number have the shape of numbers, but not both in one column.
-        size = num_values if num_values > 1 or all(isinstance(value, list) for value in values) else None
-        rows, values = _sound(rows, where, values, [number_problem(value, size) for value in values])
-        of_values = given or source.dataset.label_names or _value_names(source, num_values)
-        return rows, Labels(np.array(values, np.float32).reshape(-1, num_values), tuple(of_values))
+        return _numbers(rows, opened, where, given, num_labels or 1)
     names = given or _names(source, opened)
+    if names is not None and num_labels is not None and len(names) > num_labels:
+        is_found = not (given or own or source.dataset.label_names)
+        raise DataError(f"{where}: {_too_many(source, names, num_labels, is_found=is_found)}")
     if layout.document == "text" and layout.labels == "class":
-        values = opened["label"][:]
-        if is_all_text(source.dataset):
-            values = [label_in(text, names) for text in values]
-        elif own is not None:
-            values = [_named(value, source.dataset.label_names or own) for value in values]
-        problems = [label_problem(value, names, num_labels) for value in values]
-        rows, values = _sound(rows, where, values, problems)
-        return rows, Labels(*label_ids(where, values, names, num_labels))
+        return _classes(rows, opened, where, names, num_labels)
     if num_labels is None:
         num_labels = len(names) if names is not None else _most(opened["label"][:])
-    ids = LabelIds.of(where, names, num_labels)
+    ids = LabelIds.of(names, num_labels)
     if layout.document == "words":
-        if own is not None and all(like_a_value(name) for name in ids.names):
-            raise DataError(
-                f"{where}: its tags are ids of names that are numbers: give them other label_names"
-            )
-        found = [ids.tags_problem(tags) for batch in opened.iter(BATCH_ROWS) for tags in batch["label"]]
-        return _sound(rows, where, found, found)[0], Labels(None, ids.names)
-    values = opened["label"][:]
+        return _tags(rows, opened, where, ids)
+    return _sets(rows, opened, where, ids)
+
+
+def _numbers(
+    rows: Rows, opened: Any, where: str, given: Sequence[str] | None, num_values: int
+) -> tuple[Rows, Labels]:
+    """A number for each row, or a list of ``num_values``."""
+    source, values = rows.source, opened["label"][:]
+    if is_all_text(source.dataset):
+        values = [number_in(text) for text in values]
+    # Lists of one number have the shape of numbers, but not both in one column.
+    size = num_values if num_values > 1 or all(isinstance(value, list) for value in values) else None
+    rows, values = _sound(rows, where, values, [number_problem(value, size) for value in values])
+    of_values = given or source.dataset.label_names or _value_names(source, num_values)
+    return rows, Labels(np.array(values, np.float32).reshape(-1, num_values), tuple(of_values))
+
+
+def _classes(
+    rows: Rows, opened: Any, where: str, names: Sequence[str] | None, num_labels: int | None
+) -> tuple[Rows, Labels]:
+    """A label for each row."""
+    dataset, own, values = rows.source.dataset, _own_names(opened), opened["label"][:]
+    if is_all_text(dataset):
+        values = [label_in(text, names) for text in values]
+    elif own is not None:
+        values = [_named(value, dataset.label_names or own) for value in values]
+    problems = [label_problem(value, names, num_labels) for value in values]
+    rows, values = _sound(rows, where, values, problems)
+    return rows, Labels(*label_ids(values, names, num_labels))
+
+
+def _tags(rows: Rows, opened: Any, where: str, ids: LabelIds) -> tuple[Rows, Labels]:
+    """A tag for each word; their ids are made where words become tokens."""
+    if _own_names(opened) is not None and all(like_a_value(name) for name in ids.names):
+        raise DataError(f"{where}: its tags are ids of names that are numbers: give them other label_names")
+    found = [ids.tags_problem(tags) for batch in opened.iter(BATCH_ROWS) for tags in batch["label"]]
+    return _sound(rows, where, found, found)[0], Labels(None, ids.names)
+
+
+def _sets(rows: Rows, opened: Any, where: str, ids: LabelIds) -> tuple[Rows, Labels]:
+    """A list of labels for each row."""
+    own, values = _own_names(opened), opened["label"][:]
     if own is not None:
-        values = [_named(labels, source.dataset.label_names or own) for labels in values]
+        values = [_named(labels, rows.source.dataset.label_names or own) for labels in values]
     rows, values = _sound(rows, where, values, [ids.problem(labels) for labels in values])
     return rows, Labels(label_sets(values, ids), ids.names)
+
+
+def _too_many(source: Source, names: Sequence[str], num_labels: int, *, is_found: bool) -> str:
+    """What to say of more names than outputs.
+
+    Args:
+        is_found: Nobody named them: they are the values that rows have.
+    """
+    shown = f"[{', '.join(map(repr, names[:10]))}{', ...' if len(names) > 10 else ''}]"
+    text = f"{len(names)} labels {shown}, but num_labels is {num_labels}"
+    if not is_found:
+        return f"{text}. Set num_labels: {len(names)}, or name fewer."
+    label, count, place = rarest_label(source)
+    rows = "row has" if count == 1 else "rows have"
+    return (
+        f"{text}; {count} {rows} {label!r}, first {place}. Correct or filter the rows; or set label_names to"
+        f" those that there are, and others are refused, or left out by on_bad_row: skip; or set"
+        f" num_labels: {len(names)}."
+    )
 
 
 def _sound(

@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 
 from orchestrator.data.csv_values import like_a_value
-from orchestrator.errors import DataError
 
 MAX_LABELS = 1_000_000
 """Where nobody says how many labels there are, a higher one is taken for a mistake."""
@@ -19,12 +18,11 @@ LARGEST = float(np.finfo(np.float32).max)
 
 
 def label_ids(
-    where: str, values: Sequence[Any], names: Sequence[str] | None, num_labels: int | None
+    values: Sequence[Any], names: Sequence[str] | None, num_labels: int | None
 ) -> tuple[np.ndarray, tuple[str, ...]]:
     """Turn label values into ids.
 
     Args:
-        where: Dataset, column and split, for messages.
         values: Without a ``label_problem``. Strings are looked up in ``names``; integers and booleans are ids
             already, unless all names look like numbers or booleans themselves.
         names: Label names in the order of their ids; needed for strings.
@@ -32,15 +30,7 @@ def label_ids(
 
     Returns:
         int64 ids, one for each value, and the names.
-
-    Raises:
-        DataError: There are more names than ``num_labels``.
     """
-    if names is not None and num_labels is not None and len(names) > num_labels:
-        raise DataError(
-            f"{where}: {len(names)} labels {_shown(names)}, but num_labels is {num_labels}."
-            f" Set num_labels: {len(names)}, or filter the rows."
-        )
     by_name = {name: label_id for label_id, name in enumerate(names or ())}
     texts = _as_texts([_whole(value) for value in values], names)
     ids = [by_name[value] if isinstance(value, str) else int(value) for value in texts]
@@ -106,17 +96,8 @@ class LabelIds:
     """In the order of their ids."""
 
     @classmethod
-    def of(cls, where: str, names: Sequence[str] | None, num_labels: int) -> LabelIds:
-        """Ids of the given names; of the numbers below ``num_labels`` without them.
-
-        Raises:
-            DataError: There are more names than ``num_labels``.
-        """
-        if names is not None and len(names) > num_labels:
-            raise DataError(
-                f"{where}: {len(names)} labels {_shown(names)}, but num_labels is {num_labels}."
-                f" Set num_labels: {len(names)}, or filter the rows."
-            )
+    def of(cls, names: Sequence[str] | None, num_labels: int) -> LabelIds:
+        """Ids of the given names; of the numbers below ``num_labels`` without them."""
         return cls(tuple(names) if names is not None else tuple(map(str, range(num_labels))))
 
     @cached_property

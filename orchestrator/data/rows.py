@@ -12,6 +12,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -26,7 +27,7 @@ from orchestrator.data.tasks import IN_PROCESS, Tasks
 from orchestrator.data.texts import TextPart, open_rows
 from orchestrator.errors import DataError
 
-# Skipped rows that are looked up and shown.
+# Skipped rows that are shown.
 NUM_SHOWN = 5
 
 log = logging.getLogger(__name__)
@@ -82,12 +83,13 @@ def find_rows(source: Source, split: Split, tasks: Tasks = IN_PROCESS) -> Rows:
     found = survey(source, tasks)
     num_left_out, left_out = source.left_out()
     num_skipped = found.num_skipped + num_left_out
-    skipped = [*left_out, *((source.place_of(row.number), row.problem) for row in found.skipped[:NUM_SHOWN])]
+    skipped = [*left_out, *((row.place, row.problem) for row in found.skipped)]
     num_filtered = found.num_filtered + num_left_out
     if skipped:
-        log.warning(
-            "datasets.%s: %d of %d rows are skipped, first %s: %s",
-            *(source.name, num_skipped, num_filtered, *skipped[0]),
+        place, problem = skipped[0]
+        _warn_once(
+            f"datasets.{source.name}: {num_skipped} of {num_filtered} rows are skipped, first"
+            f" {place}: {problem}"
         )
     chosen = choose_rows(found.hashes, len(found.numbers), source.dataset, split)
     dropped = dict(found.dropped)
@@ -115,21 +117,19 @@ def find_rows(source: Source, split: Split, tasks: Tasks = IN_PROCESS) -> Rows:
     return Rows(source, found.numbers[chosen], counts)
 
 
+@cache
+def _warn_once(message: str) -> None:
+    """Say it once in a process: every split of a source, and whatever learns from it, finds the same."""
+    log.warning("%s", message)
+
+
 def distinct_labels(source: Source) -> list[Any]:
     """The distinct labels of the rows of all splits together, sorted.
 
     Raises:
         DataError: Texts are among other values.
     """
-    first_rows: dict[Any, int] = {}
-    with quiet():
-        numbers = survey(source, IN_PROCESS).numbers
-        rows = select_columns(source.name, source.dataset, source.open().select(numbers))
-        labels = (label for batch in read_batches(rows, ["label"]) for label in batch["label"])
-        for number, label in zip(numbers.tolist(), labels, strict=True):
-            for value in label if isinstance(label, list) else [label]:
-                if isinstance(value, Hashable) and value not in (None, ""):
-                    first_rows.setdefault(value, number)
+    first_rows = {label: first for label, (_, first) in _label_rows(source).items()}
     texts = next((label for label in first_rows if isinstance(label, str)), None)
     other = next((label for label in first_rows if not isinstance(label, str)), None)
     if texts is not None and other is not None:
@@ -139,6 +139,27 @@ def distinct_labels(source: Source) -> list[Any]:
             " expected labels of one kind. Correct or filter the rows, or set label_names."
         )
     return sorted(first_rows)
+
+
+def rarest_label(source: Source) -> tuple[Any, int, str]:
+    """The label of the fewest rows of all splits, in how many it is, and where it stands first."""
+    label, (count, first) = min(_label_rows(source).items(), key=lambda item: item[1][0])
+    return label, count, source.place_of(first)
+
+
+def _label_rows(source: Source) -> dict[Any, tuple[int, int]]:
+    """By label of the rows of all splits, how often it is there and in which row first."""
+    found: dict[Any, tuple[int, int]] = {}
+    with quiet():
+        numbers = survey(source, IN_PROCESS).numbers
+        rows = select_columns(source.name, source.dataset, source.open().select(numbers))
+        labels = (label for batch in read_batches(rows, ["label"]) for label in batch["label"])
+        for number, label in zip(numbers.tolist(), labels, strict=True):
+            for value in label if isinstance(label, list) else [label]:
+                if isinstance(value, Hashable) and value not in (None, ""):
+                    count, first = found.get(value, (0, number))
+                    found[value] = count + 1, first
+    return found
 
 
 def _held_out(source: Source, tasks: Tasks) -> list[TextPart]:

@@ -120,13 +120,18 @@ class Source:
         check_columns(self.name, self.dataset, self.open())
 
     def place_of(self, number: int) -> str:
-        """Where a row stands, for messages: its file and its number there."""
+        """Where a row stands, for messages: its file, its first line there and its number.
+
+        The file is read up to it.
+        """
         for group in self.groups:
-            report = self.conversion(group).report(self.schema)
+            conversion = self.conversion(group)
+            report = conversion.report(self.schema)
             for path, num_rows in zip(group.files, report.num_rows, strict=True):
                 if number < num_rows:
-                    rest = " of those that can be read" if report.num_left_out else ""
-                    return f"{path}: row {number}{rest} (counted from 0)"
+                    place = conversion.place_in(path, number)
+                    row = f"row {number}{' of those that can be read' if report.num_left_out else ''}"
+                    return f"{path}: {f'{place}, ' if place else ''}{row} (counted from 0)"
                 number -= num_rows
         return f"row {number} (counted from 0)"
 

@@ -143,7 +143,7 @@ def prepare_data(
         )
 
     train = {name: prepare(name, "train", None) for name in trained.data.mixture}
-    label_names = _common_labels(train, _num_outputs(trained)) if rows.labelled else None
+    label_names = _common_labels(trained, train) if rows.labelled else None
     files = {name: catalog.find(name).files for name in with_compared(job, dataset_names(job, stage))}
     if isinstance(stage, EvaluateStage):
         held_out = {name: prepare(name, stage.split, label_names) for name in stage.datasets}
@@ -187,25 +187,24 @@ def _num_outputs(stage: TrainStage) -> int | None:
     return getattr(stage.objective, "num_outputs", None)
 
 
-def _common_labels(folders: Mapping[str, Path], num_labels: int | None) -> tuple[str, ...]:
-    """The label names that all prepared datasets share, one for each output of the classifier.
-
-    Args:
-        num_labels: Outputs of the classifier; absent: as many as there are names.
+def _common_labels(stage: TrainStage, folders: Mapping[str, Path]) -> tuple[str, ...]:
+    """The label names that all prepared datasets share, one for each output of the stage's classifier.
 
     Raises:
         DataError: Two datasets name their labels differently, or there are fewer than outputs.
     """
     names = {name: Meta.open(folder).label_names for name, folder in folders.items()}
     if len(set(names.values())) > 1:
+        listed = "; ".join(f"{name} {list(labels)[:10]}" for name, labels in names.items())
         raise DataError(
-            f"the datasets of one stage have different labels: {names};"
-            " give each of them the same label_names"
+            f"stage '{stage.name}': its datasets have different labels: {listed}. Give each of them the same"
+            " label_names"
         )
-    (common,) = set(names.values())
+    (common,), num_labels = set(names.values()), _num_outputs(stage)
     if num_labels is not None and num_labels > len(common):
         raise DataError(
-            f"objective.num_labels is {num_labels}, but {sorted(folders)} have {len(common)} labels:"
-            f" {', '.join(common[:10])}. Set num_labels: {len(common)}, or name the others in label_names."
+            f"stage '{stage.name}': objective.num_labels is {num_labels}, but {sorted(folders)} have"
+            f" {len(common)} labels: {', '.join(common[:10])}. Set num_labels: {len(common)}, or name the"
+            " others in label_names."
         )
     return common

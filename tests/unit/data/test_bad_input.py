@@ -176,7 +176,7 @@ def test_rows_behind_a_line_that_was_left_out_are_placed_among_those_that_can_be
     rows = read(path, source="csv", on_bad_row="skip", label_column="y")
     assert [place for place, _ in rows.counts.skipped] == [
         f"{path}: line 2",
-        f"{path}: row 1 of those that can be read (counted from 0)",
+        f"{path}: line 4, row 1 of those that can be read (counted from 0)",
     ]
 
 
@@ -218,7 +218,7 @@ def test_a_label_outside_the_set_names_its_file_and_row_or_is_left_out(tmp_path:
     path = write_jsonl(tmp_path / "a.jsonl", rows)
     keys = {"source": "json", "label_column": "y", "label_names": ["bad", "good"]}
     assert error(path, **keys) == (
-        f"datasets.corpus: {path}: row 1 (counted from 0): column 'y' holds 'goood', expected one of"
+        f"datasets.corpus: {path}: line 2, row 1 (counted from 0): column 'y' holds 'goood', expected one of"
         " ['bad', 'good']. Correct or filter the row, or set on_bad_row: skip."
     )
     found = read(path, **keys, on_bad_row="skip")

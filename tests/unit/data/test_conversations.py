@@ -301,7 +301,7 @@ def test_a_row_that_is_no_conversation_is_named_or_skipped(case: str, tmp_path: 
     dataset = conversations(path, rows, messages_column="m")
     with pytest.raises(DataError) as caught:
         prepared("chat", dataset, "train", ALONE, folder, tmp_path)
-    assert f"{path}: row {len(rows) - 1} (counted from 0): {problem}." in str(caught.value)
+    assert f"{path}: line {len(rows)}, row {len(rows) - 1} (counted from 0): {problem}." in str(caught.value)
     if good:
         dataset = conversations(path, rows, messages_column="m", on_bad_row="skip")
         assert Meta.open(prepared("chat", dataset, "train", ALONE, folder, tmp_path)).num_documents == 2
@@ -317,7 +317,7 @@ def test_a_row_that_the_template_refuses_is_named_or_skipped(
     rows = [{"m": say("a", "b")}, {"m": say("a", "b")[1:]}]
     with pytest.raises(DataError) as caught:
         prepared("chat", conversations(path, rows, messages_column="m"), "train", ALONE, folder, tmp_path)
-    assert f"{path}: row 1 (counted from 0): the chat template cannot render" in str(caught.value)
+    assert f"{path}: line 2, row 1 (counted from 0): the chat template cannot render" in str(caught.value)
     dataset = conversations(path, rows, messages_column="m", on_bad_row="skip")
     with caplog.at_level(logging.WARNING):
         meta = Meta.open(prepared("chat", dataset, "train", ALONE, folder, tmp_path))

@@ -77,7 +77,7 @@ def test_a_list_or_a_boolean_among_numbers_is_named_or_left_out(
 ) -> None:
     path = tmp_path / "rows.jsonl"
     rows = texts([1.5, odd, -2])
-    place = f"{path}: row 1 (counted from 0): label {odd}, expected a finite number"
+    place = f"{path}: line 2, row 1 (counted from 0): label {odd}, expected a finite number"
     with pytest.raises(DataError) as caught:
         prepare(corpus(path, rows, label_column="y"), NUMBERS, bpe, tmp_path, num_labels=1)
     assert place in str(caught.value)
@@ -224,7 +224,7 @@ def test_words_without_fitting_tags_are_named_with_their_row(
     with pytest.raises(DataError) as caught:
         prepare(corpus(tmp_path / "rows.jsonl", rows, **keys), WORDS, bpe, tmp_path, num_labels=3)
     assert message in str(caught.value)
-    assert f"{tmp_path / 'rows.jsonl'}: row 1 (counted from 0)" in str(caught.value)
+    assert f"{tmp_path / 'rows.jsonl'}: line 2, row 1 (counted from 0)" in str(caught.value)
     dataset = corpus(tmp_path / "rows.jsonl", rows, on_bad_row="skip", **keys)
     assert Meta.open(prepare(dataset, WORDS, bpe, tmp_path, num_labels=3)).num_documents == 1
 
@@ -316,7 +316,8 @@ def test_a_row_with_an_unfit_label_is_left_out_where_bad_rows_are_skipped(
     made = prepare(dataset, layout, bpe, tmp_path, num_labels=3)
     assert len(rows_of(made)) == 2
     assert (
-        f"1 of 3 rows are skipped, first {tmp_path / 'rows.jsonl'}: row 1 (counted from 0): " in caplog.text
+        f"1 of 3 rows are skipped, first {tmp_path / 'rows.jsonl'}: line 2, row 1 (counted from 0): "
+        in caplog.text
     )
 
 
@@ -333,7 +334,7 @@ def test_a_row_with_a_tag_that_is_no_id_is_named_or_left_out(
 ) -> None:
     rows = [{"w": ["x"], "t": [0]}, {"w": ["a", "b"], "t": [2, 3]}, {"w": ["y"], "t": [1]}]
     keys = {"words_column": "w", "label_column": "t"}
-    place = f"{tmp_path / 'rows.jsonl'}: row 1 (counted from 0): word 1 (counted from 0) has label 3"
+    place = f"{tmp_path / 'rows.jsonl'}: line 2, row 1 (counted from 0): word 1 (counted from 0) has label 3"
     with pytest.raises(DataError) as caught:
         prepare(corpus(tmp_path / "rows.jsonl", rows, **keys), WORDS, bpe, tmp_path, num_labels=3)
     assert place in str(caught.value)
@@ -355,7 +356,9 @@ def test_labels_of_two_kinds_are_refused(tmp_path: Path, bpe: Path) -> None:
     path = tmp_path / "rows.jsonl"
     with pytest.raises(DataError) as caught:
         prepare(dataset, ONE, bpe, tmp_path)
-    rows = f"{path}: row 0 (counted from 0) holds 'a' and {path}: row 1 (counted from 0) holds 3"
+    rows = (
+        f"{path}: line 1, row 0 (counted from 0) holds 'a' and {path}: line 2, row 1 (counted from 0) holds 3"
+    )
     assert f"column 'y': {rows}, expected labels of one kind" in str(caught.value)
 
 

@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 
 from orchestrator.data.labels import label_ids, label_problem, number_problem
-from orchestrator.errors import DataError
 
 
 @pytest.mark.parametrize(
@@ -28,7 +27,7 @@ from orchestrator.errors import DataError
 def test_values_become_ids(
     values: list[Any], names: Any, num_labels: int | None, ids: list[int], expected_names: tuple[str, ...]
 ) -> None:
-    found, found_names = label_ids("datasets.d", values, names, num_labels)
+    found, found_names = label_ids(values, names, num_labels)
     assert found.dtype == np.int64
     assert found.tolist() == ids
     assert found_names == expected_names
@@ -59,11 +58,6 @@ def test_an_unfit_label_is_told_with_the_choices(
 ) -> None:
     found = label_problem(value, names, num_labels)
     assert found is None if problem is None else str(found).startswith(problem)
-
-
-def test_more_names_than_outputs_are_refused() -> None:
-    with pytest.raises(DataError, match=r"datasets\.d: 3 labels \['a', 'b', 'c'\], but num_labels is 2"):
-        label_ids("datasets.d", ["a", "b"], ("a", "b", "c"), 2)
 
 
 @pytest.mark.parametrize(

@@ -317,12 +317,21 @@ def test_more_labels_than_the_classifier_has_are_refused_every_time(tmp_path: Pa
     for _ in range(2):
         with pytest.raises(
             DataError,
-            match=r"column 'y', split 'train': .*a.jsonl: row 2 .*: label 2, expected 0 to 1 with .*",
+            match=r"column 'y', split 'train': .*a.jsonl: line 3, row 2 .*: label 2, expected 0 to 1 with .*",
         ):
             prepare(numbers, LABELLED, bpe, tmp_path, num_labels=2)
-    words = labelled(tmp_path / "b.jsonl", ["a", "b", "c"])
-    with pytest.raises(DataError, match=r"3 labels \['a', 'b', 'c'\], but num_labels is 2"):
+    words = labelled(tmp_path / "b.jsonl", ["b", "a", "bb", "a", "b"])
+    with pytest.raises(DataError) as raised:
         prepare(words, LABELLED, bpe, tmp_path, num_labels=2)
+    assert (
+        f"3 labels ['a', 'b', 'bb'], but num_labels is 2; 1 row has 'bb', first {tmp_path}/b.jsonl: line 3,"
+        " row 2 (counted from 0). Correct or filter the rows; or set label_names to those that there are"
+        in str(raised.value)
+    )
+    with pytest.raises(
+        DataError, match=r"3 labels \['a', 'b', 'bb'\], but num_labels is 2. Set num_labels: 3"
+    ):
+        prepare(words, LABELLED, bpe, tmp_path, num_labels=2, label_names=("a", "b", "bb"))
     assert not list((tmp_path / "rows").glob(".*.making"))
 
 
@@ -535,12 +544,14 @@ def test_a_label_outside_the_set_is_left_out_and_said_where_the_section_skips(
     assert [row.label for row in rows] == [0, 1, 1]
     assert caplog.messages == [
         f"datasets.corpus: column 'y', split 'train': 2 of 5 rows are skipped, first {tmp_path}/a.jsonl:"
-        " row 2 (counted from 0): label 2, expected 0 to 1 with num_labels 2"
+        " line 3, row 2 (counted from 0): label 2, expected 0 to 1 with num_labels 2"
     ]
     words = labelled(tmp_path / "b.jsonl", ["a", "c", "b"], **skip)
     made = prepare(words, LABELLED, bpe, tmp_path, label_names=("a", "b"), num_labels=2)
     assert [row.label for row in rows_of(made)] == [0, 1]
-    with pytest.raises(DataError, match=r"b.jsonl: row 0 .*: label 'a', expected one of \['x', 'y'\]"):
+    with pytest.raises(
+        DataError, match=r"b.jsonl: line 1, row 0 .*: label 'a', expected one of \['x', 'y'\]"
+    ):
         prepare(words, LABELLED, bpe, tmp_path, label_names=("x", "y"))
 
 

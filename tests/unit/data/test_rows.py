@@ -146,8 +146,8 @@ def test_an_unsound_row_is_named_with_its_file(
     with pytest.raises(DataError) as raised:
         find_rows(source, "train")
     assert str(raised.value) == (
-        f"datasets.corpus: {files[1]}: row 0 (counted from 0): column 'text' holds None, expected a string."
-        " Correct or filter the row, or set on_bad_row: skip."
+        f"datasets.corpus: {files[1]}: line 1, row 0 (counted from 0): column 'text' holds None, expected"
+        " a string. Correct or filter the row, or set on_bad_row: skip."
     )
 
 
@@ -160,7 +160,7 @@ def test_skipped_rows_are_counted_and_said(tmp_path: Path, caplog: pytest.LogCap
     assert found.open()["text"][:] == ["t0", "t1", "t2", "t4"]
     assert found.num_skipped == 2
     assert caplog.messages == [
-        f"datasets.corpus: 2 of 6 rows are skipped, first {files[1]}: row 0 (counted from 0):"
+        f"datasets.corpus: 2 of 6 rows are skipped, first {files[1]}: line 1, row 0 (counted from 0):"
         " column 'text' holds None, expected a string"
     ]
     (counts,) = (tmp_path / "cache" / "examined").glob("*/counts.json")

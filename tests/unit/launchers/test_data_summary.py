@@ -91,7 +91,7 @@ def test_every_row_of_a_source_is_accounted_for(job: Path, console: Console, tmp
     assert (web["rows"], web["filtered"], web["skipped"]) == (42, 41, 1)
     assert web["skipped_first"] == [
         {
-            "place": f"{tmp_path}/web.jsonl: row 37 (counted from 0)",
+            "place": f"{tmp_path}/web.jsonl: line 38, row 37 (counted from 0)",
             "problem": "column 'text' holds None, expected a string",
         }
     ]

@@ -55,11 +55,25 @@ def test_more_outputs_than_labels_are_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError) as raised:
         prepare(make_job(tmp_path, num_labels=4), tmp_path)
     assert str(raised.value) == (
-        "objective.num_labels is 4, but ['rows'] have 3 labels: a, b, c. Set num_labels: 3, or name the"
-        " others in label_names."
+        "stage 'classify': objective.num_labels is 4, but ['rows'] have 3 labels: a, b, c. Set"
+        " num_labels: 3, or name the others in label_names."
     )
     named = make_job(tmp_path, num_labels=4, label_names=("a", "b", "c", "d"))
     assert prepare(named, tmp_path) == ("a", "b", "c", "d")
+
+
+def test_datasets_of_a_stage_with_other_labels_are_refused(tmp_path: Path) -> None:
+    job = make_job(tmp_path)
+    other = write_jsonl(tmp_path / "other.jsonl", [{"text": f"t {n}", "y": "bcd"[n % 3]} for n in range(9)])
+    keys = job.model_dump(mode="json", by_alias=True)
+    keys["datasets"]["other"] = {"source": "json", "files": str(other), "label_column": "y"}
+    keys["stages"][0]["data"]["mixture"]["other"] = 1.0
+    with pytest.raises(DataError) as raised:
+        prepare(Job.model_validate(keys), tmp_path)
+    assert str(raised.value) == (
+        "stage 'classify': its datasets have different labels: rows ['a', 'b', 'c']; other ['b', 'c',"
+        " 'd']. Give each of them the same label_names"
+    )
 
 
 def test_prepared_rows_are_found_for_the_same_keys_alone(tmp_path: Path) -> None:
