@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from orchestrator.data.mixture import PERIOD, Mixture
+from orchestrator.data.packing import plan_best_fit
 from orchestrator.errors import DataError
 
 WEIGHTS = st.lists(st.floats(0.1, 50.0), min_size=1, max_size=6)
@@ -62,6 +63,27 @@ def test_shares_of_tokens_hold_to_one_in_a_thousand_however_long_rows_are(
     sources, positions, _ = mixture.locate(np.arange(20_000))
     assert np.bincount(sources).tolist() == list(mixture.drawn(20_000).values())
     assert all(np.array_equal(positions[sources == n], np.arange((sources == n).sum())) for n in (0, 1))
+
+
+@pytest.mark.parametrize("means", [(5.0, 4.0), (3.0, 6.0)])
+def test_any_ten_thousand_packed_rows_hold_weights_in_tokens_to_one_in_a_thousand(
+    means: tuple[float, float],
+) -> None:
+    tokens = {}
+    for name, mean in zip("ab", means, strict=True):
+        lengths = np.random.default_rng(len(tokens)).lognormal(mean, 1.0, 100_000)
+        plan = plan_best_fit(np.cumsum([0, *np.maximum(lengths.astype(np.int64), 1)]), 512)
+        ends = np.cumsum([0, *(plan.pieces[1] - plan.pieces[0])])
+        tokens[name] = ends[plan.rows[0] + plan.rows[1]] - ends[plan.rows[0]]
+    sizes = {name: len(found) for name, found in tokens.items()}
+    per_row = {name: float(found.mean()) for name, found in tokens.items()}
+    mixture = Mixture({"a": 0.7, "b": 0.3}, sizes, tokens_per_row=per_row)
+    sources, rows, _ = mixture.locate_rows(np.arange(5 * PERIOD), seed=3)
+    of_a = np.where(sources == 0, tokens["a"][np.minimum(rows, sizes["a"] - 1)], 0)
+    of_b = np.where(sources == 1, tokens["b"][np.minimum(rows, sizes["b"] - 1)], 0)
+    sums = [np.cumsum([0, *found]) for found in (of_a, of_b)]
+    in_a, in_b = (found[PERIOD:] - found[:-PERIOD] for found in sums)
+    assert np.abs(in_a / (in_a + in_b) - 0.7).max() <= 1e-3
 
 
 def test_weights_in_tokens_give_fewer_rows_to_a_source_of_long_rows() -> None:
