@@ -28,7 +28,7 @@ from orchestrator.errors import DataError, PlanError
 from orchestrator.spec.job import Job, TrainStage
 from orchestrator.spec.plan import BatchPlan, plan_batch
 from orchestrator.train.continuation import read_begun
-from orchestrator.train.ledger import Record
+from orchestrator.train.ledger import Range, Record
 from orchestrator.train.reached import Listed, Reached
 
 # 2^16: 0.45 us a row on one busy core; larger chunks leave the caches (0.75 us at 2^18).
@@ -151,8 +151,10 @@ class _ReplayedLedger:
             self._check_tokenizer()
             mixture, digests = self._open(folders)
             replay = Replay(mixture, seed=self._job.seed)
+            left_out = listed.left_out()
             for record in records:
                 self._check_place(record)
+                self._check_left_out(record, left_out.get(record.steps))
                 self._check_data(record, digests)
                 self._replay(record, replay)
                 self._steps = record.steps[1]
@@ -221,6 +223,13 @@ class _ReplayedLedger:
                 f" {[first * size, end * size]}: {size} a step",
             )
 
+    def _check_left_out(self, record: Record, said: list[Range] | None) -> None:
+        """The steps that made no update are those that their checkpoint names, where it is kept."""
+        (first, end), found = record.steps, list(record.left_out)
+        if said not in (None, found):
+            message = f"of steps {first + 1} to {end} {found} are left out, and their checkpoint has {said}"
+            raise _ViolationError(first + 1, message)
+
     def _check_data(self, record: Record, digests: Mapping[str, str]) -> None:
         """The record names the data that is there."""
         step = record.steps[0] + 1
@@ -257,16 +266,16 @@ class _ReplayedLedger:
                 raise _ViolationError(step, lapse.message, source=lapse.source)
         if record.sources is None:
             return
+        first, end = record.steps
         for name in {**replay.drawn, **record.sources}:
             recorded, expected = record.sources.get(name), (before.get(name, 0), replay.drawn.get(name, 0))
+            if name not in self._stage.data.mixture:
+                message = "draws of it are recorded, and the stage has no such source"
+                raise _ViolationError(first + 1, message, source=name)
             if recorded != expected:
                 found = "none" if recorded is None else list(recorded)
-                raise _ViolationError(
-                    record.steps[0] + 1,
-                    f"steps {record.steps[0] + 1} to {record.steps[1]} are recorded with draws {found},"
-                    f" expected {list(expected)}",
-                    source=name,
-                )
+                message = f"are recorded with draws {found}, expected {list(expected)}"
+                raise _ViolationError(first + 1, f"steps {first + 1} to {end} {message}", source=name)
 
     def _batch(self, record: Record) -> BatchPlan:
         """How the record's workers split a step."""

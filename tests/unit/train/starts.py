@@ -104,7 +104,7 @@ class TrainedStage:
         """A checkpoint without tensors."""
         path = self.layout.checkpoints / step_name(step)
         path.mkdir(parents=True, exist_ok=True)
-        state = {"step": step, "world_size": workers, "recorded": recorded}
+        state = {"step": step, "world_size": workers, "recorded": recorded, "left_out": []}
         digest = seal.write_json(path / seal.STATE, state)
         seal.seal(path, {seal.STATE: digest})
         self.saved_by[step] = workers

@@ -139,6 +139,14 @@ def invent_a_source(trained: TrainedStage) -> None:
     trained.rewrite_record(2, sources={"a": [144, 216], "b": [72, 108], "c": [24, 36], "z": [0, 5]})
 
 
+def invent_a_source_without_draws(trained: TrainedStage) -> None:
+    trained.rewrite_record(2, sources={"a": [144, 216], "b": [72, 108], "c": [24, 36], "z": [0, 0]})
+
+
+def claim_steps_without_an_update(trained: TrainedStage) -> None:
+    trained.rewrite_record(2, left_out=[[12, 14]])
+
+
 def claim_another_seed(trained: TrainedStage) -> None:
     trained.rewrite_record(2, seed=trained.job.seed + 1)
 
@@ -199,7 +207,11 @@ LIES: dict[Callable[[TrainedStage], None], str] = {
         "step 11, source 'b': steps 11 to 15 are recorded with draws [73, 108], expected [72, 108]"
     ),
     hide_a_source: "step 16, source 'c': steps 16 to 20 are recorded with draws none, expected [36, 48]",
-    invent_a_source: "step 11, source 'z': steps 11 to 15 are recorded with draws [0, 5], expected [0, 0]",
+    invent_a_source: "step 11, source 'z': draws of it are recorded, and the stage has no such source",
+    invent_a_source_without_draws: "step 11, source 'z': draws of it are recorded, and the stage has no such",
+    claim_steps_without_an_update: (
+        "step 11: of steps 11 to 15 [(12, 14)] are left out, and their checkpoint has []"
+    ),
     claim_another_seed: "step 11: its rows were read in the order of seed ",
     claim_workers_that_do_not_divide_the_batch: (
         "step 6: recorded with 5 workers: stage 'pretrain': global_batch_size 24 is not a multiple of"
