@@ -6,6 +6,7 @@ may also be a hub id (``gpt2``) is a path only when it is written as one or such
 
 from __future__ import annotations
 
+import glob
 import os
 from typing import Any
 
@@ -17,7 +18,7 @@ def make_paths_absolute(root: Table) -> None:
     """Rewrite every path under ``root`` in place; values of the wrong kind are left to the check."""
     for dataset in _values(root.get("datasets")):
         if dataset.get("source") != "package":
-            _rewrite(dataset, "files")
+            _rewrite(dataset, "files", is_pattern=True)
         _rewrite(dataset, "path", hub_id=dataset.get("source") != "saved")
     _rewrite(root.get("tokenizer"), "from", hub_id=True)
     for stage in [root.get("defaults"), *_values(root.get("stages"))]:
@@ -39,21 +40,24 @@ def _values(node: Any) -> list[Table]:
     return [value for value in values if isinstance(value, Table)]
 
 
-def _rewrite(section: Any, key: str, *, hub_id: bool = False) -> None:
+def _rewrite(section: Any, key: str, *, hub_id: bool = False, is_pattern: bool = False) -> None:
     if not isinstance(section, Table) or key not in section:
         return
     value, place = section[key], section.places[key]
     if isinstance(value, Items):
         for index, item in enumerate(value):
-            value[index] = _absolute(item, value.places[index], hub_id)
+            value[index] = _absolute(item, value.places[index], hub_id, is_pattern)
     else:
-        section[key] = _absolute(value, place, hub_id)
+        section[key] = _absolute(value, place, hub_id, is_pattern)
 
 
-def _absolute(value: Any, place: Place, hub_id: bool) -> Any:
+def _absolute(value: Any, place: Place, hub_id: bool, is_pattern: bool) -> Any:
     if not isinstance(value, str) or not value:
         return value
-    folder = "" if place.file == FLAG else os.path.dirname(place.file)
+    folder = os.path.abspath("" if place.file == FLAG else os.path.dirname(place.file))
     path = os.path.abspath(os.path.join(folder, os.path.expanduser(value)))
+    if is_pattern and glob.has_magic(folder) and not os.path.isabs(value) and not os.path.exists(path):
+        # The folder's name is no pattern, even where it looks like one.
+        path = os.path.abspath(os.path.join(glob.escape(folder), value))
     is_path = value.startswith(("./", "../", "~", "/")) or os.path.exists(path)
     return path if is_path or not hub_id else value
