@@ -115,6 +115,7 @@ class ConversationEncoder(Encoder):
     def _encode_one(self, messages: Messages) -> Encoded | Unfit | None:
         try:
             ids = self.tokens(messages)
+            self._refuse_lost_calls(messages, ids)
             if self.layout.train_on == "all":
                 learned = np.ones(len(ids), dtype=np.uint8)
             else:
@@ -129,6 +130,23 @@ class ConversationEncoder(Encoder):
             where = f"the first {len(kept)} of {len(ids)} tokens"
             return Unfit(f"none of {where} is to be learned", is_fault=False)
         return Encoded(ids[: self.layout.seq_len].tolist(), len(ids) > len(kept), targets=kept.tolist())
+
+    def _refuse_lost_calls(self, messages: Messages, ids: np.ndarray) -> None:
+        """Refuse a conversation whose calls of tools are no part of its tokens.
+
+        Raises:
+            TemplateError: It has calls, and has the same tokens without them.
+        """
+        calls = [number for number, message in enumerate(messages) if message.get("tool_calls")]
+        if not calls:
+            return
+        spoken = [{key: said for key, said in turn.items() if key != "tool_calls"} for turn in messages]
+        if np.array_equal(self.tokens(spoken), ids):
+            raise TemplateError(
+                f"message {calls[0]} (counted from 0) calls a tool, and the chat template leaves calls out:"
+                " the answer would be learned as an empty one. Set objective.chat_template to one that writes"
+                " tool_calls"
+            )
 
     def tokens(self, messages: Messages, *, asks: bool = False) -> np.ndarray:
         """Tokens of some messages, int64 ``(S,)``; followed by the prompt to answer, if it ``asks``.

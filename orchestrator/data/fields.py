@@ -140,7 +140,8 @@ def identities(batch: Batch) -> list[str]:
         return batch["text"]
     if "words" in batch:
         return [json.dumps(words) for words in batch["words"]]
-    return [json.dumps(document, sort_keys=True) for document in documents_of(batch)]
+    # What has no place in JSON, such as the time of a message in a Parquet file, as its text.
+    return [json.dumps(document, sort_keys=True, default=str) for document in documents_of(batch)]
 
 
 def problems(dataset: Dataset, batch: Batch) -> Iterator[str | None]:
@@ -169,8 +170,9 @@ def _label_problem(dataset: Dataset, label: Any) -> str | None:
     column, names = dataset.label_column, dataset.label_names
     if label is None or label == "":
         return f"column '{column}' holds no label"
-    if isinstance(label, bytes):
-        return f"column '{column}' holds {_shown(label)}, which is not UTF-8"
+    undecoded = next((one for one in (label if _is_list(label) else [label]) if isinstance(one, bytes)), None)
+    if undecoded is not None:
+        return f"column '{column}' holds {_shown(undecoded)}, which is not UTF-8"
     if names is not None and _is_list(label):
         return _names_problem(f"column '{column}'", label, names)
     value = label_in(label, names) if is_all_text(dataset) else label

@@ -16,4 +16,6 @@ ROWS = {
     "decontamination": 2,
     # Labels become ids.
     "labels": 1,
+    # Conversations become tokens.
+    "conversations": 1,
 }

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import datetime
 import logging
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from pyarrow import parquet
 
 from orchestrator.contracts import RowLayout
 from orchestrator.data.conversations import (
@@ -250,6 +253,34 @@ def test_a_prompt_and_its_completion_are_a_conversation(tmp_path: Path, bpe: Pat
         made = prepared("chat", dataset, "train", ALONE, folder, tmp_path)
         found.append([(made / name).read_bytes() for name in ("tokens.bin", "targets.bin")])
     assert found[0] == found[1]
+
+
+def test_messages_may_hold_what_json_has_no_place_for(tmp_path: Path, bpe: Path) -> None:
+    folder = prepare_chat_template(bpe, "plain", tmp_path)
+    rows = [
+        [{"at": datetime.datetime(2024, 1, day), **turn} for turn in say("a", "b")] for day in (1, 2, 1, 1)
+    ]
+    path = tmp_path / "a.parquet"
+    parquet.write_table(pyarrow.table({"m": rows}), path)
+    dataset = section(source="parquet", files=str(path), messages_column="m", deduplicate=True)
+    timed = prepared("timed", dataset, "train", ALONE, folder, tmp_path)
+    untimed = conversations(tmp_path / "b.jsonl", [{"m": say("a", "b")}] * 2, messages_column="m")
+    made = prepared("chat", untimed, "train", ALONE, folder, tmp_path)
+    # The time tells two of them apart, and is no part of their tokens.
+    assert (timed / "tokens.bin").read_bytes() == (made / "tokens.bin").read_bytes()
+
+
+def test_calls_that_the_template_leaves_out_are_no_empty_answers(tmp_path: Path, bpe: Path) -> None:
+    calls = {"role": "assistant", "content": None, "tool_calls": [{"function": {"name": "look"}}]}
+    question, answer = say("where", "there")
+    rows = [{"m": [question, calls, {"role": "tool", "content": "x"}, answer]}, {"m": [question, answer]}]
+    folder = prepare_chat_template(bpe, "plain", tmp_path)
+    keys = {"messages_column": "m"}
+    with pytest.raises(DataError, match=r"row 0 .*: message 1 \(counted from 0\) calls a tool, and the chat"):
+        dataset = conversations(tmp_path / "a.jsonl", rows, **keys)
+        prepared("chat", dataset, "train", ALONE, folder, tmp_path)
+    dataset = conversations(tmp_path / "b.jsonl", rows, on_bad_row="skip", **keys)
+    assert Meta.open(prepared("chat", dataset, "train", ALONE, folder, tmp_path)).num_documents == 1
 
 
 BAD = {
