@@ -146,8 +146,13 @@ def table_of(rows: Sequence[Mapping[str, Any]], schema: Any) -> Any:
 
 
 def parquet_schema(path: Path, wanted: Iterable[str]) -> tuple[tuple[str, ...], Any]:
-    """All columns of a Parquet file, and the ``pyarrow.Schema`` of those that are wanted."""
+    """All columns of a Parquet file, and the ``pyarrow.Schema`` of those that are wanted.
+
+    Raises:
+        UnreadableFileError: The library ``datasets`` has no such type, or did not write what says so.
+    """
     import pyarrow
+    from datasets import Features
     from pyarrow import parquet
 
     schema = parquet.read_schema(path)
@@ -157,7 +162,15 @@ def parquet_schema(path: Path, wanted: Iterable[str]) -> tuple[tuple[str, ...], 
         field.with_type(field.type.value_type) if pyarrow.types.is_dictionary(field.type) else field
         for field in fields
     ]
-    return tuple(schema.names), pyarrow.schema(plain, metadata=features)
+    found = pyarrow.schema(plain, metadata=features)
+    try:
+        Features.from_arrow_schema(found)
+        _class_names(found)
+    except KeyError as error:
+        raise UnreadableFileError(f"its metadata 'huggingface' lacks {error}") from error
+    except ValueError as error:
+        raise UnreadableFileError(str(error).rstrip(".")) from error
+    return tuple(schema.names), found
 
 
 def parquet_tables(path: Path, schema: Any) -> Iterator[Any]:

@@ -102,17 +102,41 @@ def read_batches(rows: Any, columns: list[str]) -> Iterator[dict[str, list[Any]]
 
 def _decoded(column: Any) -> list[Any]:
     """Values of an Arrow column; the readers of JSON and Parquet do not check that texts are UTF-8."""
-    if str(column.type) not in ("string", "large_string"):
-        values: list[Any] = column.to_pylist()
-        return values
-    return [_text_or_bytes(value) for value in column.cast("binary").to_pylist()]
+    kind = column.type
+    as_binary = column if _as_binary(kind) == kind else column.cast(_as_binary(kind))
+    return [_text_or_bytes(value, kind) for value in as_binary.to_pylist()]
 
 
-def _text_or_bytes(value: bytes | None) -> str | bytes | None:
-    try:
-        return None if value is None else value.decode("utf-8")
-    except UnicodeDecodeError:
-        return value
+def _as_binary(kind: Any) -> Any:
+    """An Arrow type with bytes in place of its texts."""
+    import pyarrow
+    from pyarrow import types
+
+    if types.is_string(kind) or types.is_large_string(kind):
+        return pyarrow.large_binary()
+    if types.is_list(kind) or types.is_large_list(kind) or types.is_fixed_size_list(kind):
+        return pyarrow.large_list(_as_binary(kind.value_type))
+    if types.is_struct(kind):
+        return pyarrow.struct([field.with_type(_as_binary(field.type)) for field in kind])
+    return kind
+
+
+def _text_or_bytes(value: Any, kind: Any) -> Any:
+    """A value of ``_as_binary(kind)`` as one of ``kind``; texts that are not UTF-8 stay bytes."""
+    from pyarrow import types
+
+    if value is None:
+        return None
+    if types.is_string(kind) or types.is_large_string(kind):
+        try:
+            return value.decode("utf-8")
+        except UnicodeDecodeError:
+            return value
+    if types.is_list(kind) or types.is_large_list(kind) or types.is_fixed_size_list(kind):
+        return [_text_or_bytes(item, kind.value_type) for item in value]
+    if types.is_struct(kind):
+        return {field.name: _text_or_bytes(value[field.name], field.type) for field in kind}
+    return value
 
 
 def select_columns(name: str, dataset: DatasetSection, source: Any) -> Any:

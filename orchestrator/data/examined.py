@@ -35,7 +35,7 @@ class Examined:
     dropped: Mapping[str, int]
     """Rows by the key of the section that drops them."""
     scrubbed: Mapping[str, int]
-    """Placeholders in the texts that are kept, by kind."""
+    """Placeholders in the texts of these rows, by kind."""
 
     def save(self, folder: Path) -> None:
         """Write it into ``folder``."""

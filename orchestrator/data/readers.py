@@ -11,6 +11,9 @@ from orchestrator.data.arrow import COPY_ROWS
 from orchestrator.errors import DataError, SourceMissingError
 from orchestrator.spec.datasets import HubDataset, SavedDataset
 
+# What the library says of a Parquet file that begins with a group of no rows: it reads as many at a time.
+EMPTY_GROUP = "BatchSize must be greater than 0"
+
 
 def open_hub(name: str, dataset: HubDataset, cache_dir: Path) -> Any:
     """A dataset of the hub, fetched into ``cache_dir`` unless it is there.
@@ -19,15 +22,33 @@ def open_hub(name: str, dataset: HubDataset, cache_dir: Path) -> Any:
         DataError: It cannot be loaded, or a local folder has its name.
     """
     try:
-        return _load_hub(name, dataset, cache_dir)
+        try:
+            return _load_hub(name, dataset, cache_dir)
+        except Exception as error:
+            if EMPTY_GROUP not in root_cause(error):
+                raise
+            return _load_hub(name, dataset, cache_dir, batch_size=COPY_ROWS)
     except DataError:
         raise
     except Exception as error:
         raise DataError(
-            f"{_hub_text(name, dataset)} cannot be loaded:"
-            f" {_one_line(error)}. Check the id, the network and HF_TOKEN, or load it once"
-            " where there is a network, save_to_disk it and use source 'saved'."
+            f"{_hub_text(name, dataset)} cannot be loaded: {root_cause(error)}. {_what_to_do(error)}"
         ) from error
+
+
+def _what_to_do(error: BaseException) -> str:
+    """About a hub dataset that cannot be loaded."""
+    from datasets.exceptions import DatasetGenerationError
+
+    if isinstance(error, DatasetGenerationError):
+        return (
+            "A file of it was fetched and cannot be read: it is damaged, or one that the library datasets"
+            " cannot take. Set revision to a commit without it, or use files of your own."
+        )
+    return (
+        "Check the id, the network and HF_TOKEN, or load it once where there is a network, save_to_disk it"
+        " and use source 'saved'."
+    )
 
 
 def open_stream(name: str, dataset: HubDataset, cache_dir: Path, columns: Collection[str] = ()) -> Any:
@@ -45,11 +66,10 @@ def open_stream(name: str, dataset: HubDataset, cache_dir: Path, columns: Collec
         stream = _load_hub(name, dataset, cache_dir, streaming=True)
         if stream.features is None:
             stream = stream.cast(_first_features(stream))
-        if not columns:
-            return stream
-        wanted = [column for column in stream.column_names if column in columns]
+        wanted = [column for column in stream.column_names if column in columns or not columns]
         if stream.info.builder_name == "parquet":
-            stream = _load_hub(name, dataset, cache_dir, streaming=True, columns=wanted)
+            of_parquet = {"columns": wanted, "batch_size": COPY_ROWS}
+            stream = _load_hub(name, dataset, cache_dir, streaming=True, **of_parquet)
         return stream.select_columns(wanted)
     except DataError:
         raise

@@ -48,7 +48,7 @@ class RowCounts:
     dropped: Mapping[str, int]
     """Rows by the key of the section that drops them, for all splits; ``decontaminate``: for this one."""
     scrubbed: Mapping[str, int]
-    """Placeholders put into the texts of all splits, by kind of personal data."""
+    """Placeholders put into texts, those that repeat an earlier one included, by kind of personal data."""
     num_chars: int
     """Characters of the split's texts."""
 

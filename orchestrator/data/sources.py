@@ -74,7 +74,10 @@ class Source:
         """
         keys = self.dataset.model_dump(mode="json", exclude=KEYS_WITHOUT_CONTENT)
         against = [other.digest for other in self.against]
-        content = {"content": list(self.content), "against": against}
+        content: dict[str, Any] = {"content": list(self.content), "against": against}
+        if kind_of(self.dataset) == "json":
+            # A record is left out for a value of any column that is copied, whichever a stage reads.
+            content["copied"] = self.wanted
         return digest_values({"versions": ROWS, "keys": keys, **content})
 
     @property

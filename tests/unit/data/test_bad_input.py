@@ -171,6 +171,66 @@ def test_text_of_parquet_that_is_not_utf8_is_a_bad_row(tmp_path: Path) -> None:
     assert rows.counts.num_skipped == 2
 
 
+BROKEN = pyarrow.array([b"ok", b"x\xff", b"z"])
+STRINGS = pyarrow.Array.from_buffers(pyarrow.string(), 3, BROKEN.buffers())
+ONE_EACH = pyarrow.array([0, 1, 2, 3], pyarrow.int32())
+NESTED = {
+    "words": (
+        {"words": pyarrow.ListArray.from_arrays(ONE_EACH, STRINGS), "tags": [[0], [1], [0]]},
+        {"words_column": "words", "label_column": "tags"},
+        "column 'words', word 0 (counted from 0) is b'x\\xff', expected a string",
+    ),
+    "labels": (
+        {"text": ["a", "b", "c"], "tags": pyarrow.ListArray.from_arrays(ONE_EACH, STRINGS)},
+        {"label_column": "tags"},
+        "column 'tags' holds b'x\\xff', which is not UTF-8",
+    ),
+    "messages": (
+        {
+            "m": pyarrow.ListArray.from_arrays(
+                ONE_EACH, pyarrow.StructArray.from_arrays([["user"] * 3, STRINGS], names=["role", "content"])
+            )
+        },
+        {"messages_column": "m"},
+        "column 'm', message 0 (counted from 0) has content b'x\\xff', expected a string",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", NESTED)
+def test_nested_text_of_parquet_that_is_not_utf8_is_a_bad_row(case: str, tmp_path: Path) -> None:
+    columns, keys, problem = NESTED[case]
+    path = tmp_path / "a.parquet"
+    parquet.write_table(pyarrow.table(columns), path)
+    assert f"{path}: row 1 (counted from 0): {problem}." in error(path, source="parquet", **keys)
+    assert read(path, source="parquet", on_bad_row="skip", **keys).numbers.tolist() == [0, 2]
+
+
+def test_a_parquet_file_that_the_library_cannot_take_is_named(tmp_path: Path) -> None:
+    table = pyarrow.table({"text": ["a"], "y": pyarrow.array([[("k", 1)]], pyarrow.map_("string", "int64"))})
+    path = tmp_path / "a.parquet"
+    parquet.write_table(table, path)
+    assert f"{path} cannot be read as parquet: Arrow type map<string, int64" in error(
+        path, source="parquet", label_column="y"
+    )
+    parquet.write_table(table.select(["text"]).replace_schema_metadata({"huggingface": '{"info": {}}'}), path)
+    assert f"{path} cannot be read as parquet: its metadata 'huggingface' lacks 'features'." in error(
+        path, source="parquet"
+    )
+
+
+def test_what_is_left_out_for_a_column_divides_the_cache(tmp_path: Path) -> None:
+    rows = [{"text": f"t{n}", "y": 2**70 if n == 2 else n % 2} for n in range(8)]
+    path = write_jsonl(tmp_path / "a.jsonl", rows)
+    keys: dict[str, Any] = {"source": "json", "on_bad_row": "skip", "text_column": "text"}
+    labelled = find_source("a", section(files=[str(path)], label_column="y", **keys), tmp_path / "cache")
+    plain = find_source("a", section(files=[str(path)], **keys), tmp_path / "cache")
+    # Without its labels the one section reads as the other, and yet it has a row less.
+    unlabelled = labelled.without_labels()
+    assert unlabelled.dataset == plain.dataset
+    assert [len(find_rows(source, "train").numbers) for source in (unlabelled, plain)] == [7, 8]
+
+
 def test_rows_behind_a_line_that_was_left_out_are_placed_among_those_that_can_be_read(tmp_path: Path) -> None:
     path = write(tmp_path / "a.csv", b'text,y\n"a,1\nb,2\nc,\n')
     rows = read(path, source="csv", on_bad_row="skip", label_column="y")

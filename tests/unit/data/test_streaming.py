@@ -9,6 +9,7 @@ from typing import Any
 import datasets
 import numpy as np
 import pytest
+from pyarrow import parquet
 
 from orchestrator.contracts import RowLayout
 from orchestrator.data import shards, streaming
@@ -216,6 +217,31 @@ def test_only_the_columns_that_are_needed_are_copied(
     source = find(tmp_path / "cache", streaming=True, filter={"lang": "en"}, label_column="label")
     prepare_rows(source, "train", PACKED, bpe)
     assert seen == [["text", "lang"]] * 4
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_a_file_without_rows_among_others_holds_nothing_up(
+    streaming: bool, hub: Path, tmp_path: Path, bpe: Path
+) -> None:
+    write_files(hub, make_records())
+    expected = content(prepare_rows(find(tmp_path / "a", streaming=streaming), "train", PACKED, bpe))
+    first, _, empty, _ = sorted(hub.iterdir())
+    # Unlike the library it writes a group of no rows.
+    parquet.write_table(parquet.read_table(first).slice(0, 0), empty)
+    assert parquet.ParquetFile(empty).num_row_groups == 1
+    found = content(prepare_rows(find(tmp_path / "b", streaming=streaming), "train", PACKED, bpe))
+    assert found["tokens.bin"] == expected["tokens.bin"]
+
+
+def test_a_damaged_file_of_a_downloaded_dataset_is_no_matter_of_the_network(
+    hub: Path, tmp_path: Path
+) -> None:
+    write_files(hub, make_records())
+    sorted(hub.iterdir())[-1].write_bytes(b"PAR1xxxx")
+    with pytest.raises(
+        DataError, match=r"cannot be loaded: ArrowInvalid: .* A file of it was fetched and cannot"
+    ):
+        find(tmp_path, streaming=False)
 
 
 def test_another_commit_is_other_content(hub: Path, tmp_path: Path) -> None:
