@@ -20,7 +20,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -34,7 +34,7 @@ from orchestrator.spec.plan import BatchPlan, global_micro_index, micro_batch_ro
 from orchestrator.train.agreement import AgreedError
 from orchestrator.train.anomalies import Anomaly, AnomalyWatch
 from orchestrator.train.loss_scale import Overflow
-from orchestrator.train.meter import Meter, over_ranks, source_metrics
+from orchestrator.train.meter import Meter, over_ranks, ranks_without_finite_loss, source_metrics
 from orchestrator.train.optim import learning_rate
 from orchestrator.train.phases import PhaseClock
 from orchestrator.train.prefetch import Prefetcher
@@ -44,6 +44,14 @@ from orchestrator.train.stop import StopRequest
 logger = logging.getLogger(__name__)
 Outcome = Literal["finished", "stopped", "preempted"]
 """``preempted``: some of the nodes go, and the others can go on."""
+
+
+class Ended(NamedTuple):
+    """How a loop ended."""
+
+    outcome: Outcome
+    evaluated: Mapping[str, float]
+    """Metrics of the last step's weights; empty where nothing was evaluated, or no step was left to take."""
 
 
 @dataclass(frozen=True)
@@ -74,14 +82,15 @@ class Loop:
     """Called before weights and optimizer state change."""
     stop: StopRequest
 
-    def run(self, start_step: int) -> Outcome:
+    def run(self, start_step: int) -> Ended:
         """Train from ``start_step`` completed steps to ``max_steps``, or until all ranks agree to stop."""
         steps, on_gpu = range(start_step, self.max_steps), self.device.type == "cuda"
         with Prefetcher(self._read, steps, pin_memory=on_gpu) as prefetched:
             return self._train(start_step, prefetched)
 
-    def _train(self, start_step: int, prefetched: Prefetcher) -> Outcome:
+    def _train(self, start_step: int, prefetched: Prefetcher) -> Ended:
         """Take the steps whose micro-batches ``prefetched`` gives."""
+        evaluated: Mapping[str, float] = {}
         meter = Meter(self.objective.terms, self.device)
         self.engine.model.train()
         saved_step = start_step
@@ -94,8 +103,8 @@ class Loop:
             counts, ending = self._agree(batches)
             if ending is not None:
                 if saved_step < step:
-                    self._save(step, {})
-                return ending
+                    self._save(step, evaluated)
+                return Ended(ending, {})
             lr = learning_rate(self.stage.schedule, self.stage.optimizer.lr, step, self.max_steps)
             meter.add(tokens=self.batch_plan.tokens_per_step, data_wait_seconds=data_wait_seconds)
             with self._naming(step):
@@ -105,35 +114,37 @@ class Loop:
                 if problem is None:
                     self.before_update()
                     self.engine.step(lr, grad_norm)
-            completed = step + 1
+            completed, rolled_back = step + 1, False
             if problem is None:
                 self.watch.accept(float(loss.sum()))
                 meter.add_loss(loss)
             elif isinstance(problem, Overflow):
                 self._back_off(step, problem)
                 meter.add_overflow()
-            elif self._leave_out(step, problem, losses, saved=saved_step == step):
-                saved_step = completed
+            else:
+                rolled_back = self._leave_out(step, problem, losses, saved=saved_step == step)
             if self._is_due(self.stage.logging.every_steps, completed):
                 self._log(completed, meter, lr, grad_norm)
             paused = time.perf_counter()
             evaluated = self._evaluate(completed) if self._evaluation_is_due(completed) else {}
-            if saved_step < completed and self._is_due(self.stage.checkpoint.every_steps, completed):
+            if rolled_back or self._is_due(self.stage.checkpoint.every_steps, completed):
                 self._save(completed, evaluated)
                 saved_step = completed
             self.clock.enter("data")
             began = time.perf_counter()
             meter.exclude(began - paused)
-        return "finished"
+        return Ended("finished", evaluated)
 
     def _is_due(self, every_steps: int, completed: int) -> bool:
         """Whether an interval ends at this step; the last step ends every interval."""
         return completed % every_steps == 0 or completed == self.max_steps
 
     def _evaluation_is_due(self, completed: int) -> bool:
-        """Whether to evaluate after this step; the last evaluation is the worker's, on the final weights."""
-        every_steps = self.stage.evaluation.every_steps if self.stage.evaluation else None
-        return every_steps is not None and completed % every_steps == 0 and completed < self.max_steps
+        """Whether to evaluate after this step; the last one always: its checkpoint says how good it is."""
+        if self.stage.evaluation is None:
+            return False
+        every_steps = self.stage.evaluation.every_steps
+        return completed == self.max_steps or (every_steps is not None and completed % every_steps == 0)
 
     @contextmanager
     def _naming(self, step: int) -> Iterator[None]:
@@ -222,7 +233,7 @@ class Loop:
             saved: The state before the step is in a checkpoint.
 
         Returns:
-            Whether the state after the step has been saved.
+            Whether the state went back, and is to be saved under its new step.
 
         Raises:
             AgreedError: On every rank: the job says to stop.
@@ -240,7 +251,6 @@ class Loop:
         if anomaly.action == "rollback":
             self.clock.enter("save")
             self.watch.leave_out(self.roll_back(), step + 1)
-            self._save(step + 1, {})
             return True
         if not saved:
             self._save(step, {})
@@ -286,11 +296,3 @@ class Loop:
         for tracker in self.trackers:
             tracker.log(completed, metrics)
         return metrics
-
-
-def ranks_without_finite_loss(losses: Tensor) -> list[int]:
-    """Ranks whose own part of the loss, float64 ``(A, T)``, is NaN or infinite; collective."""
-    is_finite = torch.isfinite(losses).all().int().reshape(1)
-    found = [torch.zeros_like(is_finite) for _ in range(dist.get_world_size())]
-    dist.all_gather(found, is_finite)
-    return [rank for rank, finite in enumerate(found) if not finite.item()]

@@ -97,3 +97,11 @@ class Meter:
             metrics["train/peak_memory_bytes"] = float(torch.cuda.max_memory_allocated(self._device))
         self._reset()
         return metrics
+
+
+def ranks_without_finite_loss(losses: Tensor) -> list[int]:
+    """Ranks whose own part of the loss, float64 ``(A, T)``, is NaN or infinite; collective."""
+    is_finite = torch.isfinite(losses).all().int().reshape(1)
+    found = [torch.zeros_like(is_finite) for _ in range(dist.get_world_size())]
+    dist.all_gather(found, is_finite)
+    return [rank for rank, finite in enumerate(found) if not finite.item()]

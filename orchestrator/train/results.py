@@ -54,6 +54,12 @@ def result_step(layout: StageLayout) -> int:
     return int(json.loads(layout.result.read_text(encoding="utf-8"))["step"])
 
 
+def is_logged(layout: StageLayout, step: int, metrics: Mapping[str, float]) -> bool:
+    """Whether ``metrics.jsonl`` has these metrics of a step."""
+    wanted = {"step": step, **metrics}
+    return any(wanted.items() <= record.items() for record in read_json_lines(layout.metrics))
+
+
 def last_training_metrics(layout: StageLayout) -> dict[str, float]:
     """Training metrics of the last logged step."""
     last: dict[str, float] = {}

@@ -9,6 +9,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal
@@ -37,7 +38,7 @@ from orchestrator.train.optim import make_optimizer
 from orchestrator.train.ownership import Ownership, only_writer
 from orchestrator.train.phases import Phase, PhaseClock
 from orchestrator.train.rehearsed import clock_for
-from orchestrator.train.results import last_training_metrics, replace_folder, write_result
+from orchestrator.train.results import is_logged, last_training_metrics, replace_folder, write_result
 from orchestrator.train.saves import agreed, make_manager, make_saver
 from orchestrator.train.state import StageState, Start, identity, open_ledger, restore
 from orchestrator.train.stop import PreemptionNotice, StopRequest
@@ -130,10 +131,10 @@ class _Run:
             self._record("training_started", step=start.step, max_steps=self.parts.max_steps)
         ended: Literal["finished", "stopped", "failed"] = "failed"
         try:
-            outcome = self._loop(trackers, ledger, start).run(start.step)
+            outcome, evaluated = self._loop(trackers, ledger, start).run(start.step)
             self._wait_for_save()
             if outcome == "finished":
-                self._finish(trackers)
+                self._finish(trackers, evaluated)
             if ledger is not None:
                 self.clock.enter("weights")
                 self._record("training_ended", step=ledger.committed, seconds=self.clock.take())
@@ -220,10 +221,10 @@ class _Run:
             forward_context=lambda: self.engine.micro_step(last=False),
         )
 
-    def _finish(self, trackers: list[Tracker]) -> None:
-        """Final evaluation, ``weights/``, and last ``result.json``; collective."""
+    def _finish(self, trackers: list[Tracker], evaluated: Mapping[str, float]) -> None:
+        """Final evaluation where the loop made none, ``weights/``, and last ``result.json``; collective."""
         self.clock.enter("evaluation")
-        metrics = self._evaluate()
+        metrics = evaluated or self._evaluate()
         self.clock.enter("weights")
         weights = self.engine.full_weights()
 
@@ -236,7 +237,6 @@ class _Run:
             write_weights = partial(save_weights, self.parts.model, chosen.tensors, self.parts.tokenizer)
             replace_folder(self.stage_layout.weights, write_weights)
             all_metrics = {**last_training_metrics(self.stage_layout), **chosen.metrics}
-            # The log line comes after: a death between costs it, a repetition would double it.
             write_result(
                 self.stage_layout,
                 self.parts.inputs,
@@ -244,9 +244,9 @@ class _Run:
                 metrics=all_metrics,
                 weights_step=chosen.step,
             )
-            for tracker in trackers:
-                if metrics:
-                    tracker.log(step, metrics)
+            # The loop has logged its own, here or in a start that died since; others are of other rows.
+            for tracker in trackers if metrics and not is_logged(self.stage_layout, step, metrics) else ():
+                tracker.log(step, metrics)
 
         together("writing the weights", write)
 

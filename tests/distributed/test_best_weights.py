@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 
 from launchers.cli import main
 from launchers.verification import verify_run
+from orchestrator.checkpoint import seal
 from orchestrator.checkpoint.layout import RunLayout
 from orchestrator.checkpoint.manager import CheckpointManager
 from orchestrator.checkpoint.steps import list_steps, step_name
@@ -28,7 +29,7 @@ OPTIMIZER = {"name": "sgd", "lr": 20.0, "max_grad_norm": 1.0}
 MODEL = {"model_type": "gpt2", "n_layer": 1, "n_head": 2, "n_embd": 32, "n_positions": 32}
 
 
-def prepare(folder: Path, **checkpoint: Any) -> RunLayout:
+def prepare(folder: Path, *, max_steps: int = MAX_STEPS, **checkpoint: Any) -> RunLayout:
     """A job whose evaluation is best somewhere in the middle."""
     (folder / "corpus.txt").write_text("\n".join(make_texts(80)))
     stage = {
@@ -40,8 +41,8 @@ def prepare(folder: Path, **checkpoint: Any) -> RunLayout:
         "micro_batch_size": 2,
         "strategy": {"name": "fsdp2"},
         "optimizer": OPTIMIZER,
-        "schedule": {"name": "constant", "warmup_steps": MAX_STEPS},
-        "limits": {"max_steps": MAX_STEPS},
+        "schedule": {"name": "constant", "warmup_steps": max_steps},
+        "limits": {"max_steps": max_steps},
         "evaluation": {"datasets": ["corpus"], "every_steps": 2},
         "checkpoint": {"every_steps": 2, "keep_last": 2, "keep_best": {"metric": "eval/loss"}, **checkpoint},
         "logging": {"every_steps": 1},
@@ -124,3 +125,20 @@ def test_the_best_checkpoint_is_kept_and_the_last_weights_are_the_stages_unless_
     assert (result["weights_step"], result["metrics"]["eval/loss"]) == (MAX_STEPS, losses[MAX_STEPS])
     last = CheckpointManager.read_weights(stage.checkpoints / step_name(MAX_STEPS))
     assert different(load_file(stage.weights / "model.safetensors"), last) == []
+
+
+def test_the_last_checkpoint_says_how_good_it_is_and_its_evaluation_is_logged_once(tmp_path: Path) -> None:
+    # The best one may be the last, and a stage whose limits are raised goes on from it.
+    layout = prepare(tmp_path, max_steps=3)
+    stage = layout.stage("train")
+    assert run_ranks(run, 2, str(layout.root)) == ["finished", "finished"]
+    evaluated = evaluations(layout)
+    assert list(evaluated) == [2, 3]
+    for step, loss in evaluated.items():
+        assert seal.read_state(stage.checkpoints / step_name(step))["metrics"]["eval/loss"] == loss
+    # As after a death between the last checkpoint and the result.
+    stage.result.unlink()
+    lines = stage.metrics.read_text()
+    assert run_ranks(run, 2, str(layout.root)) == ["finished", "finished"]
+    assert stage.metrics.read_text() == lines
+    assert json.loads(stage.result.read_text())["metrics"]["eval/loss"] == evaluated[3]
