@@ -26,7 +26,7 @@ from orchestrator.spec.optimization import Adafactor, WarmupStableDecay
 from orchestrator.spec.packing_rules import check_after, check_packing
 from orchestrator.spec.plan import batch_complaint, count_steps, input_stage, plan_batch
 from orchestrator.spec.positions import first_position
-from orchestrator.spec.reproducibility import check_exact
+from orchestrator.spec.reproducibility import check_exact, exact_complaint
 from orchestrator.spec.training import (
     FSDP2Strategy,
     ZeROStrategy,
@@ -200,7 +200,8 @@ def _check_positions(job: Job, stage: TrainStage, path: KeyPath) -> Iterator[Com
 def _check_batch(job: Job, stage: TrainStage, path: KeyPath) -> Iterator[Complaint]:
     """The global batch can be split over the workers."""
     complaint = batch_complaint(stage, job.resources)
-    if complaint:
+    # That of 'exact' names the numbers of workers that fit it as well.
+    if complaint and exact_complaint(job, stage, job.resources) is None:
         yield (*path, "global_batch_size"), complaint
 
 

@@ -34,8 +34,8 @@ def exact_complaint(job: Job, stage: TrainStage, resources: Resources) -> str | 
     """Why workers do not fit the tree of micro-batches that the job asks for, if it does; else ``None``."""
     num_workers = resources.num_workers
     num_micro, rest = divmod(stage.global_batch_size, stage.micro_batch_size)
-    is_power = num_workers & (num_workers - 1) == 0
-    if job.reproducibility == "standard" or is_power or rest:
+    fits = num_workers & (num_workers - 1) == 0 and num_micro % num_workers == 0
+    if job.reproducibility == "standard" or fits or rest:
         return None
     fitting = [1 << bit for bit in range(num_micro.bit_length()) if num_micro % (1 << bit) == 0]
     below = [number for number in fitting if number < num_workers][-1:]

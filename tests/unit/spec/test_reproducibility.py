@@ -49,6 +49,14 @@ def test_what_cannot_be_kept_is_refused_with_what_can(
         load(tmp_path, VALID, *overrides)
 
 
+def test_workers_that_do_not_share_the_batch_are_answered_with_those_that_keep_exact(tmp_path: Path) -> None:
+    found = complaints(
+        tmp_path, VALID, overrides=(EXACT, "resources.num_workers=8", f"{SET}global_batch_size=48")
+    )
+    assert len(found) == 1, found
+    assert "must be a power of two that divides 12, found 8. Nearest: 4; or" in found[0]
+
+
 @pytest.mark.parametrize("num_workers", [1, 2, 4])
 def test_powers_of_two_of_workers_are_taken(num_workers: int, tmp_path: Path) -> None:
     job = load(tmp_path, VALID, EXACT, f"resources.num_workers={num_workers}")
