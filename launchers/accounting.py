@@ -20,10 +20,14 @@ ENDS = ("run_finished", "run_stopped", "run_failed")
 FAULTS = ("rank_failed", "hang")
 
 
-def account(events: Iterable[Mapping[str, Any]]) -> dict[str, float]:
+def account(events: Iterable[Mapping[str, Any]], *, last_written: str | None = None) -> dict[str, float]:
     """Seconds of each of ``KINDS``, their sum ``total``, and ``goodput``, the part of it that is compute.
 
     Time in which no driver ran is not counted; empty before the first step.
+
+    Args:
+        last_written: When the workers of a run that was killed wrote something last; absent: it is not known,
+            or they are at work.
     """
     book = _Book()
     for event in events:
@@ -31,6 +35,7 @@ def account(events: Iterable[Mapping[str, Any]]) -> dict[str, float]:
             # A checkpoint is written beside the steps that follow it; its interval ended before.
             until = event.get("counted_until", event["time"])
             book.enter(event, datetime.fromisoformat(until).timestamp())
+    book.end(last_written)
     total = sum(book.seconds.values())
     if not book.has_trained or total <= 0:
         return {}
@@ -49,6 +54,8 @@ class _Book:
         """Everything before is accounted for."""
         self._is_open = False
         """A driver, or workers without one, are at work."""
+        self._silent_since: float | None = None
+        """Up to when workers are accounted for whose driver was killed with them."""
         self._training: str | None = None
         """The stage in which steps are being made."""
         self._started: set[str] = set()
@@ -59,7 +66,8 @@ class _Book:
         """Account for the time up to an event."""
         kind = str(event["event"])
         if kind == "run_started" or not self._is_open:
-            # What was open before ended without a word; its last event is the last that is known of it.
+            # What was open before ended without a word: workers that trained say when with the next start.
+            self._silent_since = self._mark if self._training is not None else None
             self._is_open, self._training, self._mark = True, None, now
         if kind == "stage_started":
             self._close_silent_end(event.get("last_written"), now)
@@ -81,10 +89,21 @@ class _Book:
 
     def _close_silent_end(self, last_written: str | None, now: float) -> None:
         """Workers that were killed left no event: they were at work until the last thing they wrote."""
-        if self._training is None or last_written is None:
+        if last_written is None:
             return
-        self._spend("lost", min(now, datetime.fromisoformat(last_written).timestamp()))
-        self._training = None
+        last = datetime.fromisoformat(last_written).timestamp()
+        if self._silent_since is not None:
+            # With their driver: the mark is at the start of the next one.
+            self.seconds["lost"] += max(0.0, min(last, self._mark) - self._silent_since)
+            self._silent_since = None
+        elif self._training is not None:
+            self._spend("lost", min(now, last))
+            self._training = None
+
+    def end(self, last_written: str | None) -> None:
+        """Account for what was at work when nothing was heard of it any more."""
+        if self._training is not None and last_written is not None:
+            self._spend("lost", datetime.fromisoformat(last_written).timestamp())
 
     def _begin(self, stage: str, step: int, now: float) -> None:
         """First step of a start: what was trained beyond ``step`` before was in vain."""

@@ -103,6 +103,23 @@ def test_a_driver_that_was_killed_ended_with_its_last_event() -> None:
     assert seconds(events) == {"compute": 20, "startup": 10, "restart": 20, "total": 50}
 
 
+def test_what_a_driver_was_killed_with_is_lost() -> None:
+    events = [
+        STARTED,
+        begun(10),
+        saved(30, 4, compute=20),
+        event(900, "run_started"),
+        event(915, "stage_started", stage="pretrain", last_written=at(63)),
+        begun(920, step=4),
+        saved(940, 8, compute=20),
+        event(940, "run_finished"),
+    ]
+    assert seconds(events) == {"compute": 40, "startup": 10, "restart": 20, "lost": 33, "total": 103}
+    found = account(events[:3], last_written=at(63))
+    assert {kind: found[kind] for kind in KINDS if found[kind]} == {"compute": 20, "startup": 10, "lost": 33}
+    assert account(events[:3])["lost"] == 0
+
+
 def test_the_next_stage_is_started_up_and_the_one_before_stays_as_it_is() -> None:
     events = [
         STARTED,
