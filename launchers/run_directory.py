@@ -23,7 +23,7 @@ from launchers.runs import read_result
 from orchestrator.checkpoint.layout import RunLayout, StageLayout
 from orchestrator.checkpoint.remote import RemoteSteps, stage_url
 from orchestrator.checkpoint.steps import list_steps
-from orchestrator.errors import LaunchError, PlanError
+from orchestrator.errors import LaunchError, OrchestratorError, PlanError
 from orchestrator.spec.fingerprint import difference, limits_lowered, trajectory_keys
 from orchestrator.spec.job import Job, Stage, TrainStage
 from orchestrator.spec.load import dump_resolved, load_resolved
@@ -169,7 +169,13 @@ def write_run(job: Job, layout: RunLayout) -> str:
     replace_text(layout.environment, json.dumps(describe(), indent=1))
     if not layout.run_id.exists():
         replace_text(layout.run_id, os.urandom(4).hex())
-    return layout.run_id.read_text(encoding="utf-8").strip()
+    run_id = layout.run_id.read_text(encoding="utf-8", errors="replace").strip()
+    if not run_id.isalnum():
+        raise PlanError(
+            f"{layout.run_id} is damaged: it holds {run_id!r}, expected letters and digits. Delete it:"
+            " trackers then take what follows for another run; or write there what they call this one"
+        )
+    return run_id
 
 
 def set_aside(folder: Path) -> Path | None:
@@ -200,6 +206,26 @@ def _limits_below_done(old: TrainStage, new: TrainStage, job: Job, layout: RunLa
     return [f"{line} ({done} steps are done)" for line in limits_lowered(old, new)]
 
 
+def _begun_with(layout: StageLayout, name: str) -> tuple[Job, TrainStage]:
+    """The job that a training stage was last started with, and the stage there.
+
+    Raises:
+        PlanError: Its file is gone or damaged.
+    """
+    try:
+        job = load_resolved(layout.job)
+        stage = job.stage(name)
+    except OrchestratorError as error:
+        newest = next(iter(reversed(list_steps(layout.checkpoints))), None)
+        copy = f", which also stands in {newest.path / 'state.json'} under 'job_file'" if newest else ""
+        raise PlanError(
+            f"{error}\nIt is the job that stage '{name}' was started with{copy}: put it back to go on, or"
+            f" start the stage over with --redo {name}"
+        ) from error
+    assert isinstance(stage, TrainStage)
+    return job, stage
+
+
 def bent_schedules(job: Job, layout: RunLayout) -> dict[str, str]:
     """By begun stage whose limits are others now, what that does to its learning rate."""
     notes = {}
@@ -207,8 +233,7 @@ def bent_schedules(job: Job, layout: RunLayout) -> dict[str, str]:
         stage_layout = layout.stage(stage.name)
         if not isinstance(stage, TrainStage) or not has_started(stage_layout):
             continue
-        old = load_resolved(stage_layout.job).stage(stage.name)
-        assert isinstance(old, TrainStage)
+        _, old = _begun_with(stage_layout, stage.name)
         lines = difference({"limits": old.limits.model_dump()}, {"limits": stage.limits.model_dump()})
         if lines and stage.schedule.name != "constant":
             notes[stage.name] = (
@@ -229,9 +254,7 @@ def refuse_changed(job: Job, layout: RunLayout) -> None:
         stage_layout = layout.stage(stage.name)
         if not isinstance(stage, TrainStage) or not has_started(stage_layout):
             continue
-        before = load_resolved(stage_layout.job)
-        old = before.stage(stage.name)
-        assert isinstance(old, TrainStage)
+        before, old = _begun_with(stage_layout, stage.name)
         keys = trajectory_keys(old, before), trajectory_keys(stage, job)
         changes += [line for line in difference(*keys) if line not in changes]
         changes += _limits_below_done(old, stage, job, layout)

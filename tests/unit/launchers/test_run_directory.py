@@ -176,6 +176,24 @@ def test_the_run_id_is_made_once(tmp_path: Path) -> None:
     assert write_run(make_job(), layout) == write_run(make_job(), layout)
 
 
+def test_a_run_id_or_a_stages_job_that_is_damaged_is_named_with_what_to_do(tmp_path: Path) -> None:
+    layout = started_run(tmp_path)
+    layout.run_id.write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(PlanError, match=r"run_id is damaged: .* Delete it:"):
+        write_run(make_job(), layout)
+    step = layout.stage("pretrain").checkpoints / step_name(4)
+    step.mkdir(parents=True)
+    for content in (b"", b"name: \xff\n", b"name: job\n"):
+        layout.stage("pretrain").job.write_bytes(content)
+        with pytest.raises(PlanError) as raised:
+            refuse_changed(make_job(), layout)
+        assert f"{layout.stage('pretrain').job}" in str(raised.value)
+        assert f"also stands in {step}/state.json under 'job_file': put it back to go on" in str(raised.value)
+    layout.stage("pretrain").job.unlink()
+    with pytest.raises(PlanError, match=r"job\.yaml: no such file"):
+        refuse_changed(make_job(), layout)
+
+
 def test_stages_name_the_stages_they_read() -> None:
     job = make_job(model=None, init={"stage": "other"})
     assert input_stages(job.stages[0]) == ["other"]
