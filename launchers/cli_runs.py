@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from launchers import runs, submitted
+from launchers import run_logs, runs, submitted
 from launchers.cli_print import metrics_text, number_text, print_json, print_table
 from launchers.stage_news import damage_text
 from orchestrator.checkpoint.layout import RunLayout
@@ -108,9 +108,9 @@ def logs(options: Namespace) -> int:
     if options.stage is None and not _has_started(run_dir):
         return _driver_output(options, run_dir)
     if options.follow:
-        runs.follow_log(run_dir, options.stage, options.rank, _write)
+        run_logs.follow_log(run_dir, options.stage, options.rank, _write)
         return 0
-    stage, path = runs.find_log(run_dir, options.stage, options.rank)
+    stage, path = run_logs.find_log(run_dir, options.stage, options.rank)
     if options.json:
         lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
         print_json({"name": run_dir.name, "stage": stage, "rank": options.rank, "lines": lines})
@@ -129,11 +129,11 @@ def _driver_output(options: Namespace, run_dir: Path) -> int:
     if options.follow:
         submitted.follow_output(run_dir, _write)
         if submitted.has_stage_log(run_dir):
-            runs.follow_log(run_dir, None, options.rank, _write)
+            run_logs.follow_log(run_dir, None, options.rank, _write)
         return 0
     output = submitted.driver_output(run_dir)
     if output is None:
-        runs.find_log(run_dir, None, options.rank)
+        run_logs.find_log(run_dir, None, options.rank)
     elif options.json:
         lines = output.splitlines()
         print_json({"name": run_dir.name, "stage": None, "rank": None, "lines": lines})

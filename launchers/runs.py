@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import json
 import os
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +25,6 @@ SETTING_UP = ("stage_preparing", "stage_starting")
 """Its data is being made, or its workers are being started."""
 # Longer than any line of metrics, so that the last whole line is always in it.
 TAIL_BYTES = 2**16
-POLL_SECONDS = 0.2
 
 
 class UnknownRunError(LaunchError):
@@ -80,7 +78,7 @@ def run_status(run_dir: Path) -> dict[str, Any]:
     # A sweep writes its comparisons beside what the driver and its workers do.
     events = [event for event in recorded if event["event"] != COMPARED]
     stages = []
-    for name in _stage_names(layout, events):
+    for name in stage_names(layout, events):
         stage = layout.stage(name)
         (step, metrics), saved_step = _progress(stage), newest_step(stage.checkpoints)
         stages.append(
@@ -145,75 +143,12 @@ def request_stop(run_dir: Path) -> None:
     layout.stop_request.write_text("cancel", encoding="utf-8")
 
 
-def find_log(run_dir: Path, stage: str | None, rank: int) -> tuple[str, Path]:
-    """The stage and the log file asked for; without a stage, the one that started last.
-
-    Raises:
-        UnknownRunError: There is no such log; the message lists the stages or ranks that have one.
-    """
-    layout = RunLayout(run_dir)
-    events = list(read_json_lines(layout.events))
-    started = [event["stage"] for event in events if event.get("event") == "stage_started"]
-    if stage is None:
-        if not started:
-            raise UnknownRunError(f"{run_dir} has no log yet: no stage of it has started")
-        stage = str(started[-1])
-    path = layout.stage(stage).log(rank)
-    if path.is_file():
-        return stage, path
-    logs = sorted(path.parent.glob("rank-*.log"))
-    if logs:
-        ranks = ", ".join(str(int(log.stem.removeprefix("rank-"))) for log in logs[:10])
-        raise UnknownRunError(f"stage '{stage}' has no log of rank {rank}; it has {ranks}")
-    known = ", ".join(dict.fromkeys(map(str, started))) or "none yet"
-    raise UnknownRunError(f"{run_dir} has no log of stage '{stage}'; stages with a log: {known}")
-
-
-def follow_log(run_dir: Path, stage: str | None, rank: int, write: Callable[[bytes], object]) -> None:
-    """Pass on the log as it grows, and the next stage's after it, until the run is not running.
-
-    Args:
-        write: Receives the bytes of the log.
-    """
-    layout = RunLayout(run_dir)
-    current, path = find_log(run_dir, stage, rank)
-    offset = 0
-    while True:
-        # Asked before reading, so that what was written before the end is still read.
-        events = list(read_json_lines(layout.events))
-        is_running = run_state(layout, events) == "running"
-        with path.open("rb") as log:
-            log.seek(offset)
-            content = log.read()
-        offset += len(content)
-        write(content)
-        if stage is None and (later := _next_log(layout, events, current, rank)):
-            current, path = later
-            offset = 0
-            write(f"==> {current} <==\n".encode())
-        elif not is_running:
-            return
-        else:
-            time.sleep(POLL_SECONDS)
-
-
-def _next_log(
-    layout: RunLayout, events: list[dict[str, Any]], current: str, rank: int
-) -> tuple[str, Path] | None:
-    """The log of the stage that started after ``current``, once it exists."""
-    started = [str(event["stage"]) for event in events if event.get("event") == "stage_started"]
-    if not started or started[-1] == current:
-        return None
-    path = layout.stage(started[-1]).log(rank)
-    return (started[-1], path) if path.is_file() else None
-
-
 def _is_run(path: Path) -> bool:
     layout = RunLayout(path)
     return any(path.is_file() for path in (layout.job, layout.events, layout.submission))
 
 
-def _stage_names(layout: RunLayout, events: list[dict[str, Any]]) -> list[str]:
+def stage_names(layout: RunLayout, events: list[dict[str, Any]]) -> list[str]:
     """Names in the order of the job, started or submitted; from the events where it cannot be read."""
     from orchestrator.errors import SpecError
     from orchestrator.spec.yaml12 import parse

@@ -18,7 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from launchers.base import PlaceState, RemoteLauncher, make_launcher
-from launchers.runs import ENDS, UnknownRunError, find_log, is_locked, request_stop
+from launchers.run_logs import find_log
+from launchers.runs import ENDS, UnknownRunError, is_locked, request_stop
 from orchestrator.checkpoint.layout import RunLayout
 from orchestrator.errors import LaunchError, OrchestratorError, PlanError
 from orchestrator.tracking.events import read_json_lines, replace_text
