@@ -172,7 +172,11 @@ def run(options: Namespace) -> int:
     if job.sweep is not None:
         from launchers.sweep import run_sweep
 
-        return run_sweep(job, _load_runs(job, options), options)
+        runs = _load_runs(job, options)
+        if options.redo is not None:
+            # Else every run would start, and end with this message in a log of its own.
+            job.stage(options.redo)
+        return run_sweep(job, runs, options)
     from launchers.run import run_job
 
     return run_job(

@@ -22,6 +22,7 @@ from launchers.verification import verify_run
 from orchestrator.checkpoint.layout import RunLayout
 from orchestrator.errors import PlanError
 from orchestrator.spec.job import Job, TrainStage
+from orchestrator.spec.messages import which_stage
 from orchestrator.spec.plan import input_stage
 from orchestrator.spec.promise import BITWISE, EXACT, promise
 from orchestrator.tracking.events import read_json_lines
@@ -198,9 +199,10 @@ def shortened(job: Job, stage_name: str | None) -> Job:
         PlanError: There is no such training stage.
     """
     names = [stage.name for stage in job.stages if isinstance(stage, TrainStage)]
-    name = stage_name or next(iter(names), None)
+    name = names[0] if stage_name is None else stage_name
     if name not in names:
-        raise PlanError(f"job '{job.name}' has no training stage '{name}', expected one of {names}")
+        hint = which_stage(name, names, plural="Its training stages")
+        raise PlanError(f"job '{job.name}' has no training stage '{name}'.{hint}")
     chain = [job.stage(name)]
     while (before := input_stage(chain[0])) is not None:
         chain.insert(0, job.stage(before))

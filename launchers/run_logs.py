@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from launchers.runs import UnknownRunError, run_state
+from launchers.runs import UnknownRunError, run_state, stage_names
 from orchestrator.checkpoint.layout import RunLayout
 from orchestrator.tracking.events import read_json_lines
 
@@ -34,6 +34,11 @@ def find_log(run_dir: Path, stage: str | None, rank: int) -> tuple[str, Path]:
     if logs:
         ranks = ", ".join(str(int(log.stem.removeprefix("rank-"))) for log in logs[:10])
         raise UnknownRunError(f"stage '{stage}' has no log of rank {rank}; it has {ranks}")
+    from orchestrator.spec.messages import which_stage
+
+    names = stage_names(layout, events)
+    if stage not in names:
+        raise UnknownRunError(f"{run_dir} has no stage '{stage}'.{which_stage(stage, names)}")
     known = ", ".join(dict.fromkeys(map(str, started))) or "none yet"
     raise UnknownRunError(f"{run_dir} has no log of stage '{stage}'; stages with a log: {known}")
 

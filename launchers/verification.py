@@ -17,6 +17,7 @@ from orchestrator.checkpoint.weights import weights_problem
 from orchestrator.data.cache import damage
 from orchestrator.spec.job import EvaluateStage, Job, TrainStage
 from orchestrator.spec.load import load_resolved
+from orchestrator.spec.messages import which_stage
 from orchestrator.train.proof import StageProof, prove_stage
 
 
@@ -77,9 +78,8 @@ def _training_stages(job: Job, run_dir: Path, wanted: str | None) -> list[str]:
     if wanted is None:
         return names
     if wanted not in names:
-        raise UnknownRunError(
-            f"{run_dir} has no training stage '{wanted}'; it has {', '.join(names) or 'none'}"
-        )
+        hint = which_stage(wanted, names, plural="Its training stages")
+        raise UnknownRunError(f"{run_dir} has no training stage '{wanted}'.{hint}")
     return [wanted]
 
 

@@ -10,6 +10,7 @@ from typing import Annotated, Literal
 from orchestrator.errors import PlanError
 from orchestrator.spec.datasets import Dataset, Tokenizer
 from orchestrator.spec.launchers import Launcher, LocalLauncher
+from orchestrator.spec.messages import which_stage
 from orchestrator.spec.optimization import Anomalies, Limits, LossScale, Optimizer, Schedule
 from orchestrator.spec.remote import require_file_system
 from orchestrator.spec.section import ChosenBy, Must, Section, field
@@ -293,5 +294,5 @@ class Job(Section):
         for stage in self.stages:
             if stage.name == name:
                 return stage
-        names = [stage.name for stage in self.stages]
-        raise PlanError(f"job '{self.name}' has no stage '{name}', expected one of {names}")
+        hint = which_stage(name, [stage.name for stage in self.stages])
+        raise PlanError(f"job '{self.name}' has no stage '{name}'.{hint}")

@@ -28,6 +28,7 @@ from orchestrator.spec.overrides import FLAG, OverrideError, set_key, split_over
 from orchestrator.spec.paths import make_paths_absolute
 from orchestrator.spec.salvage import check_rest
 from orchestrator.spec.tree import Items, KeyPath, Place, Table, inherited, key_text, merge, place_of, plain
+from orchestrator.spec.unmerged import Unmerged, lacked_key, name_complaints, unmerged_stages
 from orchestrator.spec.yaml12 import MAX_BYTES, UNREADABLE, dump, parse
 
 Check = Callable[[Job], Iterable[tuple[KeyPath, str]]]
@@ -76,14 +77,15 @@ def _load(
     def quoted(text: str) -> str:
         return interpolate(text, environment)
 
-    root = _read_with_bases(path, quoted, problems, chain=())
+    unmerged: Unmerged = {}
+    root = _read_with_bases(path, quoted, problems, unmerged, chain=())
     _apply_overrides(root, overrides, quoted, problems)
     _apply_values(root, values, problems)
     make_paths_absolute(root)
     _merge_defaults(root, problems)
     secrets = list(secrets_in(root, (), root.place))
     problems += [problem for _, problem in secrets]
-    return _check(root, problems, hidden={path for path, _ in secrets}, check=check)
+    return _check(root, problems, unmerged, hidden={path for path, _ in secrets}, check=check)
 
 
 def load_resolved(path: Path) -> Job:
@@ -99,7 +101,7 @@ def parse_resolved(text: str, where: str) -> Job:
     """The same of its text, which is from ``where``."""
     problems: list[Problem] = []
     root = _as_table(parse(text, where, quoted=str, problems=problems), where)
-    return _check(root, problems, hidden=set(), check=lambda job: ())
+    return _check(root, problems, {}, hidden=set(), check=lambda job: ())
 
 
 def dump_resolved(job: Job) -> str:
@@ -148,9 +150,18 @@ def _as_table(document: Any, file: str) -> Table:
 
 
 def _read_with_bases(
-    path: Path, quoted: Callable[[str], str], problems: list[Problem], chain: tuple[str, ...]
+    path: Path,
+    quoted: Callable[[str], str],
+    problems: list[Problem],
+    unmerged: Unmerged,
+    chain: tuple[str, ...],
 ) -> Table:
-    """The table of ``path`` on top of the file it extends, and so on."""
+    """The table of ``path`` on top of the file it extends, and so on.
+
+    Args:
+        problems: Receives what is wrong but leaves the rest readable.
+        unmerged: Receives the stages that a file has and the one it extends has not.
+    """
     root = _as_table(parse(_text(path), str(path), quoted=quoted, problems=problems), str(path))
     base = root.pop("extends", None)
     if base is None:
@@ -168,7 +179,9 @@ def _read_with_bases(
         raise problem(f"'{base}' extends this file in turn; a file cannot build on itself")
     if not base_path.is_file():
         raise problem(f"no such file: '{base_path}'")
-    merged = merge(_read_with_bases(base_path, quoted, problems, chain), root)
+    extended = _read_with_bases(base_path, quoted, problems, unmerged, chain)
+    unmerged.update(unmerged_stages(extended, root))
+    merged = merge(extended, root)
     assert isinstance(merged, Table)
     return merged
 
@@ -224,7 +237,9 @@ def _merge_defaults(root: Table, problems: list[Problem]) -> None:
         stages[index] = merge(shared, stage, ("stages", index))
 
 
-def _check(root: Table, problems: list[Problem], *, hidden: set[KeyPath], check: Check) -> Job:
+def _check(
+    root: Table, problems: list[Problem], unmerged: Unmerged, *, hidden: set[KeyPath], check: Check
+) -> Job:
     """The job in ``root``; raises ``problems`` together with what is wrong with it.
 
     Args:
@@ -240,13 +255,14 @@ def _check(root: Table, problems: list[Problem], *, hidden: set[KeyPath], check:
     try:
         job = Job.model_validate(plain(root))
     except ValidationError as failure:
-        refused = []
-        for error in failure.errors(include_url=False):
-            path, message = explain(error, Job)
-            if is_echo(error):
-                continue
-            refused.append(path)
-            if path not in hidden and UNREADABLE not in message:
+        errors = [error for error in failure.errors(include_url=False) if not is_echo(error)]
+        explained = [(*explain(error, Job), error) for error in errors]
+        refused = [path for path, _, _ in explained]
+        named = name_complaints(root, explained, unmerged)
+        problems += [problem(path, message) for path, message in named.values()]
+        for path, message, error in explained:
+            is_said = lacked_key(error, path) is not None and path[1] in named
+            if path not in hidden and UNREADABLE not in message and not is_said:
                 problems.append(problem(path, message))
         rest = [found for found in check_rest(plain(root), refused) if found[0] not in hidden]
         problems += [problem(path, message) for path, message in rest]

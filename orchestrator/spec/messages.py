@@ -5,6 +5,7 @@ pydantic's own messages speak of inputs, tags and keyword arguments; these speak
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, get_args, get_origin
 
 from pydantic_core import ErrorDetails
@@ -45,6 +46,13 @@ def suggestion(word: str, choices: list[str], *, plural: str) -> str:
     if 0 < len(choices) <= MAX_CHOICES:
         return f" {plural}: {', '.join(choices)}."
     return ""
+
+
+def which_stage(name: str, stages: Sequence[str], *, plural: str = "Its stages") -> str:
+    """`` Did you mean 'x'?``, where one is near, and all stages there are."""
+    near = nearest(name, list(stages))
+    hint = f" Did you mean '{near}'?" if near else ""
+    return f"{hint} {plural}: {', '.join(stages) or 'none'}."
 
 
 def shown(value: Any) -> str:

@@ -262,8 +262,10 @@ def test_a_log_that_is_not_there_is_refused(console: Console, tmp_path: Path) ->
     run.event("stage_started", stage="pretrain")
     run.log("pretrain", "x")
     assert console(*logs, "--rank", "3").errors == "stage 'pretrain' has no log of rank 3; it has 0\n"
-    message = f"{root} has no log of stage 'tune'; stages with a log: pretrain\n"
-    assert console(*logs, "--stage", "tune") == (2, "", message)
+    message = f"{root} has no log of stage 'test'; stages with a log: pretrain\n"
+    assert console(*logs, "--stage", "test") == (2, "", message)
+    message = f"{root} has no stage 'pretrian'. Did you mean 'pretrain'? Its stages: pretrain, test.\n"
+    assert console(*logs, "--stage", "pretrian") == (2, "", message)
     message = (
         "--json prints one document and --follow has no end; give one of them:"
         " 'orchestrator logs tiny --json' or 'orchestrator logs tiny --follow'"

@@ -60,3 +60,10 @@ def test_runs_that_are_compared_are_not_jobs_of_their_own(console: Console, tmp_
     assert "--submission-id=tiny " in console(*command, "ray").output
     without = ("--launcher", "slurm", "--set", "sweep.early_stopping=null", "--dry-run", "--json")
     assert "--array=0-1" in json.dumps(console("submit", path, *without, "--runs-dir", tmp_path).json())
+
+
+def test_starting_over_a_stage_that_no_run_has_is_refused_once(console: Console, tmp_path: Path) -> None:
+    command = ("run", write_job(tmp_path, TEXT), "--runs-dir", tmp_path / "runs")
+    message = "job 'tiny' has no stage 'pretrian'. Did you mean 'pretrain'? Its stages: pretrain.\n"
+    assert console(*command, "--redo", "pretrian") == (2, "", message)
+    assert not (tmp_path / "runs").exists()

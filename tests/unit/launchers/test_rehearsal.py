@@ -12,6 +12,7 @@ from launchers import rehearsal
 from launchers.rehearsal import _largest_loss_gap
 from launchers.rehearsed_faults import NotPossibleError, _other_strategy
 from orchestrator.checkpoint.layout import RunLayout
+from orchestrator.errors import PlanError
 from orchestrator.tracking.events import append_event
 from orchestrator.tracking.jsonl import JSONLTracker
 from tests.unit.launchers.test_run_directory import make_job
@@ -44,6 +45,13 @@ def test_in_float16_a_strategy_without_a_peer_that_runs_here_is_not_switched(
         return
     with pytest.raises(NotPossibleError, match="in float16 no other strategy"):
         _other_strategy(job)
+
+
+def test_a_stage_that_is_not_there_is_refused_with_the_nearest() -> None:
+    with pytest.raises(PlanError) as caught:
+        rehearsal.shortened(make_job(), "pretrian")
+    hint = "Did you mean 'pretrain'? Its training stages: pretrain."
+    assert str(caught.value) == f"job 'job' has no training stage 'pretrian'. {hint}"
 
 
 def run_with(folder: Path, losses: list[float]) -> RunLayout:

@@ -111,7 +111,7 @@ def test_one_stage_is_checked_alone(console: Console, tmp_path: Path) -> None:
     ended = console("verify", run.layout.root, "--stage", "pretrain", "--json")
     assert ended.code == 0
     assert [stage["name"] for stage in ended.json()["stages"]] == ["pretrain"]
-    message = f"{run.layout.root} has no training stage 'test'; it has pretrain\n"
+    message = f"{run.layout.root} has no training stage 'test'. Its training stages: pretrain.\n"
     assert console("verify", run.layout.root, "--stage", "test") == (2, "", message)
 
 

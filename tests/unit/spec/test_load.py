@@ -69,7 +69,7 @@ def test_a_stage_that_is_not_there_is_refused_with_those_that_are(tmp_path: Path
     job = load(tmp_path, SHARED)
     with pytest.raises(PlanError) as caught:
         job.stage("tuen")
-    expected = "job 'shared' has no stage 'tuen', expected one of ['pretrain', 'tune', 'test']"
+    expected = "job 'shared' has no stage 'tuen'. Did you mean 'tune'? Its stages: pretrain, tune, test."
     assert str(caught.value) == expected
 
 

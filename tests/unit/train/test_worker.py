@@ -28,7 +28,8 @@ def make_run(folder: Path, text: str) -> Path:
 
 def test_a_stage_that_is_not_there_is_refused(run_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([str(run_dir), "--stage", "pretrian"]) == 2
-    expected = "orchestrator: job 'tiny' has no stage 'pretrian', expected one of ['pretrain']\n"
+    hint = "Did you mean 'pretrain'? Its stages: pretrain."
+    expected = f"orchestrator: job 'tiny' has no stage 'pretrian'. {hint}\n"
     assert capsys.readouterr().err == expected
 
 
