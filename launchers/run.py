@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shlex
 import signal
@@ -20,7 +21,7 @@ from launchers.progress import ProgressDisplay, format_metrics
 from launchers.ray_notice import give_notice, is_asked_to_make_room
 from launchers.run_directory import StopWish
 from launchers.runs import read_result, run_status
-from orchestrator.checkpoint.layout import RunLayout
+from orchestrator.checkpoint.layout import RunLayout, StageLayout
 from orchestrator.errors import LaunchError
 from orchestrator.spec.job import Job, TrainStage
 from orchestrator.tracking.events import append_event
@@ -143,12 +144,36 @@ def _print_end(job: Job, layout: RunLayout, runs_dir: Path) -> None:
         print(f"\n{stage.name}: {_describe(result)}")
         if stage_layout.weights.exists():
             print(f"  weights: {stage_layout.weights}")
-    last = [stage.name for stage in job.stages if isinstance(stage, TrainStage)][-1]
-    options = "" if str(runs_dir) == "runs" else f" --runs-dir {shlex.quote(str(runs_dir))}"
     print("\nNext:")
-    print(f'  orchestrator predict {job.name} --stage {last}{options} --text "..."')
-    print(f"  orchestrator status {job.name}{options}")
-    print(f"  orchestrator logs {job.name} --stage {last}{options}")
+    for command in next_commands(job, layout, runs_dir):
+        print(f"  {command}")
+
+
+def next_commands(job: Job, layout: RunLayout, runs_dir: Path) -> list[str]:
+    """What to type when a run has finished; each works as it stands."""
+    last = [stage for stage in job.stages if isinstance(stage, TrainStage)][-1]
+    options = "" if str(runs_dir) == "runs" else f" --runs-dir {shlex.quote(str(runs_dir))}"
+    return [
+        f"orchestrator predict {job.name} --stage {last.name}{options} {_question(job, last, layout)}",
+        f"orchestrator status {job.name}{options}",
+        f"orchestrator logs {job.name} --stage {last.name}{options}",
+    ]
+
+
+def _question(job: Job, stage: TrainStage, layout: RunLayout) -> str:
+    """Options of ``predict`` with which a stage's weights can be asked: the texts are left open."""
+    if stage.objective.name == "masked_lm":
+        return f'--text "... {_mask(layout.stage(stage.name))} ..."'
+    reads_pairs = any(job.datasets[name].text_pair_column for name in stage.data.mixture)
+    is_pair = stage.objective.name == "sequence_classification" and reads_pairs
+    return '--text "..."' + (' --text-pair "..."' if is_pair else "")
+
+
+def _mask(stage: StageLayout) -> str:
+    """The mask of the tokenizer beside a stage's weights, read without transformers."""
+    path = stage.weights / "tokenizer_config.json"
+    mask = json.loads(path.read_text(encoding="utf-8"))["mask_token"]
+    return str(mask["content"] if isinstance(mask, dict) else mask)
 
 
 def _describe(result: dict[str, Any]) -> str:

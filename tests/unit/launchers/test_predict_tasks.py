@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -9,15 +10,16 @@ import pytest
 import torch
 
 from launchers.predict import predict
+from launchers.run import next_commands
 from orchestrator.checkpoint.layout import RunLayout
 from orchestrator.data.conversations import prepare_chat_template
 from orchestrator.data.tokenizer import for_classification, load_tokenizer, token_info
 from orchestrator.errors import PlanError
 from orchestrator.models import AUTO_CLASSES, build_auto_model, save_weights
 from orchestrator.registry import resolve
-from orchestrator.spec.load import dump_resolved
+from orchestrator.spec.load import dump_resolved, load_resolved
 from tests.unit.launchers.commands import Console
-from tests.unit.launchers.test_predict import SIZES, trained_tokenizer
+from tests.unit.launchers.test_predict import SIZES, finished_run, trained_tokenizer
 from tests.unit.spec.jobs import VALID, first_stage, load
 
 
@@ -161,3 +163,72 @@ def test_a_conversation_is_answered_through_its_template(tmp_path: Path, console
     expected = tokenizer.decode(output[0, prompt.shape[1] :], skip_special_tokens=True).strip()
     assert ask(layout, "the film")["reply"] == expected
     assert console("predict", layout.root, "--text", "the film").output == f"the film\n  {expected}\n"
+
+
+CLASSIFIES = "{name: sequence_classification}"
+REGRESSION = "{name: sequence_classification, problem: regression, num_values: 2}"
+SETS = "{name: sequence_classification, problem: multi_label, num_labels: 2}"
+TAGS = "{name: token_classification, num_labels: 2}"
+WORDS = "words_column: w\n    label_column: label"
+LABEL = "label_column: label"
+NAMES = ("a", "b")
+
+
+@pytest.mark.parametrize(
+    ("objective", "columns", "names", "question"),
+    [
+        (CLASSIFIES, LABEL, NAMES, '--text "..."'),
+        (CLASSIFIES, PAIR, NAMES, '--text "..." --text-pair "..."'),
+        (SETS, PAIR, NAMES, '--text "..." --text-pair "..."'),
+        (REGRESSION, LABEL, NAMES, '--text "..."'),
+        (REGRESSION, PAIR, NAMES, '--text "..." --text-pair "..."'),
+        (TAGS, WORDS, NAMES, '--text "..."'),
+        ("{name: supervised_finetuning}", "messages_column: m", (), '--text "..."'),
+    ],
+)
+def test_what_is_suggested_after_a_run_works(
+    objective: str,
+    columns: str,
+    names: tuple[str, ...],
+    question: str,
+    tmp_path: Path,
+    console: Console,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    # Room for a conversation's frame.
+    monkeypatch.setitem(SIZES, "gpt2", {**SIZES["gpt2"], "n_positions": 64})
+    layout = finished(tmp_path, "bpe", objective, columns, names, "gpt2")
+    assert_works(layout, question, console)
+
+
+@pytest.mark.parametrize(
+    ("objective", "algorithm", "question"),
+    [
+        ("masked_lm", "wordpiece", '--text "... [MASK] ..."'),
+        ("masked_lm", "bpe", '--text "... <|mask|> ..."'),
+        ("causal_lm", "bpe", '--text "..."'),
+    ],
+)
+def test_what_is_suggested_of_a_language_model_works(
+    objective: str, algorithm: str, question: str, tmp_path: Path, console: Console
+) -> None:
+    layout = finished_run(tmp_path, trained_tokenizer(tmp_path, algorithm), objective)
+    assert_works(layout, question, console)
+
+
+def assert_works(layout: RunLayout, question: str, console: Console) -> None:
+    """The commands after a run are these, and each ends well."""
+    job = load_resolved(layout.job).model_copy(update={"name": layout.root.name})
+    log = layout.stage("pretrain").log(0)
+    log.parent.mkdir()
+    log.write_text("text")
+    commands = next_commands(job, layout, layout.root.parent)
+    options = f"--runs-dir {layout.root.parent}"
+    assert commands == [
+        f"orchestrator predict run --stage pretrain {options} {question}",
+        f"orchestrator status run {options}",
+        f"orchestrator logs run --stage pretrain {options}",
+    ]
+    for command in commands:
+        ended = console(*shlex.split(command)[1:])
+        assert (ended.code, ended.errors) == (0, ""), command
