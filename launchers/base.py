@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 
+from orchestrator.counts import counted
 from orchestrator.errors import LaunchError
 from orchestrator.registry import resolve
 
@@ -114,7 +115,8 @@ def workers_per_node(resources: Resources, nodes: int) -> int:
     if nodes > resources.num_workers:
         raise RefusedJobError(
             f"launcher.options.nodes is {nodes}, and resources.num_workers is {resources.num_workers}: a node"
-            f" would have no worker. Ask for at most {resources.num_workers} nodes, or for more workers"
+            f" would have no worker. Ask for at most {counted(resources.num_workers, 'node')}, or for more"
+            " workers"
         )
     return math.ceil(resources.num_workers / nodes)
 

@@ -12,6 +12,7 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 from launchers.cli_print import number_text, print_json, print_table
+from orchestrator.counts import counted
 
 if TYPE_CHECKING:
     from launchers.rehearsal import Finding
@@ -91,9 +92,8 @@ def validate(options: Namespace) -> int:
         print_json({"ok": True, "errors": [], "warnings": warnings})
         return 0
     names = [stage.name for stage in job.stages]
-    count = f"{len(names)} stage" if len(names) == 1 else f"{len(names)} stages"
-    sweep = f", a sweep of {len(runs)} runs" if runs else ""
-    print(f"{options.job}: valid: {count} ({', '.join(names)}){sweep}")
+    sweep = f", a sweep of {counted(len(runs), 'run')}" if runs else ""
+    print(f"{options.job}: valid: {counted(len(names), 'stage')} ({', '.join(names)}){sweep}")
     return 0
 
 
@@ -267,7 +267,8 @@ def submit(options: Namespace) -> int:
         print(submitted["command"] if "command" in submitted else submitted["manifest"].rstrip())
     elif "job_ids" in submitted:
         ids = submitted["job_ids"]
-        print(f"{len(ids)} runs of {job.name} submitted to {job.launcher.name} as {ids[0]} to {ids[-1]}")
+        span = ids[0] if len(ids) == 1 else f"{ids[0]} to {ids[-1]}"
+        print(f"{counted(len(ids), 'run')} of {job.name} submitted to {job.launcher.name} as {span}")
         print("  orchestrator status")
     else:
         print(f"{job.name} submitted to {job.launcher.name} as {submitted['job_id']}")

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from launchers.cli_print import number_text, print_table
+from orchestrator.counts import counted
 
 # Characters of the longest bar of a histogram.
 BAR_CHARS = 40
@@ -15,7 +16,7 @@ def print_summary(document: Mapping[str, Any]) -> None:
     """Print what ``summarize`` found, dataset by dataset."""
     for dataset in document["datasets"]:
         of = dataset["first_of_files"]
-        part = "" if of is None else f", the first of {number_text(of)} files, which are streamed"
+        part = "" if of is None else f", streamed, the first of {counted(of, 'file')}"
         print_table(f"{dataset['name']} ({dataset['source']}{part})", ("", "rows"), _steps(dataset))
         for skipped in dataset["skipped_first"]:
             print(f"    {skipped['place']}: {skipped['problem']}")

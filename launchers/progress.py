@@ -18,6 +18,7 @@ from rich.text import Text
 
 from launchers.stage_news import StageNews
 from orchestrator.checkpoint.layout import RunLayout, StageLayout
+from orchestrator.counts import counted
 from orchestrator.tracking.events import read_json_lines
 
 POLL_SECONDS = 0.5
@@ -77,7 +78,7 @@ class ProgressDisplay:
             self._percent = percent
             seconds = time.monotonic() - self._prepare_began
             pace = _pace(done - self._prepare_from, total - done, seconds)
-            self._line(stage, f"tokenising {what}: {done:,} of {total:,} rows{pace}")
+            self._line(stage, f"tokenising {what}: {done:,} of {counted(total, 'row')}{pace}")
 
     def skip(self, stage: str) -> None:
         """One line."""

@@ -19,6 +19,7 @@ from pathlib import Path
 from threading import Thread
 from typing import Any
 
+from orchestrator.counts import counted
 from orchestrator.errors import LaunchError, PlanError
 from orchestrator.spec.job import Resources
 
@@ -274,8 +275,8 @@ def _check_nodes(resources: Resources, nodes: list[dict[str, Any]]) -> None:
     if room < resources.min_workers:
         found = {kind: sum(node.get(kind, 0) for node in nodes) for kind in wanted}
         raise PlanError(
-            f"resources: {resources.min_workers} workers x {wanted['CPU']} CPU"
-            f" and {wanted['GPU']} GPU each do not fit: there are {len(nodes)} node(s) with"
+            f"resources: {counted(resources.min_workers, 'worker')} x {wanted['CPU']} CPU"
+            f" and {wanted['GPU']} GPU each do not fit: found {counted(len(nodes), 'node')} with"
             f" {found['CPU']:g} CPU and {found['GPU']:g} GPU, room for {room}."
             f" {_way_out(room, nodes, wanted)}, or join a larger cluster through RAY_ADDRESS."
         )

@@ -20,6 +20,7 @@ from launchers.rehearsed_faults import FAULTS, SAVE_EVERY, NotPossibleError
 from launchers.rehearsed_run import RehearsedRun
 from launchers.verification import verify_run
 from orchestrator.checkpoint.layout import RunLayout
+from orchestrator.counts import counted
 from orchestrator.errors import PlanError
 from orchestrator.spec.job import Job, TrainStage
 from orchestrator.spec.messages import which_stage
@@ -129,7 +130,7 @@ def _judge(
     if lost is None:
         what = "the run was never started anew; "
     elif lost > most:
-        what = f"{lost} steps were lost, expected at most {most}; "
+        what = f"it lost {counted(lost, 'step')}, expected at most {most}; "
     ok = rows and not equal.startswith("no") and not what
     note = "" if ok else f"{what}files in {run.layout.root}"
     return Finding(fault, seconds, resumed, lost, rows, equal, ok=ok, note=note)

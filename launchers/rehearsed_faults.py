@@ -8,6 +8,7 @@ from typing import Any
 
 from launchers.rehearsed_run import RehearsedRun
 from orchestrator.checkpoint.steps import list_steps
+from orchestrator.counts import counted
 from orchestrator.errors import PlanError
 from orchestrator.spec.job import Job, TrainStage
 from orchestrator.spec.plan import batch_complaint
@@ -97,7 +98,7 @@ def _other_num_workers(job: Job) -> Changes:
         resources = job.resources.with_workers(workers)
         if batch_complaint(stage, resources) is None and exact_complaint(job, stage, resources) is None:
             return {"num_workers": workers}
-    raise NotPossibleError(f"no lower number than {now} workers can share the batch")
+    raise NotPossibleError(f"no lower number than {counted(now, 'worker')} can share the batch")
 
 
 def _other_strategy(job: Job) -> Changes:

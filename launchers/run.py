@@ -22,6 +22,7 @@ from launchers.ray_notice import give_notice, is_asked_to_make_room
 from launchers.run_directory import StopWish
 from launchers.runs import read_result, run_status
 from orchestrator.checkpoint.layout import RunLayout, StageLayout
+from orchestrator.counts import counted
 from orchestrator.errors import LaunchError
 from orchestrator.spec.job import Job, TrainStage
 from orchestrator.tracking.events import append_event
@@ -85,7 +86,8 @@ def _ask_to_stop(stop: StopWish, by: str, layout: RunLayout) -> None:
         return
     stop.set(by, after_seconds=max(0.0, min(NOTICE_LEAD_SECONDS, seconds_left * NOTICE_LEAD_FRACTION)))
     append_event(layout.events, "notice_given", nodes=num_nodes, seconds_left=round(seconds_left))
-    print(f"Ray gives notice that all {num_nodes} nodes are taken away.", file=sys.stderr)
+    nodes = "its one node is" if num_nodes == 1 else f"all {num_nodes} nodes are"
+    print(f"Ray gives notice that {nodes} taken away.", file=sys.stderr)
 
 
 def stoppable(work: Callable[[], Result], stop: Callable[[str], None], end: Callable[[], None]) -> Result:
@@ -178,5 +180,5 @@ def _mask(stage: StageLayout) -> str:
 
 def _describe(result: dict[str, Any]) -> str:
     """Steps and metrics of one finished stage."""
-    steps = f"{result['step']} steps  " if result["step"] else ""
+    steps = f"{counted(result['step'], 'step')}  " if result["step"] else ""
     return steps + format_metrics(result["metrics"])

@@ -23,6 +23,7 @@ from launchers.runs import read_result
 from orchestrator.checkpoint.layout import RunLayout, StageLayout
 from orchestrator.checkpoint.remote import RemoteSteps, stage_url
 from orchestrator.checkpoint.steps import list_steps
+from orchestrator.counts import counted
 from orchestrator.errors import LaunchError, OrchestratorError, PlanError
 from orchestrator.spec.fingerprint import difference, limits_lowered, trajectory_keys
 from orchestrator.spec.job import Job, Stage, TrainStage
@@ -203,7 +204,7 @@ def _limits_below_done(old: TrainStage, new: TrainStage, job: Job, layout: RunLa
         allowed = planned_steps(new, plan_batch(new, job.resources), stage_layout)
         if allowed is not None and allowed >= done:
             return []
-    return [f"{line} ({done} steps are done)" for line in limits_lowered(old, new)]
+    return [f"{line} ({counted(done, 'step')} done)" for line in limits_lowered(old, new)]
 
 
 def _begun_with(layout: StageLayout, name: str) -> tuple[Job, TrainStage]:

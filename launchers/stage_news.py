@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.checkpoint.layout import RunLayout
+from orchestrator.counts import counted
 from orchestrator.tracking.events import read_json_lines
 
 # A message may hold a whole traceback of a library; a person wants its beginning.
@@ -73,7 +74,8 @@ class StageNews:
             if event["event"] == DAMAGED:
                 yield damage_text(event)
             if event["event"] == "checkpoints_gone":
-                yield f"no checkpoint of its {event['recorded']} recorded steps is left: it begins anew"
+                recorded = counted(event["recorded"], "recorded step")
+                yield f"no checkpoint of its {recorded} is left: it begins anew"
             if event["event"] == "weights_chosen" and event["step"] != event["last_step"]:
                 yield f"weights/ are those of step {event['step']}, its best evaluation"
             if event["event"] == "checkpoint_not_uploaded":

@@ -2,6 +2,7 @@
 
 from typing import Annotated
 
+from orchestrator.counts import counted
 from orchestrator.spec.section import Must, Section
 
 Share = Annotated[float, Must(ge=0.0, le=1.0)]
@@ -59,7 +60,8 @@ class Quality(Section):
         for key, size in sizes:
             found = len(getattr(self, key))
             if found not in (0, size):
-                raise ValueError(f"{key} has {found} numbers, expected {size}, or [] to leave it out")
+                numbers = counted(found, "number")
+                raise ValueError(f"{key} has {numbers}, expected {size}, or [] to leave it out")
 
 
 class NearDuplicates(Section):

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Literal
 
+from orchestrator.counts import counted
 from orchestrator.spec.job import Job, TrainStage
 from orchestrator.spec.messages import suggestion
 from orchestrator.spec.metrics import LEVELS, better, comparable_metrics
@@ -182,7 +183,8 @@ def _length(stage: TrainStage, job: Job) -> str | None:
         return None
     steps = _num_steps(stage, job)
     if steps is not None:
-        return f"{steps} steps"
+        return counted(steps, "step")
     epochs = stage.limits.max_epochs
+    assert epochs is not None
     rows = f"global_batch_size {stage.global_batch_size} and seq_len {stage.data.seq_len}"
-    return f"{epochs:g} epochs with {rows}"
+    return f"{counted(epochs, 'epoch')} with {rows}"

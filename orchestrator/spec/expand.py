@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, NoReturn
 
+from orchestrator.counts import counted
 from orchestrator.errors import Problem, SpecError
 from orchestrator.spec.early_stopping import Complaint, check_run, rule_of
 from orchestrator.spec.job import Job
@@ -71,7 +72,7 @@ def refuse_sweep(job: Job, path: Path) -> NoReturn:
     """Raise ``SpecError``: a command for one run was given a sweep."""
     assert job.sweep is not None
     message = (
-        f"these are {len(job.sweep.points)} runs, and this command is for one; leave them out with"
-        " --set sweep=null, and give one's values with --set"
+        f"a sweep of {counted(len(job.sweep.points), 'run')}, and this command is for one run; leave it out"
+        " with --set sweep=null, and give one's values with --set"
     )
     raise SpecError([Problem(str(path), None, "sweep", message)])

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from orchestrator.counts import counted
 from orchestrator.errors import PlanError
 from orchestrator.spec.job import Job, Resources, Stage, TrainStage
 from orchestrator.spec.optimization import Limits
@@ -148,7 +149,7 @@ def count_steps(
     if exhaustion.rows < batch.global_batch_size:
         raise PlanError(
             f"data.on_exhausted is 'stop' and dataset '{exhaustion.source}' runs out after"
-            f" {exhaustion.rows} rows of the mixture, fewer than one global batch of"
+            f" {counted(exhaustion.rows, 'row')} of the mixture, fewer than one global batch of"
             f" {batch.global_batch_size}. Lower global_batch_size or the dataset's weight, or set"
             " data.on_exhausted: repeat."
         )

@@ -6,6 +6,7 @@ differences seen over some tens of steps of GPT-2, Llama and BERT models.
 
 from __future__ import annotations
 
+from orchestrator.counts import counted
 from orchestrator.spec.job import Resources, TrainStage
 from orchestrator.spec.plan import plan_batch
 from orchestrator.spec.training import FSDP2Strategy, Plugin, Reproducibility, Strategy, ZeROStrategy
@@ -40,9 +41,9 @@ def promise(stage: TrainStage, resources: Resources, reproducibility: Reproducib
         return "; ".join(inexact) or BITWISE
     if inexact:
         return "; ".join([*inexact, ORDER_OF_SUMMATION])
-    workers = "1 worker" if batch.world_size == 1 else f"{batch.world_size} workers"
     return (
-        f"bit-identical among ddp, fsdp2, zero 0 and zero 1 at {workers},"
+        f"bit-identical among ddp, fsdp2, zero 0 and zero 1 at"
+        f" {counted(batch.world_size, 'worker')},"
         f" and between zero 2 and zero 3; {ORDER_OF_SUMMATION}"
     )
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 
+from orchestrator.counts import counted
 from orchestrator.spec.architectures import check_architecture
 from orchestrator.spec.dataset_rules import (
     check_data,
@@ -227,7 +228,7 @@ def _check_optimization(job: Job, stage: TrainStage, path: KeyPath) -> Iterator[
             parts = "warmup_steps + decay_steps" if decay_steps else "warmup_steps"
             yield (
                 (*path, "schedule"),
-                f"{parts} = {length} is longer than the stage, which has {num_steps} steps",
+                f"{parts} = {length} is longer than the stage, which has {counted(num_steps, 'step')}",
             )
 
 

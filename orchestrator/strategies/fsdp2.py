@@ -18,6 +18,7 @@ from torch.distributed.fsdp import (
 )
 
 from orchestrator.contracts import EngineSetup
+from orchestrator.counts import counted
 from orchestrator.errors import PlanError
 from orchestrator.spec.training import FSDP2Strategy
 from orchestrator.strategies.clip import sum_of_squares, sum_over_ranks
@@ -151,7 +152,8 @@ def build_mesh(replicate_degree: int, setup: EngineSetup) -> DeviceMesh:
     """
     if setup.world_size % replicate_degree:
         raise PlanError(
-            f"strategy.replicate_degree {replicate_degree} does not divide the {setup.world_size} workers;"
+            f"strategy.replicate_degree {replicate_degree} does not divide"
+            f" {counted(setup.world_size, 'worker')};"
             f" set it to a divisor of {setup.world_size}, or change resources.num_workers"
         )
     if replicate_degree == 1:

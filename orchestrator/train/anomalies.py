@@ -13,6 +13,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from orchestrator.counts import counted
 from orchestrator.spec.optimization import Anomalies, AnomalyAction
 from orchestrator.train.ledger import Range
 from orchestrator.train.loss_scale import LossScaler, Overflow
@@ -71,7 +72,7 @@ class AnomalyWatch:
         mean = sum(self.recent_losses) / len(self.recent_losses)
         if loss <= spike.factor * mean:
             return None
-        usual = f"{spike.factor:g} times the mean {mean:.4g} of {spike.window} steps"
+        usual = f"{spike.factor:g} times the mean {mean:.4g} of {counted(spike.window, 'step')}"
         return self._escalated(f"the loss is {loss:.4g}, over {usual}", spike.action)
 
     def _in_float16(self, more: str) -> str:

@@ -20,6 +20,7 @@ from typing import Any
 from orchestrator.checkpoint import seal
 from orchestrator.checkpoint.layout import StageLayout
 from orchestrator.checkpoint.steps import COMPLETE, StepFolder
+from orchestrator.counts import counted
 from orchestrator.data.cache import damage
 from orchestrator.data.mixture import Mixture
 from orchestrator.data.prepared import Meta, content_digest
@@ -286,7 +287,8 @@ class _ReplayedLedger:
             resources = self._job.resources.with_workers(workers)
             return plan_batch(self._stage, resources)
         except (PlanError, ValueError) as error:
-            raise _ViolationError(record.steps[0] + 1, f"recorded with {workers} workers: {error}") from error
+            problem = f"recorded with {counted(workers, 'worker')}: {error}"
+            raise _ViolationError(record.steps[0] + 1, problem) from error
 
 
 def _first_step(records: list[Record], source: str) -> int:

@@ -111,7 +111,8 @@ class Reached:
         """What a person should know that is no violation."""
         if not self.is_pending:
             return None
-        steps = f"steps {self.recorded + 1} to {self.newest}"
+        first = self.recorded + 1
+        steps = f"steps {first} to {self.newest}" if first < self.newest else f"step {first}"
         return f"the record of {steps} is pending; this run or its next start writes it"
 
 

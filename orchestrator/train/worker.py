@@ -25,6 +25,7 @@ from torch._C._distributed_c10d import HashStore
 
 from orchestrator.checkpoint.layout import RunLayout, StageLayout
 from orchestrator.checkpoint.weights import check_weights
+from orchestrator.counts import counted
 from orchestrator.errors import LaunchError, OrchestratorError, PlanError
 from orchestrator.spec.job import EvaluateStage, Job, Stage, TrainStage
 from orchestrator.spec.load import load_resolved
@@ -197,7 +198,8 @@ def _among(job: Job, stage: Stage, rank: Rank) -> Job:
     if resources.min_workers < resources.num_workers:
         allowed = f"{resources.min_workers} to {allowed}"
     raise PlanError(
-        f"stage '{stage.name}' was started on {rank.world_size} processes, resources.num_workers is"
+        f"stage '{stage.name}' was started on"
+        f" {counted(rank.world_size, 'process', 'processes')}, resources.num_workers is"
         f" {allowed}: start it with --nproc-per-node {resources.num_workers}, or prepare it again with"
         f" --set resources.num_workers={rank.world_size}"
     )

@@ -94,5 +94,5 @@ def test_a_cluster_whose_nodes_are_still_joining_is_waited_for() -> None:
             cluster.start("second")
             assert look.stdout.readline() == "there is room\n"
             # One that has been up for long is as large as it will be.
-            assert "there are 2 node(s) with 2 CPU and 0 GPU, room for 2." in look.stdout.readline()
+            assert "found 2 nodes with 2 CPU and 0 GPU, room for 2." in look.stdout.readline()
         assert look.returncode == 0

@@ -67,3 +67,9 @@ def test_starting_over_a_stage_that_no_run_has_is_refused_once(console: Console,
     message = "job 'tiny' has no stage 'pretrian'. Did you mean 'pretrain'? Its stages: pretrain.\n"
     assert console(*command, "--redo", "pretrian") == (2, "", message)
     assert not (tmp_path / "runs").exists()
+
+
+def test_a_sweep_of_one_run(console: Console, tmp_path: Path) -> None:
+    path = write_job(tmp_path, VALID + "sweep: {grid: {seed: [1]}}\n")
+    assert console("validate", path).output == f"{path}: valid: 1 stage (pretrain), a sweep of 1 run\n"
+    assert "a sweep of 1 run, and this command is for one run" in console("rehearse", path).errors

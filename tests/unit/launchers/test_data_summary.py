@@ -285,7 +285,7 @@ def test_of_a_streamed_dataset_the_first_file_of_a_folder_in_the_hubs_place_is_s
     assert (web["first_of_files"], web["rows"]) == (4, 18)
     assert web["splits"]["train"]["rows"] + web["splits"]["validation"]["rows"] == 18
     text = console("data", job, "--runs-dir", runs).output
-    assert "web (hub, the first of 4 files, which are streamed)" in text
+    assert "web (hub, streamed, the first of 4 files)" in text
     assert not list(runs.rglob("rows.arrow"))
     plan = console("plan", job, "--no-model", "--runs-dir", runs)
     assert plan.code == 0

@@ -83,8 +83,8 @@ def test_what_does_not_bend_the_trajectory_may_change(changes: dict[str, Any], t
         ({"optimizer": {"name": "adamw", "lr": 0.002}}, "stages.pretrain.optimizer.lr: 0.001 -> 0.002"),
         ({"global_batch_size": 16}, "stages.pretrain.global_batch_size: 8 -> 16"),
         ({"micro_batch_size": 4}, "stages.pretrain.micro_batch_size: 2 -> 4"),
-        ({"limits": {"max_steps": 9}}, "limits.max_steps: 10 -> 9 (10 steps are done)"),
-        ({"limits": {"max_tokens": 1151}}, "limits.max_steps: 10 -> absent (10 steps are done)"),
+        ({"limits": {"max_steps": 9}}, "limits.max_steps: 10 -> 9 (10 steps done)"),
+        ({"limits": {"max_tokens": 1151}}, "limits.max_steps: 10 -> absent (10 steps done)"),
         ({"strategy": {"name": "fsdp2", "param_dtype": "bfloat16"}}, "param_dtype"),
         ({"strategy": {"name": "fsdp2", "param_dtype": "float16"}}, "param_dtype: float32 -> float16"),
     ],
@@ -112,7 +112,7 @@ def test_a_raised_limit_can_be_taken_back_down_to_the_steps_that_are_done(tmp_pa
         folder.mkdir(parents=True)
         (folder / file).touch()
     refuse_changed(make_job(limits={"max_steps": 4}), layout)
-    with pytest.raises(PlanError, match=r"10 -> 3 \(4 steps are done\)"):
+    with pytest.raises(PlanError, match=r"10 -> 3 \(4 steps done\)"):
         refuse_changed(make_job(limits={"max_steps": 3}), layout)
 
 

@@ -117,6 +117,8 @@ def test_a_start_without_the_checkpoints_that_there_were_is_told(tmp_path: Path)
     news = StageNews(STAGE, run)
     append_event(run.events, "checkpoints_gone", stage=STAGE, recorded=7)
     assert list(news.messages()) == ["no checkpoint of its 7 recorded steps is left: it begins anew"]
+    append_event(run.events, "checkpoints_gone", stage=STAGE, recorded=1)
+    assert list(news.messages()) == ["no checkpoint of its 1 recorded step is left: it begins anew"]
 
 
 def test_an_overflow_is_told_with_the_scales(tmp_path: Path) -> None:

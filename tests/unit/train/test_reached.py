@@ -71,7 +71,7 @@ def test_a_record_that_is_pending_is_no_violation_and_the_next_start_writes_it(t
     proof = prove(trained)
     assert proof.is_proved
     assert proof.ledger.steps == 5
-    assert proof.ledger.note == "the record of steps 6 to 6 is pending; this run or its next start writes it"
+    assert proof.ledger.note == "the record of step 6 is pending; this run or its next start writes it"
     trained.ledger(6, workers=4)
     assert trained.layout.ledger.read_text() == lines
     assert prove(trained).ledger.note is None
@@ -152,7 +152,7 @@ def test_a_save_that_is_committed_and_not_yet_recorded_is_no_contradiction(train
     trained.save(7, 2, 6)
     assert Reached.read(trained.layout, before).note is None
     assert str(Reached.read(trained.layout, Listed.of(before.folder)).note).startswith(
-        "the record of steps 7 to"
+        "the record of step 7 is pending"
     )
 
 
