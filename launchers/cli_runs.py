@@ -90,11 +90,12 @@ def _step(stage: dict[str, Any]) -> str:
 
 
 def _latest(run: dict[str, Any]) -> str:
-    """The last stage that began, and its step."""
+    """The last stage that began, and its step if it has any."""
     begun = [stage for stage in run["stages"] if stage["state"] != "waiting"]
     if not begun:
         return "-"
-    return f"{begun[-1]['name']} (step {_step(begun[-1])})"
+    name = str(begun[-1]["name"])
+    return name if begun[-1]["step"] is None else f"{name} (step {_step(begun[-1])})"
 
 
 def logs(options: Namespace) -> int:

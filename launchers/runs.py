@@ -67,9 +67,10 @@ def list_runs(runs_dir: Path) -> list[Path]:
 def run_status(run_dir: Path) -> dict[str, Any]:
     """``{name, state, problem, reason, seconds, stages: [...]}`` of one run.
 
-    A stage is ``{name, state, step, saved_step, metrics, damaged}``: ``step`` is the last that was logged, or
-    saved before any was; ``saved_step`` that of the newest checkpoint, ``damaged`` the checkpoints that were
-    set aside, ``{step, problem, kept_as}``, while they are there. ``problem`` is why a failed run failed,
+    A stage is ``{name, state, step, saved_step, metrics, damaged}``: ``step`` is the last that was logged or
+    saved, whichever is later, and ``None`` of a stage that does not train; ``saved_step`` that of the newest
+    checkpoint, ``damaged`` the checkpoints that were set aside, ``{step, problem, kept_as}``, while they are
+    there. ``problem`` is why a failed run failed,
     ``reason`` why one of a sweep was stopped early, and else ``None``; ``seconds`` is where its time went.
     """
     layout = RunLayout(run_dir)
@@ -78,14 +79,15 @@ def run_status(run_dir: Path) -> dict[str, Any]:
     # A sweep writes its comparisons beside what the driver and its workers do.
     events = [event for event in recorded if event["event"] != COMPARED]
     stages = []
-    for name in stage_names(layout, events):
+    for name, kind in _stage_kinds(layout, events).items():
         stage = layout.stage(name)
         (step, metrics), saved_step = _progress(stage), newest_step(stage.checkpoints)
+        steps = [found for found in (step, saved_step) if found is not None and kind == "train"]
         stages.append(
             {
                 "name": name,
                 "state": _stage_state(stage, events, state),
-                "step": saved_step if step is None else step,
+                "step": max(steps, default=None),
                 "saved_step": saved_step,
                 "metrics": metrics,
                 "damaged": _damaged(layout, events, name),
@@ -150,6 +152,11 @@ def _is_run(path: Path) -> bool:
 
 def stage_names(layout: RunLayout, events: list[dict[str, Any]]) -> list[str]:
     """Names in the order of the job, started or submitted; from the events where it cannot be read."""
+    return list(_stage_kinds(layout, events))
+
+
+def _stage_kinds(layout: RunLayout, events: list[dict[str, Any]]) -> dict[str, str]:
+    """The same names, each with the stage's kind; ``train`` where the job cannot be read."""
     from orchestrator.errors import SpecError
     from orchestrator.spec.yaml12 import parse
 
@@ -158,10 +165,10 @@ def stage_names(layout: RunLayout, events: list[dict[str, Any]]) -> list[str]:
         job = parse(path.read_text(encoding="utf-8"), str(path), quoted=str, problems=[])
         if job.get("sweep"):
             # Its runs have stages.
-            return []
-        return [str(stage["name"]) for stage in job["stages"]]
+            return {}
+        return {str(stage["name"]): str(stage.get("kind", "train")) for stage in job["stages"]}
     except (OSError, SpecError, KeyError, TypeError):
-        return list(dict.fromkeys(str(event["stage"]) for event in events if "stage" in event))
+        return {str(event["stage"]): "train" for event in events if "stage" in event}
 
 
 def _stage_state(stage: StageLayout, events: list[dict[str, Any]], run_state: str) -> str:

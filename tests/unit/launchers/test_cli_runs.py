@@ -141,7 +141,7 @@ def test_progress_comes_from_the_last_whole_line_or_the_result(console: Console,
         {
             "name": "test",
             "state": "finished",
-            "step": 10,
+            "step": None,
             "saved_step": None,
             "metrics": {"eval/accuracy": 0.75},
             "damaged": [],
@@ -151,19 +151,32 @@ def test_progress_comes_from_the_last_whole_line_or_the_result(console: Console,
         "tiny: waiting",
         "  stage     state     step  saved  metrics",
         "  pretrain  waiting   2     -      train/loss 3  eval/loss 3.25",
-        "  test      finished  10    -      eval/accuracy 0.75",
+        "  test      finished  -     -      eval/accuracy 0.75",
     ]
 
 
-def test_a_stage_stopped_before_it_logged_a_step_is_at_its_checkpoint(
-    console: Console, tmp_path: Path
+@pytest.mark.parametrize("logged", ["", '{"step": 2, "train/loss": 3.5}\n'])
+def test_a_stage_is_at_its_checkpoint_where_that_is_later_than_what_it_logged(
+    console: Console, tmp_path: Path, logged: str
 ) -> None:
     run = FakeRun(tmp_path)
+    if logged:
+        run.metrics("pretrain", logged)
     saved = run.layout.stage("pretrain").checkpoints / "step-00000003"
     saved.mkdir(parents=True)
     (saved / "COMPLETE").write_text("{}")
     (stage, _) = console("status", "tiny", "--runs-dir", tmp_path, "--json").json()["stages"]
     assert (stage["step"], stage["saved_step"]) == (3, 3)
+
+
+def test_a_stage_that_does_not_train_has_no_step(console: Console, tmp_path: Path) -> None:
+    run = FakeRun(tmp_path)
+    run.event("run_started")
+    run.event("stage_started", stage="test")
+    # It logs the step of the weights that it has evaluated.
+    run.metrics("test", '{"step": 10, "eval/loss": 3.5}\n')
+    assert console("status", "tiny", "--runs-dir", tmp_path, "--json").json()["stages"][1]["step"] is None
+    assert console("status", "--runs-dir", tmp_path).output.splitlines()[-1] == "  tiny  interrupted  test"
 
 
 def test_damaged_checkpoints_are_told_while_they_are_there(console: Console, tmp_path: Path) -> None:
