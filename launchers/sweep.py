@@ -7,7 +7,6 @@ is asked to save and stop, as by Ctrl-C, and is not started again.
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import subprocess
@@ -15,19 +14,18 @@ import sys
 import time
 from argparse import Namespace
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from threading import Lock
 from typing import Any
 
 from launchers.asha import Asha
-from launchers.cli_print import print_json, print_table
+from launchers.cli_print import print_json
 from launchers.ray_notice import NODES_GONE, is_asked_to_make_room
 from launchers.ray_session import check_this_machine, connected_address, count_runs, ray_session
 from launchers.run import stoppable
-from launchers.runs import read_result
 from launchers.submission import write_submitted
 from launchers.sweep_record import SweepRecord
+from launchers.sweep_results import Outcome, print_results, results
 from launchers.verdicts import STOPPED_EARLY, verdict_text
 from orchestrator.checkpoint.layout import RunLayout
 from orchestrator.spec.early_stopping import rule_of
@@ -43,16 +41,6 @@ TERMINATED = -signal.SIGTERM
 SHOWN_LINES = 5
 Look = Callable[[], Mapping[str, Mapping[str, Any]]]
 """The comparison by which a run has to end early, by the run's name."""
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """How a run of a sweep ended."""
-
-    state: str
-    """``finished``, ``stopped early``, ``stopped``, ``failed`` or, where it was not started, ``waiting``."""
-    reason: str | None = None
-    """Why it was stopped early."""
 
 
 def run_sweep(job: Job, jobs: Sequence[Job], options: Namespace) -> int:
@@ -96,7 +84,7 @@ def _run_all(job: Job, jobs: Sequence[Job], options: Namespace, record: SweepRec
     if is_asked_to_make_room():
         drivers.stop("a signal before the driver started")
     ends = stoppable(work, drivers.stop, drivers.kill)
-    results = _results(jobs, runs_dir)
+    found = results(job, jobs, runs_dir)
     if options.json:
         runs = [
             {
@@ -106,11 +94,11 @@ def _run_all(job: Job, jobs: Sequence[Job], options: Namespace, record: SweepRec
                 "values": dict(point),
                 "metrics": metrics,
             }
-            for run, point, metrics in zip(jobs, job.sweep.points, results, strict=True)
+            for run, point, metrics in zip(jobs, job.sweep.points, found, strict=True)
         ]
         print_json({"runs": runs})
     else:
-        _print_results(job.sweep.points, ends, results)
+        print_results(job.sweep.points, ends, found)
     states = {end.state for end in ends.values()}
     if "failed" in states:
         return 1
@@ -139,49 +127,6 @@ def _comparing(job: Job, jobs: Sequence[Job], options: Namespace) -> Look:
 
 def _note(message: str) -> None:
     print(f"[sweep] {message}", file=sys.stderr)
-
-
-def _results(jobs: Sequence[Job], runs_dir: Path) -> list[dict[str, float]]:
-    """Metrics of each run by ``<stage> <metric>``: of the last stage that evaluates, else the last loss."""
-    found = []
-    for job in jobs:
-        layout = RunLayout(runs_dir / job.name)
-        metrics = {
-            stage.name: read_result(layout.stage(stage.name)).get("metrics", {}) for stage in job.stages
-        }
-        for prefix in ("eval/", "train/loss"):
-            last = next((name for name in reversed(metrics) if _of(prefix, metrics[name])), None)
-            if last is not None:
-                found.append({f"{last} {key}": value for key, value in _of(prefix, metrics[last]).items()})
-                break
-        else:
-            found.append({})
-    return found
-
-
-def _of(prefix: str, metrics: Mapping[str, float]) -> dict[str, float]:
-    return {key: value for key, value in metrics.items() if key.startswith(prefix)}
-
-
-def _print_results(
-    points: Sequence[Mapping[str, Any]], ends: Mapping[str, Outcome], results: Sequence[Mapping[str, float]]
-) -> None:
-    """A line for each run: what it set, and what came of it; then why runs were stopped early."""
-    keys = list(dict.fromkeys(key for point in points for key in point))
-    names = list(dict.fromkeys(name for metrics in results for name in metrics))
-    lines = [
-        (
-            name,
-            end.state,
-            *(json.dumps(point[key]) if key in point else "" for key in keys),
-            *("" if value is None else f"{value:.6g}" for value in map(metrics.get, names)),
-        )
-        for (name, end), point, metrics in zip(ends.items(), points, results, strict=True)
-    ]
-    print_table("runs of the sweep", ("run", "state", *keys, *names), lines)
-    for name, end in ends.items():
-        if end.reason is not None:
-            print(f"{name} was stopped early: {end.reason}")
 
 
 class Drivers:

@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 
 from launchers.ray_notice import NODES_GONE
-from launchers.sweep import Drivers, Outcome, _print_results
+from launchers.sweep import Drivers
+from launchers.sweep_results import Outcome
 from launchers.verdicts import STOPPED_EARLY
 from orchestrator.tracking.events import append_event
 from tests.unit.launchers.test_asha import Runs
@@ -147,13 +148,6 @@ def test_a_driver_that_was_asked_before_it_could_take_the_signal_is_stopped(tmp_
 
     ends = drivers.run(sweep.jobs, 1, stop_at_second_look, RAY)
     assert [end.state for end in ends.values()] == ["stopped", "waiting"]
-
-
-def test_results_that_are_not_finite_are_left_empty(capsys: pytest.CaptureFixture[str]) -> None:
-    metrics: Any = {"train/loss": None, "eval/accuracy": 0.0}
-    _print_results([{"seed": 1}], {"tiny-0": FINISHED}, [metrics])
-    *_, line = capsys.readouterr().out.rstrip().splitlines()
-    assert line.split() == ["tiny-0", "finished", "1", "0"]
 
 
 def test_runs_at_the_same_time_are_compared(tmp_path: Path) -> None:
