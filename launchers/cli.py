@@ -173,8 +173,8 @@ def _add_launcher_options(submit: _Parser) -> None:
 
 
 def _add_run_commands(commands: Commands) -> None:
-    status = _add(commands, "status", "cli_runs:status", "show how far a run is, or all runs")
-    status.add_argument("run", metavar="RUN", nargs="?", help="a name, or a run directory")
+    status = _add(commands, "status", "cli_status:status", "show how far a run is, or all runs")
+    status.add_argument("run", metavar="RUN", nargs="?", help="a name, of a sweep, too, or a run directory")
     logs = _add(commands, "logs", "cli_runs:logs", "print a worker's log")
     logs.add_argument("-f", "--follow", action="store_true", help="go on until the run ends")
     logs.add_argument("--rank", type=int, default=0, help="the worker (default: 0)")

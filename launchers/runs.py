@@ -6,6 +6,7 @@ driver still holds its lock, and ``interrupted`` otherwise.
 
 from __future__ import annotations
 
+import glob
 import json
 import os
 from collections.abc import Iterator
@@ -62,6 +63,20 @@ def list_runs(runs_dir: Path) -> list[Path]:
     if not runs_dir.is_dir():
         return []
     return sorted(path for path in runs_dir.iterdir() if path.name[0] != "." and _is_run(path))
+
+
+def sweep_runs(sweep: str, runs_dir: Path) -> list[Path]:
+    """Directories of the runs of a sweep, given as ``find_run`` takes a run; none: there is no such sweep.
+
+    Runs begin in order, and each was written a job file: a run that is called ``gpt-2`` is none of ``gpt``.
+    """
+    path = Path(sweep) if os.sep in sweep else runs_dir / sweep
+    numbered = {}
+    for found in path.parent.glob(f"{glob.escape(path.name)}-*"):
+        number = found.name.removeprefix(f"{path.name}-")
+        if number.isdecimal() and RunLayout(found).submitted_job.is_file():
+            numbered[int(number)] = found
+    return [numbered[number] for number in sorted(numbered)] if 0 in numbered else []
 
 
 def run_status(run_dir: Path) -> dict[str, Any]:

@@ -48,7 +48,7 @@ def test_how_a_sweep_ended_is_its_state(code: int, expected: str, console: Conso
     assert state(console, tmp_path) == expected
     assert not is_locked(layout.driver_lock)
     shown = console("status", "tiny", "--runs-dir", tmp_path).output.splitlines()
-    assert shown[0] == f"tiny: {expected}; its runs: orchestrator status"
+    assert shown[0] == f"tiny: {expected}"
 
 
 def test_why_a_sweep_could_not_begin_is_said(console: Console, tmp_path: Path) -> None:

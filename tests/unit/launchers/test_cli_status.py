@@ -1,0 +1,60 @@
+"""status of a sweep: by its name, which is no run's."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from launchers.submission import write_submitted
+from launchers.sweep_record import SweepRecord
+from tests.unit.launchers.commands import Console, FakeRun
+from tests.unit.launchers.test_sweep_record import submitted
+
+
+def swept(runs_dir: Path, number: int) -> FakeRun:
+    """A run of the sweep ``tiny``, as its driver is started."""
+    run = FakeRun(runs_dir, f"tiny-{number}")
+    write_submitted(run.job, run.layout)
+    return run
+
+
+def test_a_sweep_shows_its_runs_in_order(console: Console, tmp_path: Path) -> None:
+    for number in (10, 9, 0):
+        swept(tmp_path, number).event("run_started")
+    swept(tmp_path, 2).finish("pretrain")
+    # Neither a copy nor another sweep's run.
+    FakeRun(tmp_path, "tiny-11")
+    swept(tmp_path / "other", 3)
+    (tmp_path / "tiny-0.old").mkdir()
+    status = ("status", "tiny", "--runs-dir", tmp_path)
+    assert console(*status).output.splitlines() == [
+        "runs of the sweep tiny",
+        "  run      state        stage",
+        "  tiny-0   interrupted  -",
+        "  tiny-2   waiting      pretrain (step 10)",
+        "  tiny-9   interrupted  -",
+        "  tiny-10  interrupted  -",
+    ]
+    document = console(*status, "--json").json()
+    assert (document["name"], [run["name"] for run in document["runs"]]) == (
+        "tiny",
+        ["tiny-0", "tiny-2", "tiny-9", "tiny-10"],
+    )
+    assert console("status", tmp_path / "tiny").output == console(*status).output
+
+
+def test_runs_with_a_number_in_their_names_are_no_sweep(console: Console, tmp_path: Path) -> None:
+    swept(tmp_path, 2)
+    ended = console("status", "tiny", "--runs-dir", tmp_path)
+    message = f"no run is called 'tiny' under '{tmp_path}'. Did you mean 'tiny-2'?\n"
+    assert (ended.code, ended.errors) == (2, message)
+
+
+def test_a_sweep_that_was_submitted_shows_itself_and_its_runs(console: Console, tmp_path: Path) -> None:
+    SweepRecord(submitted(tmp_path)).run(lambda: 75)
+    swept(tmp_path, 0)
+    status = ("status", "tiny", "--runs-dir", tmp_path)
+    first, *rest = console(*status).output.splitlines()
+    assert first == "tiny: stopped"
+    assert rest[-3:] == ["its runs", "  run     state    stage", "  tiny-0  waiting  -"]
+    document = console(*status, "--json").json()
+    assert (document["state"], [run["name"] for run in document["runs"]]) == ("stopped", ["tiny-0"])
