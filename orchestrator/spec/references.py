@@ -28,6 +28,7 @@ from orchestrator.spec.packing_rules import check_after, check_packing
 from orchestrator.spec.plan import batch_complaint, count_steps, input_stage, plan_batch
 from orchestrator.spec.positions import first_position
 from orchestrator.spec.reproducibility import check_exact, exact_complaint
+from orchestrator.spec.sweep import check_points
 from orchestrator.spec.training import (
     FSDP2Strategy,
     ZeROStrategy,
@@ -95,6 +96,8 @@ def check_fit(job: Job, untouched: Callable[[KeyPath], bool] = lambda path: True
     yield from check_streaming(job)
     if untouched(("stages",)) and untouched(("tokenizer",)):
         yield from check_kinds(job)
+    if job.sweep is not None and untouched(("sweep",)):
+        yield from check_points(job.sweep)
     rule = job.sweep.early_stopping if job.sweep else None
     if rule is not None and untouched(("sweep",)) and untouched(("stages",)):
         yield from check_early_stopping(rule, job)

@@ -1,10 +1,12 @@
 """Several runs from one job file: every combination of some keys' values, or a list of runs."""
 
-from collections.abc import Mapping
+import json
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import product
 from typing import Annotated, Any, Literal
 
 from orchestrator.spec.section import Must, Section, require_one
+from orchestrator.spec.tree import KeyPath
 
 MAX_RUNS = 1000
 # A run's own name and what makes it one of several are not its to set.
@@ -54,3 +56,34 @@ class Sweep(Section):
         if self.grid is None:
             return self.runs or ()
         return tuple(dict(zip(self.grid, values, strict=True)) for values in product(*self.grid.values()))
+
+
+def check_points(sweep: Sweep) -> Iterator[tuple[KeyPath, str]]:
+    """Each value of a grid, and each run of a list, that is there already: the same run twice."""
+    for key, values in (sweep.grid or {}).items():
+        for index, first in _repeated(values):
+            found = json.dumps(values[index], default=str)
+            yield (
+                ("sweep", "grid", key, index),
+                f"{found} is the same as item {first}, so that runs would be there twice; leave one out",
+            )
+    for index, first in _repeated(sweep.runs or ()):
+        yield ("sweep", "runs", index), f"sets the same as sweep.runs[{first}]; leave one of them out"
+
+
+def _repeated(values: Sequence[Any]) -> Iterator[tuple[int, int]]:
+    """Index of each value that an earlier one equals, and of that."""
+    seen: dict[str, int] = {}
+    for index, value in enumerate(values):
+        first = seen.setdefault(json.dumps(_comparable(value), sort_keys=True, default=str), index)
+        if first != index:
+            yield index, first
+
+
+def _comparable(value: Any) -> Any:
+    """``value`` with whole numbers alike, however written: ``1e3`` is 1000, but ``true`` is not 1."""
+    if isinstance(value, dict):
+        return {key: _comparable(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_comparable(item) for item in value]
+    return int(value) if isinstance(value, float) and value.is_integer() else value

@@ -66,6 +66,26 @@ def test_what_is_no_sweep_is_said(sweep: str, expected: str, tmp_path: Path) -> 
     assert found.endswith(f"sweep: {expected}")
 
 
+def test_the_same_run_twice_is_refused_where_it_stands(tmp_path: Path) -> None:
+    rates = "stages.pretrain.optimizer.lr:\n      - 1e-3\n      - 0.001\n"
+    assert complaints(tmp_path, f"{VALID}sweep:\n  grid:\n    seed: [1, 2]\n    {rates}") == [
+        "job.yaml:29: sweep.grid.stages.pretrain.optimizer.lr[1]: 0.001 is the same as item 0, so that"
+        " runs would be there twice; leave one out"
+    ]
+    runs = "sweep:\n  runs:\n    - {seed: 1, tokenizer: null}\n    - {}\n    - {tokenizer: null, seed: 1.0}\n"
+    assert complaints(tmp_path, VALID + runs) == [
+        "job.yaml:28: sweep.runs[2]: sets the same as sweep.runs[0]; leave one of them out"
+    ]
+
+
+def test_values_that_only_look_alike_are_runs_of_their_own(tmp_path: Path) -> None:
+    keys = "stages.pretrain.checkpoint.asynchronous: [true, false], seed: [0, 1]"
+    assert len(runs_of(tmp_path, VALID + f"sweep: {{grid: {{{keys}}}}}\n")) == 4
+    sweep = load_job(write_job(tmp_path, VALID + "sweep: {grid: {seed: [true, 1, '1']}}\n"), env={}).sweep
+    assert sweep is not None
+    assert len(sweep.points) == 3
+
+
 def test_what_is_wrong_with_a_run_is_said_of_it(tmp_path: Path) -> None:
     text = VALID + "sweep: {grid: {stages.pretrain.global_batch_size: [16, 18], seed: [1]}}\n"
     with pytest.raises(SpecError) as raised:
