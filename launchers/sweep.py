@@ -8,6 +8,7 @@ is asked to save and stop, as by Ctrl-C, and is not started again.
 from __future__ import annotations
 
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -100,9 +101,21 @@ def _run_all(job: Job, jobs: Sequence[Job], options: Namespace, record: SweepRec
     else:
         print_results(job.sweep.points, ends, found)
     states = {end.state for end in ends.values()}
+    if states & {"stopped", "waiting"}:
+        print(f"Stopped, with the work saved. To go on:\n  {_command_to_go_on(options)}", file=sys.stderr)
     if "failed" in states:
         return 1
     return 0 if states <= {"finished", STOPPED_EARLY} else STOPPED
+
+
+def _command_to_go_on(options: Namespace) -> str:
+    """What to type for what is left; --fresh and --redo would start over what has begun since."""
+    parts = ["orchestrator", "run", str(options.job)]
+    for override in options.overrides:
+        parts += ["--set", override]
+    if str(options.runs_dir) != "runs":
+        parts += ["--runs-dir", str(options.runs_dir)]
+    return shlex.join(parts)
 
 
 def _command(job_file: Path, runs_dir: Path, options: Sequence[str]) -> list[str]:

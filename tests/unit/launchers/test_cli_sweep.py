@@ -5,6 +5,10 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import pytest
+
+from launchers import sweep
+from launchers.sweep_results import Outcome
 from orchestrator.checkpoint.layout import RunLayout
 from orchestrator.tracking.events import append_event
 from tests.unit.launchers.commands import Console
@@ -67,6 +71,26 @@ def test_starting_over_a_stage_that_no_run_has_is_refused_once(console: Console,
     message = "job 'tiny' has no stage 'pretrian'. Did you mean 'pretrain'? Its stages: pretrain.\n"
     assert console(*command, "--redo", "pretrian") == (2, "", message)
     assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize(
+    ("states", "code"), [(("stopped", "waiting"), 75), (("failed", "stopped"), 1), (("finished",) * 2, 0)]
+)
+def test_a_sweep_that_was_stopped_says_how_to_go_on(
+    states: tuple[str, str], code: int, console: Console, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ends = {f"tiny-{index}": Outcome(state) for index, state in enumerate(states)}
+    monkeypatch.setattr(sweep, "stoppable", lambda *arguments: ends)
+    path = write_job(tmp_path, TEXT)
+    ends_at = ("--set", "stages.pretrain.limits={max_steps: 20}", "--runs-dir", tmp_path / "my runs")
+    ended = console("run", path, *ends_at, "--fresh")
+    assert (ended.code, "tiny-1" in ended.output) == (code, True)
+    command = (
+        f"orchestrator run {path} --set 'stages.pretrain.limits={{max_steps: 20}}'"
+        f" --runs-dir '{tmp_path}/my runs'"
+    )
+    told = f"Stopped, with the work saved. To go on:\n  {command}\n"
+    assert ended.errors == ("" if code == 0 else told)
 
 
 def test_a_sweep_of_one_run(console: Console, tmp_path: Path) -> None:
