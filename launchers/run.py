@@ -48,7 +48,10 @@ def run_job(job: Job, *, runs_dir: Path, fresh: bool, redo: str | None, as_json:
     if as_json:
         print_json(run_status(layout.root))
     elif state == "stopped":
-        print(f"Stopped; {layout.root} holds its work, and the same command goes on from there.")
+        # The same command with it would start over.
+        flag = "--fresh" if fresh else "--redo" if redo is not None else None
+        same = "the same command" if flag is None else f"the same command without {flag}"
+        print(f"Stopped; {layout.root} holds its work, and {same} goes on from there.")
     else:
         _print_end(job, layout, runs_dir)
     return EXIT_CODES[state]
