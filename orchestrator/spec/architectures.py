@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from importlib.util import find_spec
 from pathlib import Path
+from typing import NamedTuple
 
 from orchestrator.spec.job import Job, TrainStage
 from orchestrator.spec.messages import suggestion
@@ -20,6 +21,9 @@ from orchestrator.spec.tree import KeyPath
 BASE = "PreTrainedConfig"
 CLASS = re.compile(r"^class (\w+)\(([\w, .]*)\):\n((?:(?:[ )].*)?\n)*)", re.MULTILINE)
 FIELD = re.compile(r"^    (\w+): ", re.MULTILINE)
+NUMBER = re.compile(r"^    (\w+): [^=\n]*= (\d+)$", re.MULTILINE)
+# Such as "hidden_size": "n_embd".
+ALIAS = re.compile(r"""["'](\w+)["']: ["'](\w+)["']""")
 # Attributes, methods, whatever is quoted (an attribute map, keyword arguments) or set.
 OTHER = re.compile(r"""^    (\w+) =|^    def (\w+)|["'](\w+)["']|self\.(\w+)""", re.MULTILINE)
 # Takes part in every configuration, though only as an argument: sdpa, eager, flash_attention_2 and so on.
@@ -31,22 +35,33 @@ def check_architecture(job: Job, stage: TrainStage, path: KeyPath) -> Iterator[t
     if stage.model is None or stage.model.factory != "auto":
         return
     model_type = str(stage.model.config["model_type"])
-    known = _known(model_type)
+    known = read_architecture(model_type)
     if known is None:
         return
-    fields, others = known
     for key in stage.model.config:
-        if key not in {"model_type", ATTENTION} | fields | others:
-            hint = suggestion(key, sorted(fields), plural="Its keys")
+        if key not in {"model_type", ATTENTION} | known.fields | known.others:
+            hint = suggestion(key, sorted(known.fields), plural="Its keys")
             yield (
                 (*path, "model", "config", key),
                 f"unknown key of the architecture '{model_type}'.{hint}",
             )
 
 
+class Architecture(NamedTuple):
+    """What the source of an architecture's configuration says."""
+
+    fields: frozenset[str]
+    others: frozenset[str]
+    """Other names it may be given."""
+    defaults: Mapping[str, int]
+    """Of those fields that have a whole number."""
+    aliases: Mapping[str, str]
+    """What the architecture calls what others call ``hidden_size`` and so on."""
+
+
 @functools.cache
-def _known(model_type: str) -> tuple[set[str], set[str]] | None:
-    """Fields of an architecture's configuration, and other names it may be given; ``None``: not readable."""
+def read_architecture(model_type: str) -> Architecture | None:
+    """The architecture of this name; ``None``: its source cannot be read as expected."""
     spec = find_spec("transformers")
     if spec is None or spec.origin is None or not re.fullmatch(r"[\w-]+", model_type):
         return None
@@ -67,5 +82,11 @@ def _known(model_type: str) -> tuple[set[str], set[str]] | None:
             return None
         name, body = classes[name]
         bodies.append(body)
-    fields = {field for body in bodies for field in FIELD.findall(body)}
-    return fields, {name for body in bodies for found in OTHER.findall(body) for name in found}
+    # A class comes before what it is derived from, and its values win.
+    numbers = {key: int(value) for body in reversed(bodies) for key, value in NUMBER.findall(body)}
+    return Architecture(
+        frozenset(field for body in bodies for field in FIELD.findall(body)),
+        frozenset(name for body in bodies for found in OTHER.findall(body) for name in found),
+        numbers,
+        dict(alias for body in bodies for alias in ALIAS.findall(body)),
+    )

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 from orchestrator.counts import counted
 from orchestrator.spec.architectures import check_architecture
+from orchestrator.spec.attention_heads import check_heads
 from orchestrator.spec.dataset_rules import (
     check_data,
     check_dataset,
@@ -241,6 +242,7 @@ FITS: Sequence[tuple[Check, Sequence[str], Sequence[str]]] = (
     (check_packing, ("objective", "data", "strategy"), ()),
     (check_after, ("data", "init"), ()),
     (check_architecture, ("model",), ()),
+    (check_heads, ("model",), ()),
     (_check_tokenizer, ("model",), ("tokenizer",)),
     (_check_positions, ("model", "data", "init"), ()),
     (_check_batch, ("global_batch_size", "micro_batch_size"), ("resources",)),

@@ -282,8 +282,8 @@ def test_a_model_of_another_architecture_replaces_the_base_model(tmp_path: Path)
         tmp_path,
         "extends: bases/shared.yaml\n"
         "stages:\n"
-        "  - {name: pretrain, model: {config: {model_type: bert, hidden_size: 8}}}\n",
+        "  - {name: pretrain, model: {config: {model_type: bert, hidden_size: 24}}}\n",
     )
     model = first_stage(job).model
     assert model is not None
-    assert model.config == {"model_type": "bert", "hidden_size": 8}
+    assert model.config == {"model_type": "bert", "hidden_size": 24}
