@@ -15,6 +15,7 @@ import yaml
 
 from orchestrator.errors import Problem, SpecError
 from orchestrator.spec.tree import Items, KeyPath, Place, Table, key_text
+from orchestrator.spec.yaml_typos import likely_typo
 
 MAX_BYTES = 2**20
 MAX_DEPTH = 64
@@ -32,6 +33,8 @@ INTEGER = re.compile(r"[-+]?[0-9]+(?:_[0-9]+)*")
 PREFIXED = re.compile(r"0o[0-7]+|0x[0-9a-fA-F]+")
 FLOAT = re.compile(r"[-+]?(?:\.[0-9]+|[0-9]+(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?")
 NOT_FINITE = re.compile(r"[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN)")
+# What should have been a key and a value.
+UNSPACED = re.compile(r"(\w+):[^\s:/]+")
 # Beyond this a number is a mistake, and Python refuses to convert it.
 MAX_NUMBER_LENGTH = 400
 
@@ -102,6 +105,10 @@ class _Builder:
             here = (*path, key)
             if key == "<<":
                 hint = "merge key '<<' is not YAML 1.2; use 'defaults:' or 'extends:'"
+                self._report(key_node, path, hint)
+            elif (unspaced := UNSPACED.fullmatch(key)) and not key_node.style and not value_node.value:
+                # The value may be a secret.
+                hint = f"expected a space after the colon of '{unspaced[1]}:'"
                 self._report(key_node, path, hint)
             elif key in table:
                 first = table.places[key].line
@@ -179,15 +186,16 @@ def _syntax_problem(error: yaml.YAMLError, text: str, file: str) -> Problem:
         return Problem(file, None, "", f"not a text file: {reason}")
     parts = [getattr(error, "context", None), getattr(error, "problem", None)]
     message = "not valid YAML: " + ", ".join(part for part in parts if part)
-    if "mapping values are not allowed" in message:
-        message += ". Is the line indented otherwise than the one before, or a text with ': ' not in quotes?"
     if "nesting depth" in message:
-        message = TOO_DEEP
+        return Problem(file, mark.line + 1, "", TOO_DEEP)
     lines = text.splitlines()
-    if mark.line < len(lines) and "\t" in lines[mark.line][: mark.column + 1]:
-        message += " (a tab; YAML indents with spaces)"
     if "flow" in message and mark.line < len(lines) and "${" in lines[mark.line]:
         message += ". Inside '{...}' and '[...]' a variable stands in quotes: '${NAME}'"
+    else:
+        begun = getattr(error, "context_mark", None)
+        line = None if begun is None else begun.line
+        typo = likely_typo(text, mark.line, line, in_flow="flow" in message)
+        message += f".{typo}" if typo else ""
     return Problem(file, mark.line + 1, "", message)
 
 

@@ -70,10 +70,13 @@ def test_anchors_and_aliases_share_values() -> None:
 
 
 REFUSED = {
-    "a: [1\nb: 2\n": ("2: not valid YAML: while parsing a flow sequence, did not find expected ',' or ']'"),
+    "a: [1\nb: 2\n": (
+        "2: not valid YAML: while parsing a flow sequence, did not find expected ',' or ']'."
+        " Line 1 opens '[' and does not close it."
+    ),
     "a:\n\tb: 1\n": (
         "2: not valid YAML: while scanning for the next token, found character that cannot start"
-        " any token (a tab; YAML indents with spaces)"
+        " any token. Line 2 is indented with a tab; YAML indents with spaces."
     ),
     "a: 1\n---\nb: 2\n": (
         "2: not valid YAML: expected a single document in the stream, but found another document"
