@@ -6,6 +6,7 @@ nodes and imported their libraries need not do so again.
 
 from __future__ import annotations
 
+import os
 import shutil
 import tempfile
 from collections.abc import Sequence
@@ -30,6 +31,9 @@ RESIZE_INTERVAL_SECONDS = 30.0
 SHOWN_CHARACTERS = 600
 # A collective that waits longer than this has lost a partner.
 COLLECTIVE_TIMEOUT_SECONDS = 1800
+# A process that does not answer Ray for so long is frozen as a whole, with the watchdog inside it; Ray's
+# default is ten minutes.
+FROZEN_SECONDS = 30.0
 
 
 def train_function(config: dict[str, Any]) -> str:
@@ -106,6 +110,9 @@ def _run_on_ray(job: Job, stage_names: list[str], run_dir: Path, *, max_failures
 
     resources = job.resources
     uses_gpu = resources.gpus_per_worker > 0
+    if resources.hang_timeout_seconds is not None:
+        seconds = max(FROZEN_SECONDS, 2 * resources.hang_timeout_seconds)
+        os.environ.setdefault("RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S", str(seconds))
     # Ray's own record of the run is not a source of truth here, so it gets a new folder at every start.
     for left_behind in run_dir.glob("ray-*"):
         shutil.rmtree(left_behind, ignore_errors=True)

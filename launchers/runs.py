@@ -115,9 +115,17 @@ def run_status(run_dir: Path) -> dict[str, Any]:
         "state": state,
         "problem": problem,
         "reason": verdict_text(lost) if lost is not None and state == STOPPED_EARLY else None,
-        "seconds": account(events),
+        "seconds": account(
+            events, last_written=_last_sign(layout, events) if state == "interrupted" else None
+        ),
         "stages": stages,
     }
+
+
+def _last_sign(layout: RunLayout, events: list[dict[str, Any]]) -> str | None:
+    """When the workers of a run that was killed last wrote something."""
+    started = [str(event["stage"]) for event in events if event["event"] == "stage_started"]
+    return layout.stage(started[-1]).last_written() if started else None
 
 
 def run_state(layout: RunLayout, events: list[dict[str, Any]]) -> str:
@@ -182,7 +190,7 @@ def _stage_kinds(layout: RunLayout, events: list[dict[str, Any]]) -> dict[str, s
             # Its runs have stages.
             return {}
         return {str(stage["name"]): str(stage.get("kind", "train")) for stage in job["stages"]}
-    except (OSError, SpecError, KeyError, TypeError):
+    except (OSError, UnicodeDecodeError, SpecError, KeyError, TypeError, AttributeError):
         return {str(event["stage"]): "train" for event in events if "stage" in event}
 
 

@@ -9,7 +9,7 @@ it, and checked when a source is found: a copy that is damaged is made again.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from itertools import islice
@@ -33,6 +33,7 @@ from orchestrator.data.arrow import (
 from orchestrator.data.cache import is_no_room, make_folder
 from orchestrator.data.csv_records import read_header
 from orchestrator.data.fields import kind_of
+from orchestrator.data.file_columns import Columns, join_columns
 from orchestrator.data.files import digest_file, digest_values
 from orchestrator.data.readers import root_cause
 from orchestrator.data.record import Record, UnreadableFileError
@@ -58,16 +59,6 @@ class Group:
     files: tuple[Path, ...]
     digests: tuple[str, ...]
     """Of the bytes of each file."""
-
-
-@dataclass(frozen=True)
-class Columns:
-    """What files hold, by column."""
-
-    names: tuple[str, ...]
-    """All that are there."""
-    schema: Any
-    """``pyarrow.Schema`` of those that the job file names."""
 
 
 @dataclass(frozen=True)
@@ -288,28 +279,3 @@ class Conversion:
             f"datasets.{self.name}: {path} cannot be read as {kind}: {problem}"
             f" Expected {kind} files of one shape, in UTF-8."
         )
-
-
-def join_columns(name: str, found: Iterable[tuple[str, Columns]], *, or_json: bool = False) -> Columns:
-    """Columns of several files or groups together.
-
-    Args:
-        name: The dataset's name in the job file, for messages.
-        found: Each with its place.
-        or_json: Whether a column whose types have nothing in common is kept as JSON.
-
-    Raises:
-        DataError: Files have columns of types that have nothing in common.
-    """
-    joined, first = Columns((), join_schemas([])), ""
-    for place, columns in found:
-        try:
-            schema = join_schemas([joined.schema, columns.schema], or_json=or_json)
-        except TypeError as error:
-            raise DataError(
-                f"datasets.{name}: {place}: {error}, {first} the former. Give the column one type in all"
-                " files, or make them two datasets."
-            ) from error
-        joined = Columns(tuple(dict.fromkeys([*joined.names, *columns.names])), schema)
-        first = first or place
-    return joined

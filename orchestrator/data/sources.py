@@ -20,8 +20,9 @@ from typing import Any
 
 from orchestrator.data.arrow import join, text_schema, with_names
 from orchestrator.data.columns import SCAN_ROWS, check_columns
-from orchestrator.data.conversion import NUM_NAMED, Columns, Conversion, Group, join_columns
+from orchestrator.data.conversion import NUM_NAMED, Conversion, Group
 from orchestrator.data.fields import LABEL_KEYS, columns_of, kind_of, wanted_columns
+from orchestrator.data.file_columns import Columns, join_columns
 from orchestrator.data.files import digest_file, digest_values, find_files
 from orchestrator.data.readers import (
     open_hub,

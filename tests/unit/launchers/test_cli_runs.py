@@ -218,8 +218,9 @@ def test_all_runs_are_listed(console: Console, tmp_path: Path, monkeypatch: pyte
 def test_a_run_whose_job_cannot_be_read_still_has_a_status(console: Console, tmp_path: Path) -> None:
     run = FakeRun(tmp_path)
     run.event("stage_started", stage="pretrain")
-    run.layout.job.write_text("stages: [")
-    assert states(console, run) == ["waiting", "waiting"]
+    for content in (b"stages: [", b"", b"name: \xff\n", b"[]"):
+        run.layout.job.write_bytes(content)
+        assert states(console, run) == ["waiting", "waiting"]
 
 
 @pytest.mark.parametrize(
