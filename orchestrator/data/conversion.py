@@ -94,6 +94,8 @@ class Conversion:
     group: Group
     wanted: tuple[str, ...]
     """Columns that the job file names."""
+    messages: str | None
+    """That of them which holds conversations, kept as the JSON they are."""
 
     def look(self) -> Columns:
         """Which columns the files have, and of what types; JSON files are read for that, once.
@@ -152,7 +154,7 @@ class Conversion:
             quoted=dataset.quoted if isinstance(dataset, CSVDataset) else True,
             sample_by=dataset.sample_by if isinstance(dataset, TextDataset) else "line",
             field=dataset.field if isinstance(dataset, JSONDataset) else None,
-            typed=tuple(name for name in self.wanted if name != dataset.messages_column),
+            typed=tuple(name for name in self.wanted if name != self.messages),
         )
 
     def _folder(self, room: str, more: dict[str, Any]) -> Path:
@@ -187,7 +189,7 @@ class Conversion:
                 for batch in self._batches(path, Report()):
                     for values in batch:
                         names.update(dict.fromkeys(values))
-                    found = schema_of(batch, self.wanted, self.dataset.messages_column)
+                    found = schema_of(batch, self.wanted, self.messages)
                     if found not in schemas:
                         schemas.append(found)
             self._check_unchanged(file)

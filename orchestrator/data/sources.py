@@ -61,6 +61,8 @@ class Source:
     """Empty for a hub or saved dataset, which is Arrow already."""
     wanted: tuple[str, ...] = ()
     """Columns that the section names for whatever kind of stage, which are those that are copied."""
+    messages: str | None = None
+    """That of them which holds conversations, whatever a stage reads."""
     columns: Columns | None = None
     """Those of all files; absent without files."""
     against: tuple[Source, ...] = ()
@@ -76,8 +78,8 @@ class Source:
         keys = self.dataset.model_dump(mode="json", exclude=KEYS_WITHOUT_CONTENT)
         against = [other.digest for other in self.against]
         content: dict[str, Any] = {"content": list(self.content), "against": against}
-        if kind_of(self.dataset) == "json":
-            # A record is left out for a value of any column that is copied, whichever a stage reads.
+        if self.groups and self.left_out()[0]:
+            # A record may be left out for a value of any column that is copied, whichever a stage reads.
             content["copied"] = self.wanted
         return digest_values({"versions": ROWS, "keys": keys, **content})
 
@@ -185,7 +187,7 @@ class Source:
 
     def conversion(self, group: Group) -> Conversion:
         """What turns a group of its files into Arrow."""
-        return Conversion(self.name, self.dataset, self.cache_dir, group, self.wanted)
+        return Conversion(self.name, self.dataset, self.cache_dir, group, self.wanted, self.messages)
 
 
 def find_source(name: str, dataset: Dataset, cache_dir: Path, tasks: Tasks = IN_PROCESS) -> Source:
@@ -216,7 +218,15 @@ def find_source(name: str, dataset: Dataset, cache_dir: Path, tasks: Tasks = IN_
     for members, digests in tasks.map(_digest_files, _consecutive(files)):
         groups.append(Group(tuple(members), tuple(digests)))
         content += digests
-    source = Source(name, dataset, cache_dir, tuple(content), tuple(groups), wanted_columns(dataset))
+    source = Source(
+        name,
+        dataset,
+        cache_dir,
+        tuple(content),
+        tuple(groups),
+        wanted_columns(dataset),
+        dataset.messages_column,
+    )
     found = zip(
         map(_files_text, groups), tasks.map(_look, [(source, group) for group in groups]), strict=True
     )

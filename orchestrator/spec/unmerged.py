@@ -31,7 +31,7 @@ def _names(root: Table) -> list[str]:
 
 def lacked_key(error: ErrorDetails, path: KeyPath) -> str | None:
     """The key of a stage that this error, at ``path``, finds missing."""
-    if path[:1] != ("stages",):
+    if path[:1] != ("stages",) or len(path) == 1:
         return None
     if error["type"] == "missing":
         return f"'{key_text(path[2:])}'"

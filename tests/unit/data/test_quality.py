@@ -126,7 +126,7 @@ def test_the_reason_is_the_key_of_the_section(keys: dict[str, Any], text: str, e
     [
         ({"min_chars": 3, "max_chars": 2}, "min_chars 3 is above max_chars 2"),
         ({"quality": {"min_words": 9, "max_words": 8}}, "min_words 9 is above max_words 8"),
-        ({"quality": {"max_top_ngram_character_fractions": [0.1]}}, "has 1 numbers, expected 3"),
+        ({"quality": {"max_top_ngram_character_fractions": [0.1]}}, "has 1 number, expected 3"),
     ],
 )
 def test_limits_that_contradict_each_other_are_refused(keys: dict[str, Any], message: str) -> None:

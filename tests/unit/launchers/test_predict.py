@@ -311,7 +311,7 @@ def test_a_stage_that_reads_weights_answers_with_them(tmp_path: Path) -> None:
 
 def test_a_stage_without_weights_is_refused_with_the_stage_that_would_make_them(tmp_path: Path) -> None:
     layout = finished_run(tmp_path, trained_tokenizer(tmp_path, "bpe"), "causal_lm")
-    with pytest.raises(PlanError, match=r"no stage 'exprt', expected one of .*'export'\]"):
+    with pytest.raises(PlanError, match=r"no stage 'exprt'\. Did you mean 'export'\? Its stages: pretrain"):
         answer(layout, "a film", stage="exprt")
     layout.stage("pretrain").weights.rename(tmp_path / "elsewhere")
     weightless = (

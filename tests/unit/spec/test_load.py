@@ -253,6 +253,11 @@ def test_a_damaged_resolved_job_is_refused(tmp_path: Path) -> None:
         load_resolved(path)
 
 
+def test_a_file_without_stages_is_answered_with_the_key_that_is_missing(tmp_path: Path) -> None:
+    (problem,) = [text for text in complaints(tmp_path, "name: tiny\n") if "stages" in text]
+    assert "stages: required, but missing" in problem
+
+
 def test_a_whole_float_is_a_whole_number(tmp_path: Path) -> None:
     job = load(tmp_path, changed("{max_steps: 10}", "{max_tokens: 1e6}"))
     assert first_stage(job).limits == Limits(max_tokens=1_000_000)
