@@ -6,19 +6,36 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 
-from orchestrator.checkpoint.layout import StageLayout
+from orchestrator.checkpoint.layout import RunLayout, StageLayout
 from orchestrator.errors import DataError, PlanError
-from orchestrator.spec.job import TrainStage
-from orchestrator.spec.plan import BatchPlan, count_steps
+from orchestrator.spec.job import Job, TrainStage
+from orchestrator.spec.plan import BatchPlan, count_steps, plan_batch
+from orchestrator.spec.reads import trained_stage
 
 
-def planned_steps(stage: TrainStage, batch: BatchPlan, layout: StageLayout) -> int | None:
+def planned_steps(
+    stage: TrainStage, batch: BatchPlan, layout: StageLayout, begun: Mapping[str, int] | None = None
+) -> int | None:
     """Optimizer steps of a stage; ``None`` while they depend on data that is not prepared.
+
+    Args:
+        begun: Rows that its datasets will have given before it; absent: as it was prepared.
 
     Raises:
         PlanError: The stage stops at the end of a dataset that is shorter than its first step.
     """
     folders = _prepared_folders(stage, layout)
+    return steps_of(stage, batch, folders, _begun(layout) if begun is None else begun)
+
+
+def steps_of(
+    stage: TrainStage, batch: BatchPlan, folders: Mapping[str, Path], begun: Mapping[str, int]
+) -> int | None:
+    """Optimizer steps of a stage on these prepared folders, which have given ``begun`` rows before it.
+
+    Raises:
+        PlanError: The stage stops at the end of a dataset that is shorter than its first step.
+    """
     if stage.data.on_exhausted == "repeat":
         return count_steps(stage.limits, batch, _count_rows(folders))
     # Here and not above: it imports numpy, which plans of stages that repeat their data do without.
@@ -31,28 +48,53 @@ def planned_steps(stage: TrainStage, batch: BatchPlan, layout: StageLayout) -> i
         return None
     if not metas:
         return None
-    mixture = Mixture.of_prepared(stage.data.mixture, stage.data.mixture_unit, metas, _begun(layout))
+    mixture = Mixture.of_prepared(stage.data.mixture, stage.data.mixture_unit, metas, begun)
     try:
         return count_steps(stage.limits, batch, int(mixture.num_rows.sum()), mixture.exhaustion())
     except PlanError as error:
         raise PlanError(f"stage '{stage.name}': {error}") from error
 
 
-def rows_drawn(stage: TrainStage, batch: BatchPlan, layout: StageLayout) -> dict[str, int]:
-    """Rows that each dataset of a prepared stage has given when it ends, those of stages before included."""
+def rows_drawn(
+    stage: TrainStage, batch: BatchPlan, layout: StageLayout, begun: Mapping[str, int] | None = None
+) -> dict[str, int]:
+    """Rows that each dataset of a prepared stage has given when it ends, those of stages before included.
+
+    Args:
+        begun: Rows that its datasets will have given before it; absent: as it was prepared.
+    """
     from orchestrator.data.mixture import Mixture
     from orchestrator.data.prepared import Meta
 
-    steps = planned_steps(stage, batch, layout)
+    begun = _begun(layout) if begun is None else begun
+    steps = planned_steps(stage, batch, layout, begun)
     assert steps is not None
     metas = {name: Meta.open(folder) for name, folder in _prepared_folders(stage, layout).items()}
-    mixture = Mixture.of_prepared(stage.data.mixture, stage.data.mixture_unit, metas, _begun(layout))
+    mixture = Mixture.of_prepared(stage.data.mixture, stage.data.mixture_unit, metas, begun)
     return mixture.drawn(steps * batch.global_batch_size)
+
+
+def begun_as_planned(job: Job, stage: TrainStage, run: RunLayout) -> dict[str, int] | None:
+    """Rows that a stage's datasets will have given before it; ``None`` while that is not known."""
+    if stage.data.after is None:
+        return {}
+    earlier = trained_stage(job, stage.data.after)
+    before, layout = begun_as_planned(job, earlier, run), run.stage(earlier.name)
+    if before is None or not _prepared_folders(earlier, layout):
+        return None
+    try:
+        drawn = rows_drawn(earlier, plan_batch(earlier, job.resources), layout, before)
+    except DataError:
+        return None
+    return {name: drawn[name] for name in stage.data.mixture if name in drawn}
 
 
 def _begun(layout: StageLayout) -> dict[str, int]:
     """Rows that the datasets of a prepared stage have given before it."""
-    found: dict[str, int] = json.loads(layout.inputs.read_text(encoding="utf-8")).get("begun", {})
+    try:
+        found: dict[str, int] = json.loads(layout.inputs.read_text(encoding="utf-8")).get("begun", {})
+    except (OSError, ValueError):
+        return {}
     return found
 
 

@@ -61,7 +61,12 @@ def _state_text(stage: dict[str, Any]) -> str:
 
 def _changed_text(stage: dict[str, Any]) -> list[str]:
     """What became of the stage's data since it was prepared, and what follows from that."""
-    if not stage["changed_data"] or stage["state"] == "starts over":
+    if stage["state"] == "starts over":
+        return []
+    if stage["gone_data"]:
+        names = ", ".join(f"'{name}'" for name in stage["gone_data"])
+        return [f"the source of {names} is gone: the rows that were prepared from it are kept"]
+    if not stage["changed_data"]:
         return []
     named, more = stage["changed_data"][:3], len(stage["changed_data"]) - 3
     files = "; ".join(named) + (f"; and {more} more" if more > 0 else "")

@@ -9,7 +9,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from launchers.counting import packing_efficiency, planned_steps
+from launchers.counting import begun_as_planned, packing_efficiency, planned_steps
 from launchers.forecast import Forecast, forecast_stages, read_inputs
 from launchers.pins import pinned, read_pins
 from launchers.run_directory import bent_schedules, refuse_changed
@@ -80,6 +80,7 @@ def _plan_stage(
         "done": forecast.state == "done",
         "state": forecast.state,
         "changed_data": list(forecast.changed_data),
+        "gone_data": list(forecast.gone_data),
     }
     if not isinstance(stage, TrainStage):
         return plan
@@ -90,7 +91,8 @@ def _plan_stage(
         num_trained = parameters.count(config, *head, trainable=stage.trainable, freeze=stage.freeze)
     except ModelError as error:
         raise ModelError(f"stage '{stage.name}': {error}") from error
-    steps = planned_steps(stage, batch, run.stage(stage.name))
+    begun = begun_as_planned(job, stage, run)
+    steps = None if begun is None else planned_steps(stage, batch, run.stage(stage.name), begun)
     return plan | {
         "objective": stage.objective.name,
         "strategy": stage.strategy.name,

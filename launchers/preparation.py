@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from itertools import chain
 from typing import TYPE_CHECKING
 
+from launchers.counting import rows_drawn, steps_of
 from launchers.display import Display
 from launchers.ray_tasks import RayTasks
 from launchers.run_directory import has_started, opened_run, set_aside
@@ -111,6 +112,10 @@ class Preparation:
         self._fingerprints[stage.name] = weights_fingerprint(
             job, stage, input_fingerprints=inputs, data_digests=digests
         )
+        begun = self._begun(stage, digests) if isinstance(stage, TrainStage) else {}
+        if isinstance(stage, TrainStage) and data:
+            # A stage without room for a step is refused before anything is set aside for it.
+            steps_of(stage, plan_batch(stage, job.resources), data.train, begun)
         self._settle_changed_inputs(stage, inputs, digests, data.files if data else {})
         StageInputs(
             fingerprint=fingerprint,
@@ -124,7 +129,7 @@ class Preparation:
             data_digests=digests,
             input_fingerprints=inputs,
             files=data.files if data else {},
-            begun=self._begun(stage, digests) if isinstance(stage, TrainStage) else {},
+            begun=begun,
         ).write(stage_layout.inputs)
         return fingerprint
 
@@ -134,7 +139,6 @@ class Preparation:
         Raises:
             PlanError: They are other rows now.
         """
-        from launchers.counting import rows_drawn
         from orchestrator.train.inputs import StageInputs
 
         if stage.data.after is None:

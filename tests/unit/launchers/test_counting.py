@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from launchers.counting import planned_steps
-from orchestrator.checkpoint.layout import StageLayout
+from launchers.counting import begun_as_planned, planned_steps
+from orchestrator.checkpoint.layout import RunLayout, StageLayout
 from orchestrator.errors import PlanError
 from orchestrator.spec.job import Resources, TrainStage
 from orchestrator.spec.plan import plan_batch
@@ -58,3 +58,22 @@ def test_damaged_data_counts_as_not_prepared(tmp_path: Path) -> None:
     layout = StageLayout(tmp_path / "pretrain")
     (prepare(layout, 100) / "tokens.bin").write_bytes(b"")
     assert steps_of(stage, layout) is None
+
+
+def test_a_stage_that_goes_on_in_the_rows_of_another_begins_where_that_will_end(tmp_path: Path) -> None:
+    second = VALID[VALID.index("  - name: pretrain") :].replace("name: pretrain", "name: go-on", 1)
+    second = second.replace("model: {config: {model_type: gpt2}}", "init: {stage: pretrain}")
+    text = VALID + second.replace("mixture: {rfc: 1.0}", "after: pretrain, mixture: {rfc: 1.0}")
+    run = RunLayout(tmp_path / "run")
+    for name in ("pretrain", "go-on"):
+        run.stage(name).root.mkdir(parents=True)
+    job = load(tmp_path, text)
+    first, second_stage = job.stages
+    assert isinstance(first, TrainStage)
+    assert isinstance(second_stage, TrainStage)
+    assert begun_as_planned(job, first, run) == {}
+    assert begun_as_planned(job, second_stage, run) is None, "nothing is prepared"
+    prepare(run.stage("pretrain"), 1000)
+    assert begun_as_planned(job, second_stage, run) == {"rfc": 160}
+    longer = load(tmp_path, text, "stages.pretrain.limits.max_steps=20")
+    assert begun_as_planned(longer, longer.stages[1], run) == {"rfc": 320}  # type: ignore[arg-type]

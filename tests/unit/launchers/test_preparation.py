@@ -106,3 +106,26 @@ def test_other_rows_of_a_finished_evaluation_are_said(tmp_path: Path) -> None:
         preparation.prepare(stage)
     (event,) = read_json_lines(layout.events)
     assert (event["event"], event["stage"]) == ("evaluation_data_changed", "test")
+
+
+def test_a_stage_that_has_no_room_for_a_step_any_more_is_refused_and_stays(tmp_path: Path) -> None:
+    keys = make_job(tmp_path).model_dump(mode="json", by_alias=True)
+    first = keys["stages"][0] | {"limits": {"max_steps": 3}}
+    data = {**first["data"], "after": "classify", "on_exhausted": "stop"}
+    second = {**first, "name": "again", "model": None, "init": {"stage": "classify"}, "data": data}
+
+    def start(max_steps: int) -> None:
+        job = Job.model_validate(keys | {"stages": [first | {"limits": {"max_steps": max_steps}}, second]})
+        preparation = Preparation(job, layout, ProgressDisplay(io.StringIO(), layout), "run", IN_PROCESS)
+        for stage in job.stages:
+            layout.stage(stage.name).root.mkdir(parents=True, exist_ok=True)
+            preparation.prepare(stage)
+            layout.stage(stage.name).result.write_text('{"step": 3}')
+
+    layout = RunLayout(tmp_path / "runs" / "job")
+    start(3)
+    # Of 30 rows 28 are read by then.
+    with pytest.raises(PlanError, match=r"'again': .*'rows' runs out after 2 rows"):
+        start(7)
+    assert layout.stage("again").result.exists()
+    assert not list(layout.root.glob("again.before-*"))
