@@ -13,7 +13,7 @@ import numpy as np
 
 from orchestrator.data.csv_records import separator_hint
 from orchestrator.data.csv_values import holds_value
-from orchestrator.data.fields import columns_of, is_all_text
+from orchestrator.data.fields import Undecoded, columns_of, is_all_text
 from orchestrator.data.files import nearest
 from orchestrator.errors import DataError
 from orchestrator.spec.datasets import Dataset, DatasetSection, Scalar
@@ -131,7 +131,7 @@ def _text_or_bytes(value: Any, kind: Any) -> Any:
         try:
             return value.decode("utf-8")
         except UnicodeDecodeError:
-            return value
+            return Undecoded(value)
     if types.is_list(kind) or types.is_large_list(kind) or types.is_fixed_size_list(kind):
         return [_text_or_bytes(item, kind.value_type) for item in value]
     if types.is_struct(kind):

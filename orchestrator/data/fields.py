@@ -31,6 +31,11 @@ LIKE_ASSISTANT = ("assistant", "gpt", "bot", "model", "ai", "chatgpt")
 # Characters of a value that a message shows.
 SHOWN = 200
 
+
+class Undecoded(bytes):
+    """A text that is not UTF-8."""
+
+
 Batch = Mapping[str, list[Any]]
 """Rows, field by field."""
 
@@ -193,6 +198,11 @@ def _messages_problem(column: str, messages: Any) -> str | None:
     if not _is_list(messages) or len(messages) == 0:
         return f"column '{column}' holds {_shown(messages)}, expected a list of messages"
     for number, message in enumerate(messages):
+        given = message if isinstance(message, Mapping) else {}
+        undecoded = _undecoded({key: said for key, said in given.items() if key not in ("role", "content")})
+        if undecoded is not None:
+            where = f"column '{column}', message {number} (counted from 0)"
+            return f"{where} holds {_shown(undecoded)}, which is not UTF-8"
         for key in ("role", "content"):
             value = message.get(key) if isinstance(message, Mapping) else None
             if (
@@ -213,6 +223,17 @@ def _messages_problem(column: str, messages: Any) -> str | None:
                     " expected a string"
                 )
     return None
+
+
+def _undecoded(value: Any) -> Undecoded | None:
+    """A text somewhere in a value that is not UTF-8."""
+    if isinstance(value, str):
+        return None
+    if isinstance(value, Mapping):
+        value = list(value.values())
+    if isinstance(value, list):
+        return next((found for item in value if (found := _undecoded(item)) is not None), None)
+    return value if isinstance(value, Undecoded) else None
 
 
 def _words_problem(dataset: DatasetSection, words: Any, tags: Any) -> str | None:

@@ -240,11 +240,13 @@ def _leave_out(rows: TextPart, row: int, unfit: Unfit, *, is_first: bool) -> Non
     Raises:
         DataError: It is faulty, and faulty rows are errors.
     """
-    if not is_first and not unfit.is_fault:
-        return
     source = rows.source
+    is_error = unfit.is_fault and source.dataset.on_bad_row == "error"
+    if not is_first and not is_error:
+        # To say where a row stands, its file is read.
+        return
     where = f"datasets.{source.name}: {source.place_of(int(rows.numbers[row]))}: {unfit.problem}"
-    if unfit.is_fault and source.dataset.on_bad_row == "error":
+    if is_error:
         raise DataError(f"{where}. Correct or filter the row, or set on_bad_row: skip.")
     if is_first:
         log.warning("%s; this row is left out, and others like it", where)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 
-from orchestrator.spec.job import Job, TrainStage
+from orchestrator.spec.job import EvaluateStage, Job, TrainStage
 from orchestrator.spec.training import (
     DDPStrategy,
     MaskedLMObjective,
@@ -75,7 +75,12 @@ def _check_packed_labels(job: Job, stage: TrainStage, path: KeyPath) -> Iterator
     """Packed rows of sequence_classification: documents apart, with one label each."""
     objective, data, strategy = stage.objective, stage.data, stage.strategy
     assert isinstance(objective, SequenceClassificationObjective)
-    paired = [name for name in data.mixture if getattr(job.datasets.get(name), "text_pair_column", None)]
+    read = [*data.mixture, *(stage.evaluation.datasets if stage.evaluation else ())]
+    for other in job.stages:
+        read += other.datasets if isinstance(other, EvaluateStage) and other.from_ == stage.name else ()
+    paired = [
+        name for name in dict.fromkeys(read) if getattr(job.datasets.get(name), "text_pair_column", None)
+    ]
     if objective.problem != "single_label" or paired:
         found = f"datasets {paired} have pairs of texts" if paired else f"problem is '{objective.problem}'"
         yield (

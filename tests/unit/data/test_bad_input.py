@@ -194,6 +194,19 @@ NESTED = {
         {"messages_column": "m"},
         "column 'm', message 0 (counted from 0) has content b'x\\xff', expected a string",
     ),
+    "other keys of messages": (
+        {
+            "m": pyarrow.ListArray.from_arrays(
+                ONE_EACH,
+                pyarrow.StructArray.from_arrays(
+                    [["user"] * 3, ["a"] * 3, pyarrow.ListArray.from_arrays(ONE_EACH, STRINGS)],
+                    names=["role", "content", "tools"],
+                ),
+            )
+        },
+        {"messages_column": "m"},
+        "column 'm', message 0 (counted from 0) holds b'x\\xff', which is not UTF-8",
+    ),
 }
 
 

@@ -24,6 +24,7 @@ from orchestrator.data.conversations import (
 from orchestrator.data.encode import Encoded, Unfit
 from orchestrator.data.loader import RowReader
 from orchestrator.data.prepared import Meta
+from orchestrator.data.sources import Source
 from orchestrator.data.tokenizer import load_tokenizer, tokenizer_digest, vocabulary_digest
 from orchestrator.errors import DataError
 from tests.unit.data.corpus import make_texts, prepared, section, write_jsonl
@@ -281,6 +282,47 @@ def test_calls_that_the_template_leaves_out_are_no_empty_answers(tmp_path: Path,
         prepared("chat", dataset, "train", ALONE, folder, tmp_path)
     dataset = conversations(tmp_path / "b.jsonl", rows, on_bad_row="skip", **keys)
     assert Meta.open(prepared("chat", dataset, "train", ALONE, folder, tmp_path)).num_documents == 1
+
+
+def test_a_template_that_refuses_a_conversation_without_its_calls_is_one_that_reads_them(
+    tmp_path: Path, bpe: Path
+) -> None:
+    template = tmp_path / "strict.jinja"
+    empty = (
+        "{% if not message.content and not message.tool_calls %}{{ raise_exception('nothing') }}{% endif %}"
+    )
+    call = "{% if message.tool_calls %}{{ message.tool_calls[0].function.name }}{% endif %}"
+    marked = MARKED.replace("message.content + eos_token }}", "message.content }}" + call + "{{ eos_token }}")
+    template.write_text(
+        marked.replace("{% if message.role == 'assistant' %}", empty + "{% if message.role == 'assistant' %}")
+    )
+    folder = prepare_chat_template(bpe, str(template), tmp_path)
+    calls = {"role": "assistant", "content": None, "tool_calls": [{"function": {"name": "look"}}]}
+    rows = [
+        {"m": [*say("where"), calls, {"role": "tool", "content": "x"}, {"role": "assistant", "content": "y"}]}
+    ]
+    dataset = conversations(tmp_path / "rows.jsonl", rows, messages_column="m")
+    assert Meta.open(prepared("chat", dataset, "train", ALONE, folder, tmp_path)).num_documents == 1
+
+
+def test_the_place_of_a_row_is_looked_up_for_the_one_that_is_named(
+    tmp_path: Path, bpe: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = [{"m": say("a", "b")}, *[{"m": [{"role": "assistant", "content": "b"}] * 2}] * 5]
+    folder = prepare_chat_template(bpe, str(strict_file(tmp_path)), tmp_path)
+    dataset = conversations(tmp_path / "rows.jsonl", rows, messages_column="m", on_bad_row="skip")
+    looked_up: list[int] = []
+    place_of = Source.place_of
+    monkeypatch.setattr(Source, "place_of", lambda self, row: (looked_up.append(row), place_of(self, row))[1])
+    assert Meta.open(prepared("chat", dataset, "train", ALONE, folder, tmp_path)).num_documents == 1
+    assert looked_up == [1]
+
+
+def strict_file(folder: Path) -> Path:
+    """A template that refuses conversations in which the user does not speak first."""
+    path = folder / "user_first.jinja"
+    path.write_text(STRICT)
+    return path
 
 
 BAD = {
