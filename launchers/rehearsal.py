@@ -17,19 +17,17 @@ from pathlib import Path
 from typing import Any
 
 from launchers.rehearsed_faults import FAULTS, SAVE_EVERY, NotPossibleError
+from launchers.rehearsed_job import STEPS, shortened
 from launchers.rehearsed_run import RehearsedRun
 from launchers.verification import verify_run
 from orchestrator.checkpoint.layout import RunLayout
 from orchestrator.counts import counted
 from orchestrator.errors import PlanError
 from orchestrator.spec.job import Job, TrainStage
-from orchestrator.spec.messages import which_stage
-from orchestrator.spec.plan import input_stage
 from orchestrator.spec.promise import BITWISE, EXACT, promise
 from orchestrator.tracking.events import read_json_lines
 from orchestrator.train.rehearsed import EVENT
 
-STEPS = 3 * SAVE_EVERY
 # Losses of the same rows, added in another order.
 LOSS_TOLERANCE = 1e-5
 NOTICED = ("rank_failed", "hang", "stage_stopped", "quarantine", "stage_started")
@@ -191,36 +189,3 @@ def _is_bitwise(stage: TrainStage, job: Job, changed: Mapping[str, Any]) -> bool
     other = job.resources.with_workers(workers)
     promised = promise(stage, job.resources, job.reproducibility)
     return promised == promise(other_stage, other, job.reproducibility) and promised in (BITWISE, EXACT)
-
-
-def shortened(job: Job, stage_name: str | None) -> Job:
-    """A copy of a job with one training stage, cut short, and what that builds on.
-
-    Raises:
-        PlanError: There is no such training stage.
-    """
-    names = [stage.name for stage in job.stages if isinstance(stage, TrainStage)]
-    name = names[0] if stage_name is None else stage_name
-    if name not in names:
-        hint = which_stage(name, names, plural="Its training stages")
-        raise PlanError(f"job '{job.name}' has no training stage '{name}'.{hint}")
-    chain = [job.stage(name)]
-    while (before := input_stage(chain[0])) is not None:
-        chain.insert(0, job.stage(before))
-    stages = [_cut(stage, 1) for stage in chain[:-1]] + [_cut(chain[-1], STEPS)]
-    document = job.model_dump(mode="json", by_alias=True)
-    resources = {**document["resources"], "max_failures": max(1, job.resources.max_failures)}
-    return Job.model_validate({**document, "stages": stages, "resources": resources, "tracking": {}})
-
-
-def _cut(stage: Any, steps: int) -> dict[str, Any]:
-    """A stage's section, cut to some steps and without evaluations."""
-    assert isinstance(stage, TrainStage)
-    changes = {
-        "limits": {"max_steps": steps},
-        "evaluation": None,
-        # Waited for: a fault finds the checkpoint before it complete, however short the steps are.
-        "checkpoint": {"every_steps": SAVE_EVERY, "keep_last": STEPS, "asynchronous": False},
-        "logging": {"every_steps": 1},
-    }
-    return {**stage.model_dump(mode="json", by_alias=True), **changes}

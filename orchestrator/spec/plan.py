@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from orchestrator.counts import counted
 from orchestrator.errors import PlanError
 from orchestrator.spec.job import Job, Resources, Stage, TrainStage
-from orchestrator.spec.optimization import Limits
+from orchestrator.spec.optimization import Limits, Schedule, WarmupStableDecay
 from orchestrator.spec.reproducibility import exact_complaint
 
 # Absorbs the rounding of num_rows * max_epochs, so that 0.3 epochs of 10 rows are 3 rows.
@@ -166,6 +166,29 @@ def _limit_steps(limits: Limits, batch: BatchPlan, num_rows: int | None) -> int 
         return None
     assert limits.max_epochs is not None
     return max(1, int(num_rows * limits.max_epochs / batch.global_batch_size + ROUNDING))
+
+
+def ramp_steps(schedule: Schedule) -> tuple[int, int]:
+    """Steps of a schedule's warm-up and of its decay at the end; a decay without a length of its own is 0."""
+    return schedule.warmup_steps, schedule.decay_steps if isinstance(schedule, WarmupStableDecay) else 0
+
+
+def fit_schedule(schedule: Schedule, num_steps: int) -> Schedule:
+    """``schedule`` for a stage of ``num_steps`` steps: as it is, or with ramps that leave room for the rest.
+
+    Warm-up and decay that are too long get two thirds of the stage, in the proportion of their own
+    lengths: all parts of the schedule are met, and the warm-up, which keeps a loss from jumping, is long.
+    """
+    warmup, decay = ramp_steps(schedule)
+    length = warmup + decay
+    if length <= num_steps:
+        return schedule
+    room = 2 * num_steps // 3
+    shorter = -(-room * warmup // length)
+    if not isinstance(schedule, WarmupStableDecay):
+        return schedule.model_copy(update={"warmup_steps": shorter})
+    # A decay has one step at least.
+    return schedule.model_copy(update={"warmup_steps": shorter, "decay_steps": max(1, room - shorter)})
 
 
 def input_stage(stage: Stage) -> str | None:

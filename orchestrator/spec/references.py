@@ -24,9 +24,9 @@ from orchestrator.spec.float16 import check_loss_scale
 from orchestrator.spec.job import EvaluateStage, Job, Stage, TrainStage
 from orchestrator.spec.messages import suggestion
 from orchestrator.spec.metrics import check_keep_best
-from orchestrator.spec.optimization import Adafactor, WarmupStableDecay
+from orchestrator.spec.optimization import Adafactor
 from orchestrator.spec.packing_rules import check_after, check_packing
-from orchestrator.spec.plan import batch_complaint, count_steps, input_stage, plan_batch
+from orchestrator.spec.plan import batch_complaint, count_steps, input_stage, plan_batch, ramp_steps
 from orchestrator.spec.positions import first_position
 from orchestrator.spec.reproducibility import check_exact, exact_complaint
 from orchestrator.spec.sweep import check_points
@@ -211,7 +211,7 @@ def _check_batch(job: Job, stage: TrainStage, path: KeyPath) -> Iterator[Complai
 
 
 def _check_optimization(job: Job, stage: TrainStage, path: KeyPath) -> Iterator[Complaint]:
-    strategy, schedule, workers = stage.strategy, stage.schedule, job.resources.num_workers
+    strategy, workers = stage.strategy, job.resources.num_workers
     if isinstance(strategy, FSDP2Strategy) and workers % strategy.replicate_degree:
         yield (
             (*path, "strategy", "replicate_degree"),
@@ -224,8 +224,8 @@ def _check_optimization(job: Job, stage: TrainStage, path: KeyPath) -> Iterator[
             "adafactor factors matrices, which zero 1 to 3 flatten; use strategy zero with"
             " stage 0, ddp or fsdp2, or the optimizer adamw",
         )
-    decay_steps = schedule.decay_steps if isinstance(schedule, WarmupStableDecay) else 0
-    length = schedule.warmup_steps + decay_steps
+    warmup_steps, decay_steps = ramp_steps(stage.schedule)
+    length = warmup_steps + decay_steps
     if batch_complaint(stage, job.resources) is None:
         num_steps = count_steps(stage.limits, plan_batch(stage, job.resources), None)
         if num_steps is not None and length > num_steps:
