@@ -60,6 +60,15 @@ def _plan(run: RehearsedRun, stage: TrainStage, kind: FaultKind, *, phase: Phase
     RehearsedFault(kind, rank, stage.name, step, phase).write(run.open())
 
 
+def _watched(job: Job) -> Changes:
+    """Nothing is changed, and somebody watches."""
+    if job.resources.hang_timeout_seconds is None:
+        raise NotPossibleError(
+            "resources.hang_timeout_seconds is null, so that hanging workers are waited for"
+        )
+    return {}
+
+
 def _kill_all(run: RehearsedRun, stage: TrainStage, changes: Changes) -> int:
     """Every worker and the driver die; then the same command."""
     _plan(run, stage, "kill", phase="compute", rank=None)
@@ -129,8 +138,8 @@ FAULTS: Mapping[str, Fault] = {
     "corrupt": Fault(
         "all are killed, and a bit of the newest checkpoint flips", _corrupt, max_steps_lost=2 * SAVE_EVERY
     ),
-    "hang": Fault("one worker is frozen", _inside("freeze")),
-    "hang-data": Fault("one worker waits for its data for ever", _inside("hang", phase="data")),
+    "hang": Fault("one worker is frozen", _inside("freeze"), _watched),
+    "hang-data": Fault("one worker waits for its data for ever", _inside("hang", phase="data"), _watched),
     "resize": Fault("stopped, and gone on with fewer workers", _stop_and_go_on, _other_num_workers, 0),
     "switch-strategy": Fault(
         "stopped, and gone on with another strategy", _stop_and_go_on, _other_strategy, 0
