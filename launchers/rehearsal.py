@@ -10,7 +10,8 @@ Runs lie beside the job's own, so that prepared data is shared, and are removed 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -18,7 +19,7 @@ from typing import Any
 
 from launchers.rehearsed_faults import FAULTS, SAVE_EVERY, NotPossibleError
 from launchers.rehearsed_job import STEPS, shortened
-from launchers.rehearsed_run import RehearsedRun
+from launchers.rehearsed_run import OverdueError, RehearsedRun
 from launchers.verification import verify_run
 from orchestrator.checkpoint.layout import RunLayout
 from orchestrator.counts import counted
@@ -30,6 +31,9 @@ from orchestrator.train.rehearsed import EVENT
 
 # Losses of the same rows, added in another order.
 LOSS_TOLERANCE = 1e-5
+# A watchdog waits for 5 times the slowest step, which the whole reference is longer than, and what is left
+# to be done then is as long as the reference; the rest is for a machine that has become busier.
+PATIENCE = 10
 NOTICED = ("rank_failed", "hang", "stage_stopped", "quarantine", "stage_started")
 """Events that show that a fault was noticed."""
 
@@ -68,15 +72,18 @@ def rehearse(
     reference = RehearsedRun(copy, "reference", runs_dir)
     reference.remove()
     say("reference: running without a fault")
+    began = time.monotonic()
     if reference.run() != 0:
         raise PlanError(
             f"the job does not run even without a fault: {reference.last_words()}\nIts files are in"
             f" {reference.layout.root}"
         )
+    # Ray ends a worker that is frozen alone after twice the timeout.
+    seconds = PATIENCE * (time.monotonic() - began) + 2 * (copy.resources.hang_timeout_seconds or 0.0)
     findings = []
     for fault in faults:
         say(f"{fault}: {FAULTS[fault].summary}; running")
-        finding = _rehearse_one(fault, copy, stage, reference, runs_dir)
+        finding = _rehearse_one(fault, copy, stage, reference, RehearsedRun(copy, fault, runs_dir, seconds))
         findings.append(finding)
         say(f"{fault}: {'as it should be' if finding.ok else finding.note or finding.state_equal}")
     if all(finding.ok for finding in findings):
@@ -85,16 +92,20 @@ def rehearse(
 
 
 def _rehearse_one(
-    fault: str, copy: Job, stage: TrainStage, reference: RehearsedRun, runs_dir: Path
+    fault: str, copy: Job, stage: TrainStage, reference: RehearsedRun, run: RehearsedRun
 ) -> Finding:
     """One fault; its run is removed where all is well."""
-    run = RehearsedRun(copy, fault, runs_dir)
     run.remove()
     try:
         changed = FAULTS[fault].changes(copy)
     except NotPossibleError as reason:
         return Finding(fault, None, None, None, None, "-", ok=True, note=f"not possible: {reason}")
-    exit_code = FAULTS[fault].meet(run, stage, changed)
+    try:
+        exit_code = FAULTS[fault].meet(run, stage, changed)
+    except OverdueError as limit:
+        events = list(read_json_lines(run.layout.events))
+        note = f"{_undone(events)} within {limit} of a start (files in {run.layout.root})"
+        return Finding(fault, None, None, None, None, "no", ok=False, note=note)
     if exit_code != 0:
         note = f"ended with exit code {exit_code}: {run.last_words()} (files in {run.layout.root})"
         return Finding(fault, None, None, None, None, "no", ok=False, note=note)
@@ -104,12 +115,28 @@ def _rehearse_one(
     return finding
 
 
+def _happened(events: Sequence[Mapping[str, Any]]) -> int | None:
+    """Which of a run's events is the fault."""
+    return next((i for i, event in enumerate(events) if event["event"] in (EVENT, "run_stopped")), None)
+
+
+def _undone(events: Sequence[Mapping[str, Any]]) -> str:
+    """What a run that was ended before its end has not done."""
+    happened = _happened(events)
+    if happened is None:
+        return "the fault did not happen"
+    if any(event["event"] in NOTICED for event in events[happened + 1 :]):
+        return "noticed, but not at its end"
+    return "not noticed"
+
+
 def _judge(
     fault: str, run: RehearsedRun, reference: RehearsedRun, stage: TrainStage, *, exact: bool
 ) -> Finding:
     """Compare a finished run with the reference."""
     events = list(read_json_lines(run.layout.events))
-    happened = next(index for index, event in enumerate(events) if event["event"] in (EVENT, "run_stopped"))
+    happened = _happened(events)
+    assert happened is not None
     is_stop = events[happened]["event"] == "run_stopped"
     before, after = events[: happened + 1], events[happened + 1 :]
     noticed = next((event for event in after if event["event"] in NOTICED), None)

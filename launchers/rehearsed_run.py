@@ -25,13 +25,22 @@ POLL_SECONDS = 0.1
 LAST_LINES = 3
 
 
+class OverdueError(Exception):
+    """A start of a run was not over in time, and was ended."""
+
+
 class RehearsedRun:
     """A run that is started as often as it takes."""
 
-    def __init__(self, job: Job, purpose: str, runs_dir: Path) -> None:
-        """A run of ``job`` beside its own, named after ``purpose``."""
+    def __init__(self, job: Job, purpose: str, runs_dir: Path, seconds: float | None = None) -> None:
+        """A run of ``job`` beside its own, named after ``purpose``.
+
+        Args:
+            seconds: How long each start may take; ``None``: for ever.
+        """
         self.job = job.model_copy(update={"name": f"{job.name}.rehearsal-{purpose}"})
         self.layout = RunLayout(runs_dir.resolve() / self.job.name)
+        self._seconds = seconds
 
     def changed(self, changes: Mapping[str, Any]) -> RehearsedRun:
         """The same run, with other workers or another strategy from its next start on."""
@@ -42,7 +51,7 @@ class RehearsedRun:
         if "strategy" in changes:
             last = job.stages[-1].model_copy(update={"strategy": changes["strategy"]})
             job = job.model_copy(update={"stages": (*job.stages[:-1], last)})
-        run = RehearsedRun(job, "", self.layout.root.parent)
+        run = RehearsedRun(job, "", self.layout.root.parent, self._seconds)
         run.job, run.layout = job, self.layout
         return run
 
@@ -75,7 +84,11 @@ class RehearsedRun:
             )
 
     def run(self) -> int:
-        """Run to its end; the exit code."""
+        """Run to its end; the exit code.
+
+        Raises:
+            OverdueError: It took too long. So do the other ways to run.
+        """
         return self._watch(lambda process: None)
 
     def run_until_killed(self) -> None:
@@ -101,9 +114,11 @@ class RehearsedRun:
 
     def _watch(self, look: Callable[[subprocess.Popen[bytes]], None]) -> int:
         """Start the driver and look again and again until it ends; nothing of it is left behind."""
-        process = self._start()
+        process, began = self._start(), time.monotonic()
         try:
             while process.poll() is None:
+                if self._seconds is not None and time.monotonic() - began > self._seconds:
+                    raise OverdueError(f"{self._seconds:.0f} s")
                 look(process)
                 time.sleep(POLL_SECONDS)
             return process.returncode
