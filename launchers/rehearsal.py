@@ -78,12 +78,17 @@ def rehearse(
             f"the job does not run even without a fault: {reference.last_words()}\nIts files are in"
             f" {reference.layout.root}"
         )
+    # An elastic job has as many as there is room for.
+    job_as_run = copy.model_copy(
+        update={"resources": copy.resources.with_workers(_num_workers(reference.layout, stage.name)[-1])}
+    )
     # Ray ends a worker that is frozen alone after twice the timeout.
     seconds = PATIENCE * (time.monotonic() - began) + 2 * (copy.resources.hang_timeout_seconds or 0.0)
     findings = []
     for fault in faults:
         say(f"{fault}: {FAULTS[fault].summary}; running")
-        finding = _rehearse_one(fault, copy, stage, reference, RehearsedRun(copy, fault, runs_dir, seconds))
+        run = RehearsedRun(copy, fault, runs_dir, seconds)
+        finding = _rehearse_one(fault, job_as_run, stage, reference, run)
         findings.append(finding)
         say(f"{fault}: {'as it should be' if finding.ok else finding.note or finding.state_equal}")
     if all(finding.ok for finding in findings):
@@ -91,17 +96,26 @@ def rehearse(
     return findings
 
 
+def _num_workers(run: RunLayout, stage: str) -> list[int]:
+    """Numbers of workers of a stage, one for each range of steps."""
+    return [line["world_size"] for line in read_json_lines(run.stage(stage).ledger)]
+
+
 def _rehearse_one(
-    fault: str, copy: Job, stage: TrainStage, reference: RehearsedRun, run: RehearsedRun
+    fault: str, job: Job, stage: TrainStage, reference: RehearsedRun, run: RehearsedRun
 ) -> Finding:
-    """One fault; its run is removed where all is well."""
+    """One fault; its run is removed where all is well.
+
+    Args:
+        job: With the reference's number of workers.
+    """
     run.remove()
     try:
-        changed = FAULTS[fault].changes(copy)
+        changed = FAULTS[fault].changes(job)
     except NotPossibleError as reason:
         return Finding(fault, None, None, None, None, "-", ok=True, note=f"not possible: {reason}")
     try:
-        exit_code = FAULTS[fault].meet(run, stage, changed)
+        exit_code = FAULTS[fault].meet(run, job, changed)
     except OverdueError as limit:
         events = list(read_json_lines(run.layout.events))
         note = f"{_undone(events)} within {limit} of a start (files in {run.layout.root})"
@@ -109,7 +123,10 @@ def _rehearse_one(
     if exit_code != 0:
         note = f"ended with exit code {exit_code}: {run.last_words()} (files in {run.layout.root})"
         return Finding(fault, None, None, None, None, "no", ok=False, note=note)
-    finding = _judge(fault, run, reference, stage, exact=not changed or _is_bitwise(stage, copy, changed))
+    if _happened(list(read_json_lines(run.layout.events))) is None:
+        note = f"the fault did not happen before the run was at its end (files in {run.layout.root})"
+        return Finding(fault, None, None, None, None, "no", ok=False, note=note)
+    finding = _judge(fault, run, reference, stage, exact=not changed or _is_bitwise(stage, job, changed))
     if finding.ok:
         run.remove()
     return finding

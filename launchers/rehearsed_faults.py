@@ -37,8 +37,9 @@ class Fault:
     """One kind of fault."""
 
     summary: str
-    meet: Callable[[RehearsedRun, TrainStage, Changes], int]
-    """Has a run meet it and go on to its end; the exit code of the last start."""
+    meet: Callable[[RehearsedRun, Job, Changes], int]
+    """Has a run meet it and go on to its end; the exit code of the last start. The job has as many workers as
+    there are, and its last stage is the one to meet it."""
     changes: Callable[[Job], Changes] = lambda job: {}
     """What the run goes on with in place of the job's own."""
     max_steps_lost: int = SAVE_EVERY
@@ -48,16 +49,16 @@ class Fault:
 def _inside(kind: FaultKind, *, phase: Phase = "compute", all_ranks: bool = False) -> Any:
     """A fault that workers bring upon themselves, and that the same driver deals with."""
 
-    def meet(run: RehearsedRun, stage: TrainStage, changes: Changes) -> int:
-        _plan(run, stage, kind, phase=phase, rank=None if all_ranks else run.job.resources.num_workers - 1)
+    def meet(run: RehearsedRun, job: Job, changes: Changes) -> int:
+        _plan(run, job, kind, phase=phase, rank=None if all_ranks else job.resources.num_workers - 1)
         return run.run()
 
     return meet
 
 
-def _plan(run: RehearsedRun, stage: TrainStage, kind: FaultKind, *, phase: Phase, rank: int | None) -> None:
+def _plan(run: RehearsedRun, job: Job, kind: FaultKind, *, phase: Phase, rank: int | None) -> None:
     step = 2 * SAVE_EVERY if phase == "save" else FAULT_STEP
-    RehearsedFault(kind, rank, stage.name, step, phase).write(run.open())
+    RehearsedFault(kind, rank, job.stages[-1].name, step, phase).write(run.open())
 
 
 def _watched(job: Job) -> Changes:
@@ -69,18 +70,19 @@ def _watched(job: Job) -> Changes:
     return {}
 
 
-def _kill_all(run: RehearsedRun, stage: TrainStage, changes: Changes) -> int:
+def _kill_all(run: RehearsedRun, job: Job, changes: Changes) -> int:
     """Every worker and the driver die; then the same command."""
-    _plan(run, stage, "kill", phase="compute", rank=None)
+    _plan(run, job, "kill", phase="compute", rank=None)
     run.run_until_killed()
     return run.run()
 
 
-def _corrupt(run: RehearsedRun, stage: TrainStage, changes: Changes) -> int:
+def _corrupt(run: RehearsedRun, job: Job, changes: Changes) -> int:
     """As ``_kill_all``, and a bit of the newest checkpoint is flipped in between."""
-    _plan(run, stage, "kill", phase="data", rank=None)
-    run.run_until_killed()
-    found = list_steps(run.layout.stage(stage.name).checkpoints)
+    _plan(run, job, "kill", phase="data", rank=None)
+    if not run.run_until_killed():
+        return run.run()
+    found = list_steps(run.layout.stage(job.stages[-1].name).checkpoints)
     newest = [step for step in found if step.is_complete][-1]
     shard = max(newest.path.iterdir(), key=lambda path: path.stat().st_size)
     with shard.open("r+b") as file:
@@ -91,11 +93,11 @@ def _corrupt(run: RehearsedRun, stage: TrainStage, changes: Changes) -> int:
     return run.run()
 
 
-def _stop_and_go_on(run: RehearsedRun, stage: TrainStage, changes: Changes) -> int:
+def _stop_and_go_on(run: RehearsedRun, job: Job, changes: Changes) -> int:
     """SIGTERM, as a scheduler sends it; then the same command, perhaps with something changed."""
-    exit_code = run.run_until_stopped(stage.name, FAULT_STEP)
+    exit_code = run.run_until_stopped(job.stages[-1].name, FAULT_STEP)
     if exit_code != STOPPED:
-        return exit_code or 1
+        return exit_code
     return run.changed(changes).run()
 
 

@@ -38,6 +38,8 @@ def _cut(stage: Any, steps: int) -> dict[str, Any]:
     assert isinstance(stage, TrainStage)
     changes = {
         "limits": {"max_steps": steps},
+        # The steps are there, however few rows there are.
+        "data": stage.data.model_copy(update={"on_exhausted": "repeat"}).model_dump(mode="json"),
         "schedule": fit_schedule(stage.schedule, steps).model_dump(mode="json"),
         "evaluation": None,
         # Waited for: a fault finds the checkpoint before it complete, however short the steps are.

@@ -91,14 +91,22 @@ class RehearsedRun:
         """
         return self._watch(lambda process: None)
 
-    def run_until_killed(self) -> None:
-        """Run until its workers have met their fault; then kill the driver and all that it started here."""
+    def run_until_killed(self) -> bool:
+        """Run until its workers have met their fault; then kill the driver and all that it started here.
+
+        Returns:
+            Whether they met it; otherwise the run has ended by itself.
+        """
 
         def kill(process: subprocess.Popen[bytes]) -> None:
-            if any(event["event"] == EVENT for event in read_json_lines(self.layout.events)):
+            if self._has_met_fault():
                 kill_tree(process.pid)
 
         self._watch(kill)
+        return self._has_met_fault()
+
+    def _has_met_fault(self) -> bool:
+        return any(event["event"] == EVENT for event in read_json_lines(self.layout.events))
 
     def run_until_stopped(self, stage: str, step: int) -> int:
         """Run, and send SIGTERM once a stage has made some steps; the exit code."""

@@ -55,3 +55,10 @@ def test_ramps_fit_the_shortest_stages(num_steps: int, warmup: int, decay: int) 
     shorter = ramp_steps(fit_schedule(schedule, num_steps))
     assert sum(shorter) <= num_steps
     assert shorter[1] >= 1
+
+
+def test_the_copy_has_its_steps_however_few_rows_there_are() -> None:
+    job = make_job(data={"mixture": {"a": 1.0}, "seq_len": 16, "on_exhausted": "stop"})
+    stage = shortened(job, None).stages[-1]
+    assert isinstance(stage, TrainStage)
+    assert (stage.data.on_exhausted, stage.data.seq_len) == ("repeat", 16)

@@ -8,7 +8,9 @@ from pathlib import Path
 import pytest
 
 from launchers import rehearsal
+from launchers.rehearsed_faults import Fault
 from launchers.rehearsed_run import OverdueError, RehearsedRun
+from orchestrator.spec.job import Job
 from orchestrator.tracking.events import append_event
 from tests.unit.launchers.test_run_directory import make_job
 
@@ -43,14 +45,52 @@ def test_a_fault_that_nobody_notices_is_a_failed_line(
 ) -> None:
     run = Sleeper(make_job(), "hang", tmp_path, 0.2)
 
-    def meet(*arguments: object) -> int:
+    def meet(run: RehearsedRun, *others: object) -> int:
         for event in events:
             append_event(run.open().events, event, stage="pretrain")
         return run.run()
 
-    fault = rehearsal.FAULTS["hang"]
-    monkeypatch.setitem(rehearsal.FAULTS, "hang", fault.__class__("frozen", meet))  # type: ignore[arg-type]
+    monkeypatch.setattr(rehearsal, "FAULTS", {"hang": Fault("frozen", meet)})
     stage = make_job().stages[-1]
     finding = rehearsal._rehearse_one("hang", run.job, stage, run, run)  # type: ignore[arg-type]
     assert not finding.ok
     assert finding.note == f"{expected} of a start (files in {run.layout.root})"
+
+
+class Healthy(RehearsedRun):
+    """A run whose driver ends at once, with success."""
+
+    def _start(self) -> subprocess.Popen[bytes]:
+        self.open()
+        return subprocess.Popen(["true"])
+
+
+@pytest.mark.parametrize("fault", ["kill-rank", "kill-all", "corrupt", "preempt"])
+def test_a_fault_that_did_not_happen_is_a_failed_line(fault: str, tmp_path: Path) -> None:
+    run = Healthy(make_job(), fault, tmp_path, 20.0)
+    stage = make_job().stages[-1]
+    finding = rehearsal._rehearse_one(fault, run.job, stage, run, run)  # type: ignore[arg-type]
+    assert not finding.ok
+    assert finding.note.startswith("the fault did not happen before the run was at its end (files in ")
+
+
+def test_an_elastic_run_meets_its_fault_at_a_rank_that_there_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = make_job(resources={"num_workers": {"min": 1, "max": 4}})
+    met: list[int] = []
+
+    def meet(run: RehearsedRun, job: Job, *others: object) -> int:
+        assert run.job.resources.is_elastic
+        met.append(job.resources.num_workers)
+        return 1
+
+    def run(self: RehearsedRun) -> int:
+        append_event(self.open().stage("pretrain").ledger, "", steps=[0, 12], world_size=2)
+        return 0
+
+    monkeypatch.setattr(RehearsedRun, "run", run)
+    monkeypatch.setattr(rehearsal, "FAULTS", {"first": Fault("", meet), "second": Fault("", meet)})
+    findings = rehearsal.rehearse(job, None, ["first", "second"], tmp_path, lambda line: None)
+    assert met == [2, 2]
+    assert [finding.ok for finding in findings] == [False, False]
