@@ -8,11 +8,9 @@ from typing import Any
 
 from launchers.rehearsed_run import RehearsedRun
 from orchestrator.checkpoint.steps import list_steps
-from orchestrator.counts import counted
 from orchestrator.errors import PlanError
 from orchestrator.spec.job import Job, TrainStage
-from orchestrator.spec.plan import batch_complaint
-from orchestrator.spec.reproducibility import exact_complaint
+from orchestrator.spec.plan import workers_complaint
 from orchestrator.spec.training import DDPStrategy, FSDP2Strategy, Plugin, ZeROStrategy
 from orchestrator.train.phases import Phase
 from orchestrator.train.rehearsed import FaultKind, RehearsedFault
@@ -102,14 +100,19 @@ def _stop_and_go_on(run: RehearsedRun, job: Job, changes: Changes) -> int:
 
 
 def _other_num_workers(job: Job) -> Changes:
-    """The next lower number of workers that divides the batch, or the next higher that this machine holds."""
-    stage, now = job.stages[-1], job.resources.num_workers
-    assert isinstance(stage, TrainStage)
+    """The next lower number of workers that all stages can have."""
+    now = job.resources.num_workers
+    if now == 1:
+        raise NotPossibleError("there is one worker, and no lower number")
+    why = ""
     for workers in range(now - 1, 0, -1):
         resources = job.resources.with_workers(workers)
-        if batch_complaint(stage, resources) is None and exact_complaint(job, stage, resources) is None:
+        stages = [stage for stage in job.stages if isinstance(stage, TrainStage)]
+        complaints = [found for stage in stages if (found := workers_complaint(job, stage, resources))]
+        if not complaints:
             return {"num_workers": workers}
-    raise NotPossibleError(f"no lower number than {counted(now, 'worker')} can share the batch")
+        why = why or " ".join(complaints[0].split())
+    raise NotPossibleError(f"no lower number than {now} workers fits; {now - 1}: {why}")
 
 
 def _other_strategy(job: Job) -> Changes:

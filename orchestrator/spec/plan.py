@@ -89,14 +89,16 @@ def fitting_workers(job: Job) -> list[int]:
     return [
         workers
         for workers in range(job.resources.min_workers, job.resources.num_workers + 1)
-        if all(_fits(job, stage, job.resources.with_workers(workers)) for stage in stages)
+        if all(workers_complaint(job, stage, job.resources.with_workers(workers)) is None for stage in stages)
     ]
 
 
-def _fits(job: Job, stage: TrainStage, resources: Resources) -> bool:
+def workers_complaint(job: Job, stage: TrainStage, resources: Resources) -> str | None:
+    """Why a stage cannot be shared by this number of workers; ``None``: it can."""
     copies = getattr(stage.strategy, "replicate_degree", 1)
-    complaint = batch_complaint(stage, resources) or exact_complaint(job, stage, resources)
-    return complaint is None and resources.num_workers % copies == 0
+    if resources.num_workers % copies:
+        return f"replicate_degree {copies} does not divide num_workers {resources.num_workers}"
+    return batch_complaint(stage, resources) or exact_complaint(job, stage, resources)
 
 
 def global_micro_index(batch: BatchPlan, accum_index: int, rank: int) -> int:
