@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from launchers.rehearsed_run import RehearsedRun
 from orchestrator.checkpoint.steps import list_steps
 from orchestrator.errors import PlanError
 from orchestrator.spec.job import Job, TrainStage
 from orchestrator.spec.plan import workers_complaint
-from orchestrator.spec.training import DDPStrategy, FSDP2Strategy, Plugin, ZeROStrategy
+from orchestrator.spec.promise import agreement, promise
+from orchestrator.spec.references import check
+from orchestrator.spec.training import DDPStrategy, FSDP2Strategy, Plugin, Strategy, ZeROStrategy
 from orchestrator.train.phases import Phase
 from orchestrator.train.rehearsed import FaultKind, RehearsedFault
 
@@ -21,6 +23,13 @@ FAULT_STEP = 6
 STOPPED = 75
 # Bits are flipped in the middle of a file, where tensors are.
 FLIPPED_BIT = 0x10
+
+ZERO_STAGES: Mapping[str, tuple[Literal[0, 1, 2, 3], ...]] = {
+    "float32": (2, 1, 3, 0),
+    "bfloat16": (2, 3),
+    "float16": (2, 1, 3),
+}
+"""By dtype; the usual one first."""
 
 Changes = Mapping[str, Any]
 """What the run goes on with, by key: ``num_workers`` or ``strategy``."""
@@ -116,23 +125,49 @@ def _other_num_workers(job: Job) -> Changes:
 
 
 def _other_strategy(job: Job) -> Changes:
-    """A strategy of another kind, with the dtypes of the job's own."""
+    """The strategy that is promised to be nearest to the job's own."""
     stage = job.stages[-1]
     assert isinstance(stage, TrainStage)
-    strategy = stage.strategy
-    if isinstance(strategy, Plugin):
-        raise NotPossibleError("the strategy is your own")
-    dtype = strategy.param_dtype
-    may_be_zero = isinstance(strategy, FSDP2Strategy) and stage.optimizer.name != "adafactor"
-    # In float16 ddp may leave out other steps than the others, and DeepSpeed computes in it on few CPUs.
-    runs_zero = may_be_zero and job.resources.gpus_per_worker > 0
-    if dtype == "float16" and not (isinstance(strategy, ZeROStrategy) or runs_zero):
-        raise NotPossibleError("in float16 no other strategy is sure to run here and decide alike")
-    if may_be_zero:
-        return {"strategy": ZeROStrategy(name="zero", stage=2, param_dtype=dtype)}
-    if isinstance(strategy, FSDP2Strategy):
-        return {"strategy": DDPStrategy(name="ddp", param_dtype=dtype)}
-    return {"strategy": FSDP2Strategy(name="fsdp2", param_dtype=dtype)}
+    now = job.resources.num_workers
+    found = [
+        (promised, other)
+        for other in _other_strategies(job, stage)
+        if (promised := agreement(stage, other, (now, now), job.reproducibility)) is not None
+        and not list(check(_with_strategy(job, other)))
+    ]
+    if not found:
+        raise NotPossibleError(
+            f"no other strategy that runs here is promised to be so near to {stage.strategy.name} that a"
+            f" defect would show: {promise(stage, job.resources, job.reproducibility)}"
+        )
+    return {"strategy": min(found, key=lambda pair: pair[0])[1]}
+
+
+def _other_strategies(job: Job, stage: TrainStage) -> Iterator[Strategy]:
+    """Others with the same dtype and options, the ones that differ most first."""
+    own = stage.strategy
+    if isinstance(own, Plugin):
+        return
+    dtype = own.param_dtype
+    shared: dict[str, Any] = {
+        "param_dtype": dtype,
+        "activation_checkpointing": own.activation_checkpointing,
+        "compile": own.compile,
+    }
+    if not isinstance(own, FSDP2Strategy):
+        yield FSDP2Strategy(name="fsdp2", **shared)
+    # DeepSpeed computes in float16 on few CPUs.
+    if dtype != "float16" or isinstance(own, ZeROStrategy) or job.resources.gpus_per_worker > 0:
+        for zero_stage in ZERO_STAGES[dtype]:
+            if not isinstance(own, ZeROStrategy) or own.stage != zero_stage:
+                yield ZeROStrategy(name="zero", stage=zero_stage, **shared)
+    if not isinstance(own, DDPStrategy):
+        yield DDPStrategy(name="ddp", **shared)
+
+
+def _with_strategy(job: Job, strategy: Strategy) -> Job:
+    last = job.stages[-1].model_copy(update={"strategy": strategy})
+    return job.model_copy(update={"stages": (*job.stages[:-1], last)})
 
 
 FAULTS: Mapping[str, Fault] = {

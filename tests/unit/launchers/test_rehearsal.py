@@ -5,13 +5,16 @@ from __future__ import annotations
 import math
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
+import torch
 
 from launchers import rehearsal
 from launchers.rehearsal import _largest_loss_gap
 from launchers.rehearsed_faults import NotPossibleError, _other_strategy
 from orchestrator.checkpoint.layout import RunLayout
+from orchestrator.checkpoint.manager import CheckpointManager
 from orchestrator.errors import PlanError
 from orchestrator.tracking.events import append_event
 from orchestrator.tracking.jsonl import JSONLTracker
@@ -24,12 +27,14 @@ STAGE = "pretrain"
     ("strategy", "other"),
     [
         ({"name": "fsdp2"}, "zero"),
-        ({"name": "ddp", "param_dtype": "bfloat16"}, "fsdp2"),
+        ({"name": "ddp"}, "fsdp2"),
+        ({"name": "fsdp2", "param_dtype": "bfloat16"}, "zero"),
+        ({"name": "zero", "param_dtype": "bfloat16"}, "fsdp2"),
         ({"name": "zero", "param_dtype": "float16"}, "fsdp2"),
     ],
 )
 def test_the_other_strategy_has_the_jobs_dtype(strategy: dict[str, str], other: str) -> None:
-    changed = _other_strategy(make_job(strategy=strategy))["strategy"]
+    changed = _other_strategy(make_job(strategy=strategy, global_batch_size=4))["strategy"]
     assert (changed.name, changed.param_dtype) == (other, strategy.get("param_dtype", "float32"))
 
 
@@ -39,11 +44,12 @@ def test_the_other_strategy_has_the_jobs_dtype(strategy: dict[str, str], other: 
 def test_in_float16_a_strategy_without_a_peer_that_runs_here_is_not_switched(
     name: str, gpus: int, is_possible: bool
 ) -> None:
-    job = make_job(strategy={"name": name, "param_dtype": "float16"}, resources={"gpus_per_worker": gpus})
+    strategy = {"name": name, "param_dtype": "float16"}
+    job = make_job(strategy=strategy, resources={"gpus_per_worker": gpus}, global_batch_size=4)
     if is_possible:
         assert _other_strategy(job)["strategy"].name == "zero"
         return
-    with pytest.raises(NotPossibleError, match="in float16 no other strategy"):
+    with pytest.raises(NotPossibleError, match=f"so near to {name} that a defect would show: float16"):
         _other_strategy(job)
 
 
@@ -52,6 +58,74 @@ def test_a_stage_that_is_not_there_is_refused_with_the_nearest() -> None:
         rehearsal.shortened(make_job(), "pretrian")
     hint = "Did you mean 'pretrain'? Its training stages: pretrain."
     assert str(caught.value) == f"job 'job' has no training stage 'pretrian'. {hint}"
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"strategy": {"name": "ddp"}}, ("fsdp2", None)),
+        ({"strategy": {"name": "fsdp2"}}, ("zero", 1)),
+        ({"strategy": {"name": "fsdp2"}, "optimizer": {"name": "adafactor", "lr": 0.001}}, ("zero", 0)),
+        ({"strategy": {"name": "zero", "stage": 1}}, ("fsdp2", None)),
+        ({"strategy": {"name": "zero", "stage": 2}}, ("zero", 3)),
+        ({"strategy": {"name": "zero", "stage": 2, "param_dtype": "bfloat16"}}, ("fsdp2", None)),
+        ({"strategy": {"name": "fsdp2", "compile": True}}, ("zero", 1)),
+    ],
+)
+def test_of_many_micro_batches_the_other_strategy_adds_in_the_same_order(
+    changes: dict[str, Any], expected: tuple[str, int | None]
+) -> None:
+    other = _other_strategy(make_job(**changes))["strategy"]
+    assert (other.name, getattr(other, "stage", None)) == expected
+    assert other.compile == changes["strategy"].get("compile", False)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"strategy": {"name": "ddp", "param_dtype": "bfloat16"}, "global_batch_size": 4},
+        {"strategy": {"name": "fsdp2", "param_dtype": "bfloat16", "compile": True}},
+        {"strategy": {"name": "fsdp2", "reduce_dtype": "bfloat16"}},
+        {"strategy": {"name": "mine.engine:Engine"}},
+    ],
+)
+def test_a_strategy_without_a_useful_promise_is_not_switched(changes: dict[str, Any]) -> None:
+    with pytest.raises(NotPossibleError, match="that a defect would show"):
+        _other_strategy(make_job(**changes))
+
+
+@pytest.mark.parametrize(
+    ("promised", "loss", "expected"),
+    [
+        (0.0, 2.0, "no: 1 of 1 tensors differ, such as weight"),
+        (1e-6, 2.0, "losses within 0.0e+00"),
+        (1e-6, 2.00001, "no: losses differ by 5.0e-06, expected at most 1.0e-06"),
+        (None, 2.00001, "losses within 5.0e-06 (nothing is promised)"),
+        (None, math.nan, "no: a step has a loss in one of the two runs alone"),
+    ],
+)
+def test_runs_are_held_to_what_is_promised(
+    promised: float | None, loss: float, expected: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runs = (run_with(tmp_path / "found", [loss]), run_with(tmp_path / "expected", [2.0]))
+    for number, run in enumerate(runs):
+        folder = run.stage(STAGE).checkpoints / "step-00000001"
+        folder.mkdir(parents=True)
+        (folder / "number").write_text(str(number))
+    monkeypatch.setattr(CheckpointManager, "verify", lambda path: None)
+    tensors = lambda path: {"weight": torch.tensor(int((path / "number").read_text()))}  # noqa: E731
+    monkeypatch.setattr("orchestrator.checkpoint.storage.read_tensors", tensors)
+    assert rehearsal.compare(*runs, STAGE, promised=promised) == expected
+
+
+@pytest.mark.parametrize(("num_workers", "promised"), [((2,), 0.0), ((2, 1), 1e-6), ((1,), 1e-6)])
+def test_an_elastic_run_that_went_on_with_fewer_workers_is_held_to_the_order_of_summation(
+    num_workers: tuple[int, ...], promised: float, tmp_path: Path
+) -> None:
+    run = RunLayout(tmp_path)
+    for number in num_workers:
+        append_event(run.stage(STAGE).ledger, "", world_size=number)
+    assert rehearsal._promised(make_job(resources={"num_workers": 2}), run, {}) == promised
 
 
 def run_with(folder: Path, losses: list[float]) -> RunLayout:
@@ -94,6 +168,6 @@ def test_more_lost_steps_than_the_interval_between_two_saves_are_a_defect(
     monkeypatch.setattr(rehearsal, "compare", lambda *arguments, **options: "yes")
     rehearsed = SimpleNamespace(layout=run)
     stage = make_job().stages[-1]
-    finding = rehearsal._judge(fault, rehearsed, rehearsed, stage, exact=True)  # type: ignore[arg-type]
+    finding = rehearsal._judge(fault, rehearsed, rehearsed, stage, promised=0.0)  # type: ignore[arg-type]
     assert (finding.ok, finding.steps_lost) == (is_ok, 6 - resumed)
     assert is_ok or f"it lost {6 - resumed} steps, expected at most" in finding.note

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from orchestrator.spec.job import Resources
-from orchestrator.spec.promise import promise
+from orchestrator.spec.promise import agreement, promise
 from tests.unit.spec.jobs import VALID, first_stage, load
 
 ORDER = "otherwise equal up to the order of summation (about 1e-6)"
@@ -81,3 +81,57 @@ def test_exact_is_promised_at_every_number_of_workers(
 ) -> None:
     job = load(tmp_path, VALID, "reproducibility=exact")
     assert promise(first_stage(job), resources, job.reproducibility) == expected
+
+
+DDP, FSDP2, ZERO1, ZERO2, ZERO3 = "ddp", "fsdp2", "zero, stage: 1", "zero, stage: 2", "zero, stage: 3"
+BF16, F16 = "param_dtype: bfloat16", "param_dtype: float16"
+TWO = "global_batch_size=8"
+EXACTLY = "reproducibility=exact"
+
+
+@pytest.mark.parametrize(
+    ("strategies", "options", "num_workers", "overrides", "expected"),
+    [
+        ((DDP, ZERO3), "", (2, 1), [TWO], 0.0),
+        ((FSDP2, FSDP2), "reduce_dtype: bfloat16", (2, 2), [], 0.0),
+        ((FSDP2, FSDP2), "reduce_dtype: bfloat16", (2, 1), [], None),
+        ((ZERO2, ZERO2), "config: ds.json", (2, 1), [], None),
+        ((DDP, ZERO1), "", (2, 2), [], 0.0),
+        ((ZERO2, ZERO3), "", (2, 2), [], 0.0),
+        ((FSDP2, ZERO2), "", (2, 2), [], 1e-6),
+        ((DDP, DDP), "", (2, 1), [], 1e-6),
+        ((DDP, FSDP2), "", (2, 2), [TWO, "optimizer.fused=true"], 5e-7),
+        ((FSDP2, ZERO2), "compile: true", (2, 2), [TWO], 2e-7),
+        ((FSDP2, ZERO2), "compile: true", (2, 2), ["optimizer.fused=true"], 1.7e-6),
+        ((FSDP2, FSDP2), "replicate_degree: 2", (4, 2), [EXACTLY], 0.0),
+        ((DDP, ZERO3), "", (4, 2), [EXACTLY], 0.0),
+        ((FSDP2, ZERO2), BF16, (2, 2), [TWO], 0.0),
+        ((FSDP2, FSDP2), BF16, (2, 1), [TWO], 0.0),
+        ((FSDP2, ZERO2), BF16, (2, 2), [], 0.0),
+        ((ZERO2, ZERO3), BF16, (2, 2), [], 0.0),
+        ((DDP, FSDP2), BF16, (2, 2), [TWO], None),
+        ((DDP, DDP), BF16, (2, 1), [TWO], 0.0),
+        ((DDP, DDP), BF16, (2, 1), [], 1e-6),
+        ((FSDP2, ZERO2), f"{BF16}, compile: true", (2, 2), [TWO], None),
+        ((FSDP2, ZERO1), F16, (2, 2), [TWO], 0.0),
+        ((FSDP2, ZERO1), F16, (2, 2), [], None),
+        ((DDP, FSDP2), F16, (2, 2), [TWO], None),
+    ],
+)
+def test_two_ways_to_run_a_stage_agree_as_the_readme_says(
+    strategies: tuple[str, str],
+    options: str,
+    num_workers: tuple[int, int],
+    overrides: list[str],
+    expected: float | None,
+    tmp_path: Path,
+) -> None:
+    given = [override if override == EXACTLY else SET + override for override in overrides]
+    workers = f"resources.num_workers={max(num_workers)}"
+    jobs = [
+        load(tmp_path, VALID, f"{SET}strategy={{name: {name}, {options}}}", workers, *given)
+        for name in strategies
+    ]
+    stage, other = (first_stage(job) for job in jobs)
+    found = agreement(stage, other.strategy, num_workers, jobs[0].reproducibility)
+    assert found == (expected if expected is None else pytest.approx(expected))
