@@ -9,13 +9,14 @@ import sys
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 import psutil
 
 from orchestrator.checkpoint.layout import RunLayout
-from orchestrator.spec.job import Job
+from orchestrator.spec.job import MAX_NAME_LENGTH, Job
 from orchestrator.spec.load import dump_resolved
 from orchestrator.tracking.events import read_json_lines
 from orchestrator.train.rehearsed import EVENT
@@ -23,6 +24,8 @@ from orchestrator.train.rehearsed import EVENT
 POLL_SECONDS = 0.1
 # Of a driver's output, where its last message is.
 LAST_LINES = 3
+# Of a long name, so that jobs whose names begin alike have folders of their own.
+DIGEST_LENGTH = 8
 
 
 class OverdueError(Exception):
@@ -38,7 +41,7 @@ class RehearsedRun:
         Args:
             seconds: How long each start may take; ``None``: for ever.
         """
-        self.job = job.model_copy(update={"name": f"{job.name}.rehearsal-{purpose}"})
+        self.job = job.model_copy(update={"name": run_name(job.name, purpose)})
         self.layout = RunLayout(runs_dir.resolve() / self.job.name)
         self._seconds = seconds
 
@@ -144,6 +147,15 @@ class RehearsedRun:
             return "it printed nothing"
         lines = self._output.read_text(encoding="utf-8", errors="replace").strip().splitlines()
         return "\n".join(lines[-LAST_LINES:])
+
+
+def run_name(job_name: str, purpose: str) -> str:
+    """The name of a rehearsal's run; of a long job name, what there is room for and a digest of all of it."""
+    ending = f".rehearsal-{purpose}"
+    if len(job_name) + len(ending) <= MAX_NAME_LENGTH:
+        return f"{job_name}{ending}"
+    ending = f"-{sha256(job_name.encode()).hexdigest()[:DIGEST_LENGTH]}{ending}"
+    return f"{job_name[: MAX_NAME_LENGTH - len(ending)]}{ending}"
 
 
 def kill_tree(pid: int) -> list[psutil.Process]:

@@ -27,11 +27,12 @@ from orchestrator.spec.training import (
 )
 
 Positive = Annotated[int, Must(ge=1)]
+MAX_NAME_LENGTH = 64
 Name = Annotated[
     str,
     Must(
-        pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$",
-        hint="a name of up to 64 lower-case letters, digits, '.', '_' and '-'",
+        pattern=rf"^[a-z0-9][a-z0-9._-]{{0,{MAX_NAME_LENGTH - 1}}}$",
+        hint=f"a name of up to {MAX_NAME_LENGTH} lower-case letters, digits, '.', '_' and '-'",
     ),
 ]
 

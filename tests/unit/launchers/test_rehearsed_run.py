@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 
 from launchers import rehearsal
-from launchers.rehearsed_faults import Fault
+from launchers.rehearsed_faults import FAULTS, Fault
 from launchers.rehearsed_run import OverdueError, RehearsedRun
 from orchestrator.spec.job import Job
+from orchestrator.spec.load import dump_resolved, parse_resolved
 from orchestrator.tracking.events import append_event
 from tests.unit.launchers.test_run_directory import make_job
 
@@ -55,6 +56,18 @@ def test_a_fault_that_nobody_notices_is_a_failed_line(
     finding = rehearsal._rehearse_one("hang", run.job, stage, run, run)  # type: ignore[arg-type]
     assert not finding.ok
     assert finding.note == f"{expected} of a start (files in {run.layout.root})"
+
+
+@pytest.mark.parametrize("purpose", ["reference", *FAULTS])
+def test_a_job_with_the_longest_name_has_runs_of_its_own(purpose: str, tmp_path: Path) -> None:
+    longest = ["n" * 63 + last for last in "ab"]
+    runs = [RehearsedRun(make_job().model_copy(update={"name": name}), purpose, tmp_path) for name in longest]
+    for run in runs:
+        parse_resolved(dump_resolved(run.job), "the copy")
+        assert run.job.name.startswith("n")
+        assert run.job.name.endswith(f".rehearsal-{purpose}")
+    assert runs[0].layout.root != runs[1].layout.root
+    assert RehearsedRun(make_job(), purpose, tmp_path).job.name == f"job.rehearsal-{purpose}"
 
 
 class Healthy(RehearsedRun):
