@@ -48,9 +48,7 @@ def run_job(job: Job, *, runs_dir: Path, fresh: bool, redo: str | None, as_json:
     if as_json:
         print_json(run_status(layout.root))
     elif state == "stopped":
-        # The same command with it would start over.
-        flag = "--fresh" if fresh else "--redo" if redo is not None else None
-        same = "the same command" if flag is None else f"the same command without {flag}"
+        same = _same_command(fresh=fresh, redo=redo)
         print(f"Stopped; {layout.root} holds its work, and {same} goes on from there.")
     else:
         _print_end(job, layout, runs_dir)
@@ -73,7 +71,14 @@ def _run_stoppable(job: Job, layout: RunLayout, display: Display, *, fresh: bool
         lambda: run_stages(job, layout, display, fresh=fresh, redo=redo, stop=stop),
         lambda by: _ask_to_stop(stop, by, layout),
         lambda: None,
+        same=_same_command(fresh=fresh, redo=redo),
     )
+
+
+def _same_command(*, fresh: bool, redo: str | None) -> str:
+    """What goes on with a run: with a flag that starts over, the command would start over again."""
+    flag = "--fresh" if fresh else "--redo" if redo is not None else None
+    return "the same command" if flag is None else f"the same command without {flag}"
 
 
 def _ask_to_stop(stop: StopWish, by: str, layout: RunLayout) -> None:
@@ -93,12 +98,19 @@ def _ask_to_stop(stop: StopWish, by: str, layout: RunLayout) -> None:
     print(f"Ray gives notice that {nodes} taken away.", file=sys.stderr)
 
 
-def stoppable(work: Callable[[], Result], stop: Callable[[str], None], end: Callable[[], None]) -> Result:
+def stoppable(
+    work: Callable[[], Result],
+    stop: Callable[[str], None],
+    end: Callable[[], None],
+    *,
+    same: str = "the same command",
+) -> Result:
     """Do ``work`` in a thread, so that this one stays free for signals.
 
     Args:
         stop: Called at the first of ``STOP_SIGNALS``, with its name: save and stop. More change nothing.
         end: Called at a SIGINT after that, by which this process ends at once: somebody sits at a terminal.
+        same: What to type to go on after that.
 
     Once it has returned, all of them but SIGINT are ignored: nothing is left to do but to exit.
     """
@@ -118,7 +130,7 @@ def stoppable(work: Callable[[], Result], stop: Callable[[str], None], end: Call
             return
         if is_stopping:
             # Threads of native libraries cannot be ended one by one; what the run needs is on the disk.
-            print("Stopped at once; the same command goes on from the last checkpoint.", file=sys.stderr)
+            print(f"Stopped at once; {same} goes on from the last checkpoint.", file=sys.stderr)
             end()
             os._exit(INTERRUPTED)
         is_stopping = True

@@ -229,6 +229,7 @@ def _not_a_prefix(number: int, event: str) -> str:
         f"message {number} (counted from 0): the tokens up to where the assistant's turn {event} are not the"
         " first tokens of the whole conversation, so that its tokens cannot be told. Either the chat template"
         " writes a turn otherwise when more follows it (set objective.chat_template to one that does not, or"
-        " train_on to 'all'), or the answer begins or ends with space that the tokenizer joins to what the"
-        " template puts beside it"
+        " train_on to 'all'), or space stands where an answer begins or ends, in the answer or in the"
+        " template, and the tokenizer joins it to a word on the other side: have the template write that"
+        " space together with the answer, not before it"
     )
