@@ -79,11 +79,14 @@ def begun_as_planned(job: Job, stage: TrainStage, run: RunLayout) -> dict[str, i
     if stage.data.after is None:
         return {}
     earlier = trained_stage(job, stage.data.after)
-    before, layout = begun_as_planned(job, earlier, run), run.stage(earlier.name)
+    batch, layout = plan_batch(earlier, job.resources), run.stage(earlier.name)
+    before = begun_as_planned(job, earlier, run)
     if before is None or not _prepared_folders(earlier, layout):
         return None
     try:
-        drawn = rows_drawn(earlier, plan_batch(earlier, job.resources), layout, before)
+        if planned_steps(earlier, batch, layout, before) is None:
+            return None
+        drawn = rows_drawn(earlier, batch, layout, before)
     except DataError:
         return None
     return {name: drawn[name] for name in stage.data.mixture if name in drawn}
@@ -116,7 +119,7 @@ def _prepared_folders(stage: TrainStage, layout: StageLayout) -> dict[str, Path]
     try:
         train = json.loads(layout.inputs.read_text(encoding="utf-8"))["train"]
         return {name: Path(train[name]) for name in stage.data.mixture}
-    except (OSError, ValueError, KeyError):
+    except (OSError, ValueError, KeyError, TypeError):
         return {}
 
 
@@ -125,5 +128,5 @@ def _count_rows(folders: Mapping[str, Path]) -> int | None:
     try:
         metas = [(folder / "meta.json").read_text(encoding="utf-8") for folder in folders.values()]
         return sum(int(json.loads(meta)["num_rows"]) for meta in metas) or None
-    except (OSError, ValueError, KeyError):
+    except (OSError, ValueError, KeyError, TypeError):
         return None

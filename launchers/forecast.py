@@ -33,6 +33,8 @@ class Forecast:
     """What became of the files it was prepared from, one line each."""
     gone_data: tuple[str, ...] = ()
     """Datasets whose sources are gone, so that what was prepared from them is kept."""
+    refusal: str | None = None
+    """Why ``run`` does not begin: what was prepared from sources that are gone was for another job."""
 
 
 def forecast_stages(job: Job, run: RunLayout) -> dict[str, Forecast]:
@@ -47,7 +49,14 @@ def forecast_stages(job: Job, run: RunLayout) -> dict[str, Forecast]:
         changed, gone = _changed_files(job, inputs, layout) if has_started(layout) else ([], [])
         inputs_done = before is None or found[before].state == "done"
         state = _state(job, stage, layout, inputs, known, inputs_done)
-        found[stage.name] = Forecast(state, tuple(changed), tuple(gone))
+        refusal = None
+        if gone and inputs.get("spec_fingerprint") != spec_fingerprint(job, stage):
+            names = ", ".join(f"'{name}'" for name in gone)
+            refusal = (
+                f"stage '{stage.name}': the source of {names} is gone, and the job has changed since its rows"
+                " were prepared: restore it, or set the job back"
+            )
+        found[stage.name] = Forecast(state, tuple(changed), tuple(gone), refusal)
     return found
 
 

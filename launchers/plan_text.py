@@ -61,8 +61,6 @@ def _state_text(stage: dict[str, Any]) -> str:
 
 def _changed_text(stage: dict[str, Any]) -> list[str]:
     """What became of the stage's data since it was prepared, and what follows from that."""
-    if stage["state"] == "starts over":
-        return []
     if stage["gone_data"]:
         names = ", ".join(f"'{name}'" for name in stage["gone_data"])
         return [f"the source of {names} is gone: the rows that were prepared from it are kept"]

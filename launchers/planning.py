@@ -58,6 +58,7 @@ def plan_job(job: Job, *, runs_dir: Path, with_model: bool) -> dict[str, Any]:
         refusal = str(error)
     bent = {} if refusal else bent_schedules(job, run)
     forecasts = forecast_stages(job, run)
+    refusal = refusal or next((found.refusal for found in forecasts.values() if found.refusal), None)
     stages = [_plan_stage(job, stage, run, parameters, forecasts[stage.name]) for stage in stage_order(job)]
     return {
         "name": job.name,

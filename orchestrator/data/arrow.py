@@ -188,7 +188,13 @@ def parquet_tables(path: Path, schema: Any) -> Iterator[Any]:
             return
         require_columns(file.schema_arrow.names, schema)
         for batch in file.iter_batches(COPY_ROWS, columns=schema.names):
-            yield pyarrow.Table.from_batches([batch]).select(schema.names).cast(schema)
+            table = pyarrow.Table.from_batches([batch]).select(schema.names)
+            # Not more than needed: a struct with a key that is null everywhere cannot be cast to itself.
+            columns = [
+                column if column.type == field.type else column.cast(field.type)
+                for column, field in zip(table.columns, schema, strict=True)
+            ]
+            yield pyarrow.table(columns, schema=schema)
 
 
 def require_columns(names: Sequence[str], schema: Any) -> None:

@@ -102,41 +102,44 @@ def read_batches(rows: Any, columns: list[str]) -> Iterator[dict[str, list[Any]]
 
 def _decoded(column: Any) -> list[Any]:
     """Values of an Arrow column; the readers of JSON and Parquet do not check that texts are UTF-8."""
-    kind = column.type
-    as_binary = column if _as_binary(kind) == kind else column.cast(_as_binary(kind))
-    return [_text_or_bytes(value, kind) for value in as_binary.to_pylist()]
+    return [value for chunk in column.chunks for value in _values(chunk)]
 
 
-def _as_binary(kind: Any) -> Any:
-    """An Arrow type with bytes in place of its texts."""
+def _values(array: Any) -> list[Any]:
+    """Values of an Arrow array; texts that are not UTF-8 as bytes, also in lists and structs.
+
+    Level by level: casting a nested array fails where a struct has a child without a type.
+    """
     import pyarrow
-    from pyarrow import types
+    from pyarrow import compute, types
 
+    kind = array.type
     if types.is_string(kind) or types.is_large_string(kind):
-        return pyarrow.large_binary()
+        return [_text_or_bytes(value) for value in array.cast(pyarrow.large_binary()).to_pylist()]
     if types.is_list(kind) or types.is_large_list(kind) or types.is_fixed_size_list(kind):
-        return pyarrow.large_list(_as_binary(kind.value_type))
-    if types.is_struct(kind):
-        return pyarrow.struct([field.with_type(_as_binary(field.type)) for field in kind])
-    return kind
+        items, found, end = _values(array.flatten()), [], 0
+        for length in compute.list_value_length(array).to_pylist():
+            found.append(None if length is None else items[end : end + length])
+            end += length or 0
+        return found
+    if types.is_struct(kind) and kind.num_fields:
+        children = {field.name: _values(array.field(index)) for index, field in enumerate(kind)}
+        rows = [dict(zip(children, row, strict=True)) for row in zip(*children.values(), strict=True)]
+        return [
+            row if is_there else None
+            for row, is_there in zip(rows, array.is_valid().to_pylist(), strict=True)
+        ]
+    values: list[Any] = array.to_pylist()
+    return values
 
 
-def _text_or_bytes(value: Any, kind: Any) -> Any:
-    """A value of ``_as_binary(kind)`` as one of ``kind``; texts that are not UTF-8 stay bytes."""
-    from pyarrow import types
-
+def _text_or_bytes(value: bytes | None) -> Any:
     if value is None:
         return None
-    if types.is_string(kind) or types.is_large_string(kind):
-        try:
-            return value.decode("utf-8")
-        except UnicodeDecodeError:
-            return Undecoded(value)
-    if types.is_list(kind) or types.is_large_list(kind) or types.is_fixed_size_list(kind):
-        return [_text_or_bytes(item, kind.value_type) for item in value]
-    if types.is_struct(kind):
-        return {field.name: _text_or_bytes(value[field.name], field.type) for field in kind}
-    return value
+    try:
+        return value.decode("utf-8")
+    except UnicodeDecodeError:
+        return Undecoded(value)
 
 
 def select_columns(name: str, dataset: DatasetSection, source: Any) -> Any:

@@ -40,7 +40,8 @@ def _what_to_do(error: BaseException) -> str:
     """About a hub dataset that cannot be loaded."""
     from datasets.exceptions import DatasetGenerationError
 
-    if isinstance(error, DatasetGenerationError):
+    # The first file is read before the library begins to generate anything.
+    if isinstance(error, DatasetGenerationError) or "ArrowInvalid" in root_cause(error):
         return (
             "A file of it was fetched and cannot be read: it is damaged, or one that the library datasets"
             " cannot take. Set revision to a commit without it, or use files of your own."

@@ -56,8 +56,9 @@ def _absolute(value: Any, place: Place, hub_id: bool, is_pattern: bool) -> Any:
         return value
     folder = os.path.abspath("" if place.file == FLAG else os.path.dirname(place.file))
     path = os.path.abspath(os.path.join(folder, os.path.expanduser(value)))
-    if is_pattern and glob.has_magic(folder) and not os.path.isabs(value) and not os.path.exists(path):
+    if is_pattern and glob.has_magic(folder) and not os.path.isabs(os.path.expanduser(value)):
         # The folder's name is no pattern, even where it looks like one.
-        path = os.path.abspath(os.path.join(glob.escape(folder), value))
+        is_file = not glob.has_magic(value) or os.path.exists(path)
+        path = glob.escape(path) if is_file else os.path.abspath(os.path.join(glob.escape(folder), value))
     is_path = value.startswith(("./", "../", "~", "/")) or os.path.exists(path)
     return path if is_path or not hub_id else value

@@ -210,7 +210,7 @@ def behaviours() -> list[dict[str, Any]]:
 def test_a_plan_that_cannot_work_is_refused_on_every_rank_with_the_value() -> None:
     for rank in behaviours():
         found = rank["refusals"]
-        assert "replicate_degree 3 does not divide the 2 workers" in found["replicate"]
+        assert "replicate_degree 3 does not divide 2 workers" in found["replicate"]
         assert "adafactor under strategy zero, stage 1" in found["adafactor"]
         assert "optimizer Adam:" in found["adam"] and "AdamW" in found["adam"]
         assert "stage 2: DeepSpeed keeps" in found["round robin"]

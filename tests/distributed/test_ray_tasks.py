@@ -50,7 +50,7 @@ def test_pieces_all_over_a_cluster_give_the_bytes_of_one_process(
         assert os.getpid() not in set(tasks.map(_process, [0, 1, 2]))
         write_jsonl(tmp_path / "2.jsonl", [{"text": 7}])
         with pytest.raises(
-            DataError, match=r"^datasets.corpus: .*2.jsonl: row 0 .* holds 7, expected a string"
+            DataError, match=r"^datasets.corpus: .*2.jsonl: line 1, row 0 .* holds 7, expected a string"
         ):
             prepare(tmp_path, tmp_path / "bad", tasks)
         write_jsonl(tmp_path / "2.jsonl", [{"text": None}, {"text": "a"}])

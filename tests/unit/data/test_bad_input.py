@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 from pyarrow import parquet
 
 from orchestrator.data import conversion, sources
+from orchestrator.data.columns import read_batches
 from orchestrator.data.json_records import is_list_file
 from orchestrator.data.record import UnreadableFileError
 from orchestrator.data.records import FileFormat, read_records
@@ -217,6 +218,25 @@ def test_nested_text_of_parquet_that_is_not_utf8_is_a_bad_row(case: str, tmp_pat
     parquet.write_table(pyarrow.table(columns), path)
     assert f"{path}: row 1 (counted from 0): {problem}." in error(path, source="parquet", **keys)
     assert read(path, source="parquet", on_bad_row="skip", **keys).numbers.tolist() == [0, 2]
+
+
+def test_a_key_of_messages_that_is_null_everywhere_spoils_nothing(tmp_path: Path) -> None:
+    turn = {"role": "user", "content": "a", "name": None, "meta": {"x": None}}
+    path = tmp_path / "a.parquet"
+    datasets.Dataset.from_list([{"m": [turn] * (1 + row % 3)} for row in range(2500)]).to_parquet(str(path))
+    rows = read(path, source="parquet", messages_column="m").open()
+    assert rows["messages"][:][2] == [turn] * 3
+    # Slices of nested columns whose bytes are looked at one by one.
+    content = pyarrow.array([b"a"] * 1494 + [b"x\xff"] + [b"z"] * 5)
+    texts = pyarrow.Array.from_buffers(pyarrow.string(), 1500, content.buffers())
+    empty = pyarrow.StructArray.from_arrays([pyarrow.nulls(1500)], names=["x"])
+    columns = [["user"] * 1500, texts, empty]
+    turns = pyarrow.StructArray.from_arrays(columns, names=["role", "content", "meta"])
+    lists = pyarrow.ListArray.from_arrays(pyarrow.array(range(1501), pyarrow.int32()), turns)
+    table = pyarrow.table({"m": pyarrow.chunked_array([lists, lists])})
+    found = [value for batch in read_batches(datasets.Dataset(table), ["m"]) for value in batch["m"]]
+    assert len(found) == 3000
+    assert [row for row, value in enumerate(found) if value[0]["content"] not in ("a", "z")] == [1494, 2994]
 
 
 def test_a_parquet_file_that_the_library_cannot_take_is_named(tmp_path: Path) -> None:

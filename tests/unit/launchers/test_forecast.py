@@ -17,6 +17,7 @@ from launchers.progress import ProgressDisplay
 from orchestrator.checkpoint.layout import RunLayout
 from orchestrator.data import files
 from orchestrator.data.tasks import IN_PROCESS
+from orchestrator.errors import SourceMissingError
 from orchestrator.spec.fingerprint import spec_fingerprint
 from orchestrator.spec.job import Job
 from orchestrator.spec.load import dump_resolved
@@ -99,6 +100,23 @@ def test_files_that_changed_since_are_named(tmp_path: Path) -> None:
     more.unlink()
     found = forecast_stages(job, layout)["again"]
     assert (found.state, found.changed_data, found.gone_data) == ("done", (), ("more",))
+
+
+def test_rows_of_a_source_that_is_gone_are_kept_for_the_same_job_alone(tmp_path: Path) -> None:
+    job, layout = two_stages(tmp_path), RunLayout(tmp_path / "runs" / "job")
+    start(job, layout)
+    (tmp_path / "more.jsonl").unlink()
+    assert forecast_stages(job, layout)["again"].refusal is None
+    longer = with_keys(job, 0, limits={"max_steps": 12})
+    found = forecast_stages(longer, layout)["again"]
+    assert found.refusal == (
+        "stage 'again': the source of 'more' is gone, and the job has changed since its rows were prepared:"
+        " restore it, or set the job back"
+    )
+    preparation = Preparation(longer, layout, ProgressDisplay(io.StringIO(), layout), "run", IN_PROCESS)
+    preparation.prepare(longer.stages[0])
+    with pytest.raises(SourceMissingError):
+        preparation.prepare(longer.stages[1])
 
 
 def test_only_files_written_since_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

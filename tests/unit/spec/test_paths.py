@@ -25,3 +25,21 @@ def test_a_folder_whose_name_looks_like_a_pattern_is_no_pattern(files: str, tmp_
     dataset = load_job(tmp_path / "exp[1]" / "job.yaml").datasets["rfc"]
     with pytest.raises(SourceMissingError):
         find_files("rfc", dataset)  # type: ignore[arg-type]
+
+
+def test_a_home_folder_is_one_from_everywhere_and_a_name_is_spelt_the_same_when_its_file_is_gone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    (tmp_path / "home").mkdir()
+    (tmp_path / "home" / "x.txt").write_text("home")
+    (tmp_path / "exp[1]").mkdir()
+    path = write_job(tmp_path / "exp[1]", VALID.replace("files: data/*.txt", "files: ~/*.txt"))
+    (found,) = find_files("rfc", load_job(path).datasets["rfc"])  # type: ignore[arg-type]
+    assert found.read_text() == "home"
+    path = write_job(tmp_path / "exp[1]", VALID.replace("files: data/*.txt", "files: x[1].txt"))
+    missing = load_job(path).datasets["rfc"]
+    path = write_job(tmp_path / "exp[1]", VALID.replace("files: data/*.txt", "files: x.txt"))
+    gone = load_job(path).datasets["rfc"]
+    (tmp_path / "exp[1]" / "x.txt").write_text("there")
+    assert load_job(path).datasets["rfc"] == gone != missing
