@@ -54,7 +54,9 @@ def test_pieces_all_over_a_cluster_give_the_bytes_of_one_process(
         ):
             prepare(tmp_path, tmp_path / "bad", tasks)
         write_jsonl(tmp_path / "2.jsonl", [{"text": None}, {"text": "a"}])
-        with pytest.raises(DataError, match=r"^datasets.corpus: .*2.jsonl: row 0 .* holds None, expected"):
+        with pytest.raises(
+            DataError, match=r"^datasets.corpus: .*2.jsonl: line 1, row 0 .* holds None, expected"
+        ):
             prepare(tmp_path, tmp_path / "bad", tasks)
 
 
