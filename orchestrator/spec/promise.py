@@ -44,25 +44,27 @@ def promise(stage: TrainStage, resources: Resources, reproducibility: Reproducib
         return "not promised: the DeepSpeed settings are your own"
     if isinstance(strategy, FSDP2Strategy) and strategy.reduce_dtype != "float32":
         return "not promised: gradients are summed in bfloat16"
-    inexact = _inexact_choices(stage, strategy)
-    num_terms = batch.world_size * batch.grad_accum_steps
-    if num_terms <= MAX_ORDER_FREE_TERMS:
+    is_order_free = batch.world_size * batch.grad_accum_steps <= MAX_ORDER_FREE_TERMS
+    workers = "" if is_order_free else f" at {counted(batch.world_size, 'worker')}"
+    inexact = _inexact_choices(stage, strategy, workers)
+    if is_order_free:
         return "; ".join(inexact) or BITWISE
     if inexact:
         return "; ".join([*inexact, ORDER_OF_SUMMATION])
     return (
-        f"bit-identical among ddp, fsdp2, zero 0 and zero 1 at"
-        f" {counted(batch.world_size, 'worker')},"
+        f"bit-identical among ddp, fsdp2, zero 0 and zero 1{workers},"
         f" and between zero 2 and zero 3; {ORDER_OF_SUMMATION}"
     )
 
 
-def _inexact_choices(stage: TrainStage, strategy: Strategy) -> list[str]:
-    """Each choice that gives up bits, and what holds instead."""
+def _inexact_choices(stage: TrainStage, strategy: Strategy, workers: str) -> list[str]:
+    """Each choice that gives up bits, and what holds instead; ``workers``: at how many, if that matters."""
     found = []
     dtype = getattr(strategy, "param_dtype", "float32")
     if dtype == "bfloat16":
-        found.append("bfloat16: bit-identical among fsdp2, zero 2 and zero 3; ddp within about 1e-4")
+        found.append(
+            f"bfloat16: bit-identical among fsdp2, zero 2 and zero 3{workers}; ddp within about 1e-4"
+        )
     if dtype == "float16":
         # Measured: near the largest scale, ddp (autocast) overflows at other steps of Llama and BERT models.
         found.append(

@@ -40,6 +40,12 @@ SET = "stages.pretrain."
         ),
         (
             2,
+            ["strategy.param_dtype=bfloat16"],
+            "bfloat16: bit-identical among fsdp2, zero 2 and zero 3 at 2 workers; ddp within about 1e-4;"
+            f" {ORDER}",
+        ),
+        (
+            2,
             ["global_batch_size=8", "strategy={name: zero, stage: 1, param_dtype: float16}"],
             "float16: bit-identical among fsdp2, zero 1, zero 2 and zero 3; ddp within about 1e-4 while the"
             " same steps overflow",
