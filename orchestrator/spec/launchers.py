@@ -14,6 +14,8 @@ Positive = Annotated[int, Must(ge=1)]
 ONE_LINE = Must(pattern=r"^[^\x00-\x1f\x7f]+$", hint="text in one line")
 Line = Annotated[str, ONE_LINE]
 TIME = re.compile(r"\d+(:\d+){0,2}|\d+-\d+(:\d+){0,2}|UNLIMITED|INFINITE", re.ASCII)
+SIGNAL_EARLY_SECONDS = 60
+"""How much earlier than asked SLURM may send a signal (sbatch's manual, --signal)."""
 FLAG = re.compile(r"--([a-z][a-z0-9-]*)(=[^\x00-\x1f\x7f]*)?")
 OWN_FLAGS = {
     "array": "it is made of the job's sweep",
@@ -79,6 +81,14 @@ class SlurmOptions(Section):
                 "time: expected minutes, minutes:seconds, hours:minutes:seconds, days-hours,"
                 f" days-hours:minutes or days-hours:minutes:seconds, found {self.time!r}"
             )
+        limit = None if self.time is None else _limit_seconds(str(self.time))
+        signalled = self.grace_seconds + SIGNAL_EARLY_SECONDS
+        if limit is not None and limit <= signalled:
+            raise ValueError(
+                f"time: {self.time!r} is a limit of {limit} s, and the run may be asked to save and stop"
+                f" {signalled} s before it (grace_seconds, and up to {SIGNAL_EARLY_SECONDS} s that SLURM is"
+                " early), so no turn would do a step: raise time or lower grace_seconds"
+            )
         for run in self.after:
             if "/" in run or run in (".", ".."):
                 raise ValueError(f"after: expected the name of a run in the same folder, found {run!r}")
@@ -88,6 +98,17 @@ class SlurmOptions(Section):
                 raise ValueError(f"flags: expected '--name' or '--name=value' in one line, found {flag!r}")
             if found[1] in OWN_FLAGS:
                 raise ValueError(f"flags: '--{found[1]}' cannot be given: {OWN_FLAGS[found[1]]}")
+
+
+def _limit_seconds(time: str) -> int | None:
+    """A time limit of sbatch in seconds; ``None``: no limit."""
+    if not time[0].isdigit():
+        return None
+    days, dash, rest = time.rpartition("-")
+    parts = [int(part) for part in rest.split(":")]
+    # Without days, one number is minutes and two are minutes and seconds.
+    hours, minutes, seconds = parts if len(parts) == 3 else [*parts, 0, 0][:3] if dash else [0, *parts, 0][:3]
+    return int(days or 0) * 86400 + hours * 3600 + minutes * 60 + seconds or None
 
 
 class SlurmLauncher(Section):

@@ -137,9 +137,10 @@ def test_an_array_that_sbatch_refuses_leaves_nothing(
             "ask for fewer",
         ),
         (("--time", "soon"), "time: expected minutes", "found 'soon'"),
+        (("--time", "3"), "time: '3' is a limit of 180 s", "raise time or lower grace_seconds"),
         (("--", "--no-such-flag"), "unrecognized option '--no-such-flag'", "it came after '--'"),
     ],
-    ids=["partition", "too-large-nodes", "too-many-nodes", "time", "flag"],
+    ids=["partition", "too-large-nodes", "too-many-nodes", "time", "no-time", "flag"],
 )
 def test_what_sbatch_refuses_is_one_message_and_leaves_nothing(
     flags: tuple[str, ...], found: str, advice: str, command: tuple[str | Path, ...], cluster: Cluster,
