@@ -101,6 +101,11 @@ class Cluster:
         time.sleep(2)
         self.command("scontrol", "update", f"JobId={job_id}", "StartTime=now")
 
+    def run_seconds(self, job_id: str) -> int:
+        """For how long this turn of a job has been running."""
+        hours, minutes, seconds = self.job(job_id)["RunTime"].split(":")
+        return int(hours) * 3600 + int(minutes) * 60 + int(seconds)
+
     def processes(self, job_id: str | None = None) -> list[psutil.Process]:
         """Living processes of jobs, or of one: all whose environment is that of a job of this cluster."""
         return [
