@@ -50,6 +50,8 @@ class RowLayout:
     """What a label is: one class, a set of classes, or numbers."""
     train_on: Literal["assistant", "all"] = "assistant"
     """Which tokens of a conversation are learned."""
+    chat_date: str | None = None
+    """The day that a chat template is told when it asks for today's."""
 
 
 @dataclass(frozen=True)

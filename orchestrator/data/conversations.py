@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +44,10 @@ PLAIN = (
     "{% endfor %}"
     "{% if add_generation_prompt %}{{ ('\\n' if messages else '') + 'Assistant:' }}{% endif %}"
 )
+
+
+# Of strftime, for days and for times, which are midnight.
+DIRECTIVES = "aAbBcdDeFGHIjklmMpPrRSTuUVwWxXyYZ"
 
 
 class TemplateError(Exception):
@@ -98,13 +103,39 @@ def _template_text(tokenizer: Any, chat_template: str) -> str:
     return path.read_text("utf-8")
 
 
+def _on_a_day(template: str, day: str | None) -> str:
+    """A template that takes ``day`` for today.
+
+    Raises:
+        DataError: It asks which day it is, and ``day`` is absent.
+    """
+    if "strftime_now" not in template:
+        return template
+    if day is None:
+        raise DataError(
+            "the chat template writes today's date (strftime_now), so rows would differ from day to day: set"
+            f" objective.chat_date to the day that it is told instead, such as '{date.today()}'"
+        )
+    # A macro hides the global function of that name; values of one that is passed are plain data.
+    texts = {f"%{code}": date.fromisoformat(day).strftime(f"%{code}") for code in DIRECTIVES}
+    replaced = "".join(f".replace({json.dumps(code)}, {json.dumps(text)})" for code, text in texts.items())
+    return (
+        f"{{% macro strftime_now(format) %}}{{{{ format{replaced} }}}}{{% endmacro %}}{{{{ '' }}}}{template}"
+    )
+
+
 class ConversationEncoder(Encoder):
     """Encodes conversations; targets are 1 for tokens to learn and 0 for others."""
 
     def __init__(self, layout: RowLayout, tokenizer: Any) -> None:
-        """Take a tokenizer with a chat template."""
+        """Take a tokenizer with a chat template.
+
+        Raises:
+            DataError: The template writes today's date, and the job does not say which day that is.
+        """
         super().__init__(layout, tokenizer)
         self._tokenizer = tokenizer
+        self._template = _on_a_day(tokenizer.get_chat_template(), layout.chat_date)
         self._special_ids = np.array(sorted(self.info.special_ids))
 
     def encode(self, documents: Sequence[Any]) -> Iterator[Encoded | Unfit | None]:
@@ -165,16 +196,15 @@ class ConversationEncoder(Encoder):
         try:
             if messages:
                 text = self._tokenizer.apply_chat_template(
-                    list(messages), tokenize=False, add_generation_prompt=asks
+                    list(messages), tokenize=False, chat_template=self._template, add_generation_prompt=asks
                 )
             else:
                 # What stands before an answer that begins a conversation; the method above refuses to say.
-                tokenizer = self._tokenizer
                 ((text,), _) = render_jinja_template(
                     conversations=[[]],
-                    chat_template=tokenizer.get_chat_template(),
+                    chat_template=self._template,
                     add_generation_prompt=asks,
-                    **tokenizer.special_tokens_map,
+                    **self._tokenizer.special_tokens_map,
                 )
         except (JinjaError, TypeError, ValueError, KeyError, IndexError) as error:
             roles = ", ".join(str(message["role"]) for message in messages[:10]) or "none"

@@ -31,6 +31,7 @@ class SupervisedFinetuning(CausalLM):
             labelled=False,
             document="conversation",
             train_on=section.train_on,
+            chat_date=section.chat_date,
         )
 
     def collate(self, rows: Sequence[Row], rng: np.random.Generator) -> Batch:

@@ -1,5 +1,6 @@
 """The parts of a training stage: objective, model, first weights, data and strategy."""
 
+from datetime import date
 from typing import Annotated, Any, Literal
 
 from orchestrator.spec.messages import MAX_CHOICES, shown
@@ -94,6 +95,19 @@ class SupervisedFinetuningObjective(Section):
     chat_template: str | None = None
     """How conversations become text: ``plain`` (role, colon, content), ``chatml``, or a Jinja file;
     absent: the tokenizer's own, or that of the stage whose weights it starts from."""
+    chat_date: str | None = None
+    """The day, such as ``2026-12-31``, that a template is told which asks for today's (``strftime_now``, as
+    Llama 3's do); required for those, since the rows would differ from day to day."""
+
+    def __post_init__(self) -> None:
+        if self.chat_date is None:
+            return
+        try:
+            date.fromisoformat(self.chat_date)
+        except ValueError as error:
+            raise ValueError(
+                f"chat_date: expected a day such as '2026-12-31', found {self.chat_date!r}"
+            ) from error
 
 
 Objective = Annotated[

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import logging
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from pyarrow import parquet
 from orchestrator.contracts import RowLayout
 from orchestrator.data.conversations import (
     CHATML,
+    DIRECTIVES,
     ConversationEncoder,
     TemplateError,
     prepare_chat_template,
@@ -413,3 +415,30 @@ def test_datasets_without_conversations_are_refused(tmp_path: Path, bpe: Path) -
     dataset = conversations(tmp_path / "rows.jsonl", [{"text": "a"}])
     with pytest.raises(DataError, match=r"datasets\.chat: it has no conversations. Set messages_column"):
         prepared("chat", dataset, "train", ALONE, bpe, tmp_path)
+
+
+def test_a_template_that_writes_the_date_is_told_the_jobs(bpe: Path) -> None:
+    template = "{{ 'Today: ' + strftime_now('%d %b %Y') + '\\n' }}" + MARKED
+    layout = replace(ALONE, chat_date="2026-12-31")
+    made = encoder(bpe, template, layout)
+    (found,) = made.encode([say("who", "me")])
+    assert isinstance(found, Encoded)
+    assert load_tokenizer(bpe).decode(found.ids).startswith("Today: 31 Dec 2026\n")
+    begun = made.tokens([], asks=True)
+    assert load_tokenizer(bpe).decode(begun).startswith("Today: 31 Dec 2026\n")
+    with pytest.raises(DataError, match=r"writes today's date .* set objective\.chat_date"):
+        encoder(bpe, template)
+
+
+@given(
+    day=st.dates(min_value=datetime.date(1990, 1, 1)),
+    form=st.lists(st.sampled_from([*(f"%{code}" for code in DIRECTIVES), " ", "of", "-"]), max_size=6),
+)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_any_form_of_a_date_is_that_of_strftime(bpe: Path, day: datetime.date, form: list[str]) -> None:
+    # A line break before the first block shows that nothing around it is trimmed.
+    text = "".join(form)
+    template = f"\n{{% if strftime_now is defined %}}<{{{{ strftime_now({text!r}) }}}}>{{% endif %}}" + MARKED
+    made = encoder(bpe, template, replace(ALONE, chat_date=str(day)))
+    expected = f"\n<{day.strftime(text)}>user: who\n"
+    assert load_tokenizer(bpe).decode(made.tokens(say("who"))) == expected

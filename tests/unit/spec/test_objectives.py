@@ -118,6 +118,14 @@ def test_a_template_file_lies_beside_the_job(tmp_path: Path) -> None:
     assert load(tmp_path, text).stages[0].objective.chat_template == "plain"  # type: ignore[union-attr]
 
 
+def test_a_chat_date_is_a_day(tmp_path: Path) -> None:
+    for day in ("2026-12-31", "'2026-12-31'"):
+        text = job(f"{{name: supervised_finetuning, chat_date: {day}}}", MESSAGES)
+        assert load(tmp_path, text).stages[0].objective.chat_date == "2026-12-31"  # type: ignore[union-attr]
+    (found,) = complaints(tmp_path, job("{name: supervised_finetuning, chat_date: today}", MESSAGES))
+    assert "chat_date: expected a day such as '2026-12-31', found 'today'" in found
+
+
 def test_a_head_has_as_many_outputs_as_its_problem_needs(tmp_path: Path) -> None:
     cases = {
         "{name: sequence_classification}": 2,
