@@ -32,7 +32,7 @@ def open_hub(name: str, dataset: HubDataset, cache_dir: Path) -> Any:
         raise
     except Exception as error:
         raise DataError(
-            f"{_hub_text(name, dataset)} cannot be loaded: {root_cause(error)}. {_what_to_do(error)}"
+            f"{hub_text(name, dataset)} cannot be loaded: {root_cause(error)}. {_what_to_do(error)}"
         ) from error
 
 
@@ -76,7 +76,7 @@ def open_stream(name: str, dataset: HubDataset, cache_dir: Path, columns: Collec
         raise
     except Exception as error:
         raise SourceMissingError(
-            f"{_hub_text(name, dataset)} cannot be streamed: {_one_line(error)}."
+            f"{hub_text(name, dataset)} cannot be streamed: {_one_line(error)}."
             " Check the id, the network and HF_TOKEN."
         ) from error
 
@@ -104,7 +104,7 @@ def _load_hub(name: str, dataset: HubDataset, cache_dir: Path, **options: Any) -
     )
 
 
-def _hub_text(name: str, dataset: HubDataset) -> str:
+def hub_text(name: str, dataset: HubDataset) -> str:
     """A dataset of the hub, for messages."""
     return (
         f"datasets.{name}: hub dataset '{dataset.path}' (config {dataset.config_name or 'default'}, split"

@@ -24,12 +24,8 @@ from orchestrator.data.conversion import NUM_NAMED, Conversion, Group
 from orchestrator.data.fields import LABEL_KEYS, columns_of, kind_of, wanted_columns
 from orchestrator.data.file_columns import Columns, join_columns
 from orchestrator.data.files import digest_file, digest_values, find_files
-from orchestrator.data.readers import (
-    open_hub,
-    open_saved,
-    quiet,
-    saved_folder,
-)
+from orchestrator.data.hub_copy import fetch_hub
+from orchestrator.data.readers import open_hub, open_saved, quiet, saved_folder
 from orchestrator.data.tasks import IN_PROCESS, Tasks
 from orchestrator.data.versions import ROWS
 from orchestrator.errors import DataError
@@ -205,8 +201,7 @@ def find_source(name: str, dataset: Dataset, cache_dir: Path, tasks: Tasks = IN_
     cache_dir = cache_dir.absolute()
     if isinstance(dataset, HubDataset):
         with quiet():
-            opened = open_hub(name, dataset, cache_dir)
-        content = [digest_file(Path(part["filename"])) for part in opened.cache_files]
+            content = fetch_hub(name, dataset, cache_dir)
         return Source(name, dataset, cache_dir, tuple(content), ())
     if isinstance(dataset, SavedDataset):
         folder = saved_folder(name, dataset)
