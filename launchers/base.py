@@ -68,6 +68,18 @@ class RemoteLauncher(Protocol):
 
 
 @runtime_checkable
+class RestartingLauncher(Protocol):
+    """A launcher whose place starts a job again whatever its driver ended with."""
+
+    def end_restarts(self, job_id: str) -> None:
+        """Leave a job as it is when its driver ends, as after a request to save and stop.
+
+        Raises:
+            LaunchError: The place refused.
+        """
+
+
+@runtime_checkable
 class ManifestLauncher(Protocol):
     """A launcher whose place takes a document instead of a command."""
 

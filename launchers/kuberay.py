@@ -1,7 +1,7 @@
 """The KubeRay launcher: ``orchestrator run`` as a RayJob of a Kubernetes cluster, on a Ray of its own.
 
 A volume that the cluster's nodes share is mounted where the command is typed as well: ``runs/``, the data and
-the job file lie on it, under the same paths. Ray asks for a token there, which needs KubeRay 1.5 or later.
+the job file lie on it, under the same paths. Ray asks for a token there, which needs KubeRay 1.5.1 or later.
 
 Source of the manifest's fields: the KubeRay API reference, ``ray.io/v1``.
 """
@@ -29,9 +29,7 @@ TIMEOUT_SECONDS = 60
 # KubeRay adds to it for the names of pods and services, which have 63 characters.
 NAME = re.compile(r"[a-z]([-a-z0-9]{0,45}[a-z0-9])?")
 # jobDeploymentStatus of a RayJob that is over.
-OVER = ("Complete", "Failed")
-# Kept for 'kubectl logs' and 'describe' after the end.
-KEPT_SECONDS = 3600
+OVER = ("Complete", "Failed", "ValidationFailed")
 
 
 class KuberayLauncher:
@@ -88,8 +86,8 @@ class KuberayLauncher:
                 "runtimeEnvYAML": yaml.safe_dump({"env_vars": {"RAY_CHDIR_TO_TRIAL_DIR": "0"}}),
                 # Each is a new Ray, on which the run goes on where it stopped.
                 "backoffLimit": options.max_restarts,
+                # At once; the RayJob and what its driver printed stay.
                 "shutdownAfterJobFinishes": True,
-                "ttlSecondsAfterFinished": KEPT_SECONDS,
                 "rayClusterSpec": self._cluster(),
             },
         }
@@ -190,8 +188,8 @@ class KuberayLauncher:
         found = self._job(job_id)
         if found is None:
             return None
-        status = found.get("status", {})
-        return ", ".join(str(status[key]) for key in ("jobStatus", "message") if status.get(key)) or None
+        status = {"jobStatus": _deployment(found)} | found.get("status", {})
+        return ", ".join(str(status[key]) for key in ("jobStatus", "message") if status.get(key))
 
     def output(self, job_id: str, run_dir: Path) -> str | None:
         """What the driver has printed."""
@@ -207,6 +205,15 @@ class KuberayLauncher:
             LaunchError: The cluster refused.
         """
         self._run("delete", "rayjob", job_id, "--wait=false")
+
+    def end_restarts(self, job_id: str) -> None:
+        """Leave the RayJob as it is when its driver ends: KubeRay restarts whatever failed.
+
+        Raises:
+            LaunchError: The cluster refused.
+        """
+        last = json.dumps({"spec": {"backoffLimit": 0}})
+        self._run("patch", "rayjob", job_id, "--type=merge", f"--patch={last}")
 
     def _state(self, name: str) -> str | None:
         found = self._job(name)

@@ -17,7 +17,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from launchers.base import PlaceState, RemoteLauncher, make_launcher
+from launchers.base import PlaceState, RemoteLauncher, RestartingLauncher, make_launcher
 from launchers.run_logs import find_log
 from launchers.runs import ENDS, UnknownRunError, is_locked, request_stop
 from orchestrator.checkpoint.layout import RunLayout
@@ -201,6 +201,8 @@ def stop_run(run_dir: Path) -> str:
     if state is None:
         request_stop(run_dir)
     elif _is_driven(layout, submission):
+        if isinstance(place, RestartingLauncher):
+            place.end_restarts(submission.job_id)
         layout.stop_request.write_text("cancel", encoding="utf-8")
     else:
         place.cancel(submission.job_id, only_queued=False)

@@ -5,6 +5,7 @@ a command would misread - a line break, a flag that belongs to the launcher - is
 """
 
 import re
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from orchestrator.spec.section import ChosenBy, Must, Section, field
@@ -143,33 +144,47 @@ class RayLauncher(Section):
     """Which cluster, and what is sent to it."""
 
 
+KUBERNETES_NAME = "a name of Kubernetes: lower-case letters, digits and '-'"
+Memory = Annotated[str, Must(pattern=r"^[1-9][0-9]*(\.[0-9]+)?[MGT]i?$", hint="a size such as 64Gi")]
+
+
 class KuberayOptions(Section):
     """What KubeRay starts for the job."""
 
-    image: Line
+    image: Annotated[str, Must(pattern=r"^[^\s\x00-\x1f\x7f]+$", hint="a name without a space")]
     """Container image with Ray, orchestrator and your own modules; its Ray is the version installed here."""
-    volume_claim: Line
+    volume_claim: Annotated[
+        str, Must(pattern=r"^[a-z0-9]([-.a-z0-9]{0,251}[a-z0-9])?$", hint=KUBERNETES_NAME)
+    ]
     """PersistentVolumeClaim that all pods mount; ``runs/`` and the data lie on it."""
     mount_path: Annotated[str, Must(pattern=r"^/[^\x00-\x1f\x7f]+$", hint="an absolute path")]
     """Where it is mounted, in the pods as on the machine that submits."""
-    namespace: Line | None = None
+    namespace: (
+        Annotated[str, Must(pattern=r"^[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?$", hint=KUBERNETES_NAME)] | None
+    ) = None
     """Kubernetes namespace; absent: that of kubectl's context."""
     nodes: Positive = 1
     """Pods with workers; each has ``num_workers / nodes`` of them, rounded up."""
-    memory_per_node: Line
+    memory_per_node: Memory
     """Memory of a pod with workers, such as ``64Gi``."""
     head_cpus: Positive = 2
     """CPU cores of the head, which runs the driver."""
-    head_memory: Line = "8Gi"
+    head_memory: Memory = "8Gi"
     """Memory of the head."""
     python: Line = "python"
     """Interpreter in the image, with orchestrator installed."""
     max_restarts: Annotated[int, Must(ge=0)] = 3
     """How often KubeRay starts the job again, on a new Ray, after it failed."""
 
+    def __post_init__(self) -> None:
+        if Path(self.mount_path) == Path("/dev/shm"):
+            raise ValueError(
+                "mount_path: /dev/shm is the memory that workers share; mount the volume elsewhere"
+            )
+
 
 class KuberayLauncher(Section):
-    """A RayJob of a Kubernetes cluster with KubeRay 1.5 or later."""
+    """A RayJob of a Kubernetes cluster with KubeRay 1.5.1 or later."""
 
     name: Literal["kuberay"]
     """A RayJob of a Kubernetes cluster."""

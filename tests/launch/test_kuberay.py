@@ -14,7 +14,9 @@ import pytest
 import yaml
 
 from launchers.kuberay import KuberayLauncher
+from orchestrator.checkpoint.layout import RunLayout
 from orchestrator.spec.job import Resources
+from orchestrator.tracking.events import append_event
 from tests.unit.launchers.commands import Console
 from tests.unit.spec.jobs import VALID, write_job
 
@@ -76,15 +78,29 @@ def test_the_manifest_fits_kuberays_schema() -> None:
 
 @pytest.mark.parametrize("text", ["$(touch hacked)", "; touch hacked", "a' b\" c", "{}: &a *a", "%j", "- x"])
 def test_no_value_becomes_anything_but_itself(text: str) -> None:
-    job = render(image=text, volume_claim=text, python=text, namespace=text, memory_per_node=text)
-    (container,) = job["spec"]["rayClusterSpec"]["workerGroupSpecs"][0]["template"]["spec"]["containers"]
-    assert (
-        container["image"]
-        == container["resources"]["limits"]["memory"]
-        == job["metadata"]["namespace"]
-        == text
-    )
-    assert shlex.split(job["spec"]["entrypoint"])[0] == text
+    assert shlex.split(render(python=text)["spec"]["entrypoint"])[0] == text
+    for option in ("image", "volume_claim", "namespace", "memory_per_node", "head_memory"):
+        if option != "image" or " " in text:
+            with pytest.raises(ValueError, match=option):
+                render(**{option: text})
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [
+        ("memory_per_node", "64GB"),
+        ("memory_per_node", "64g"),
+        ("memory_per_node", "64 Gi"),
+        ("memory_per_node", "64m"),
+        ("head_memory", "0Gi"),
+        ("namespace", "Lab_X"),
+        ("volume_claim", "My_Claim"),
+        ("mount_path", "/dev/shm"),
+    ],
+)
+def test_what_kubernetes_would_refuse_later_is_refused(option: str, value: str) -> None:
+    with pytest.raises(ValueError, match=option):
+        render(**{option: value})
 
 
 def submit(folder: Path, console: Console, *flags: str) -> Any:
@@ -129,15 +145,21 @@ def test_without_kubectl_the_message_says_what_to_do(
     assert not list((tmp_path / "runs").glob("*"))
 
 
-def test_a_stand_in_for_kubectl_is_given_the_manifest_and_asked_for_the_state(
-    tmp_path: Path, console: Console, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    bin_dir, log = tmp_path / "bin", tmp_path / "log"
+def put_fake_on_path(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A stand-in for kubectl is found first; the file in which it writes its arguments."""
+    bin_dir, log = folder / "bin", folder / "log"
     bin_dir.mkdir()
     (bin_dir / "kubectl").write_text(FAKE)
     (bin_dir / "kubectl").chmod(0o755)
     monkeypatch.setenv("PATH", f"{bin_dir}:/usr/bin:/bin")
     monkeypatch.setenv("FAKE_LOG", str(log))
+    return log
+
+
+def test_a_stand_in_for_kubectl_is_given_the_manifest_and_asked_for_the_state(
+    tmp_path: Path, console: Console, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log = put_fake_on_path(tmp_path, monkeypatch)
     flags = ("--set", "launcher.options.namespace=lab")
     assert submit(tmp_path, console, *flags, "--json").json()["job_id"] == "tiny"
     assert yaml.safe_load(Path(f"{log}.manifest").read_text())["metadata"]["name"] == "tiny"
@@ -155,7 +177,28 @@ def test_a_stand_in_for_kubectl_is_given_the_manifest_and_asked_for_the_state(
     assert "is queued already as kuberay job tiny (Initializing)" in second.errors
     assert console("cancel", "tiny", "--runs-dir", tmp_path / "runs").code == 0
     assert "--namespace=lab delete rayjob tiny --wait=false" in log.read_text()
+    refused = job | {"status": {"jobDeploymentStatus": "ValidationFailed", "message": "no such mode"}}
+    Path(f"{log}.rayjobs").write_text(json.dumps({"items": [refused]}))
+    Path(f"{log}.rayjob").write_text(json.dumps(refused))
+    ended = console("status", "tiny", "--runs-dir", tmp_path / "runs").output
+    assert "(ValidationFailed, no such mode)" in ended
     Path(f"{log}.code").write_text("1")
     failed = submit(tmp_path, console, *flags)
     assert failed.code == 1
     assert "kubectl" in failed.errors
+
+
+def test_a_cancelled_run_is_not_started_again_by_a_stand_in_for_kuberay(
+    tmp_path: Path, console: Console, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log = put_fake_on_path(tmp_path, monkeypatch)
+    submit(tmp_path, console)
+    job = {"metadata": {"name": "tiny"}, "status": {"jobDeploymentStatus": "Running"}}
+    Path(f"{log}.rayjobs").write_text(json.dumps({"items": [job]}))
+    layout = RunLayout(tmp_path / "runs" / "tiny")
+    append_event(layout.events, "run_started")
+    assert console("cancel", "tiny", "--runs-dir", tmp_path / "runs").code == 0
+    assert layout.stop_request.exists()
+    assert log.read_text().splitlines()[-1] == (
+        'patch rayjob tiny --type=merge --patch={"spec": {"backoffLimit": 0}}'
+    )
