@@ -13,7 +13,8 @@ from orchestrator.spec.job import Job, TrainStage
 from orchestrator.spec.plan import workers_complaint
 from orchestrator.spec.promise import agreement, promise
 from orchestrator.spec.references import check
-from orchestrator.spec.training import DDPStrategy, FSDP2Strategy, Plugin, Strategy, ZeROStrategy
+from orchestrator.spec.strategies import DDPStrategy, FSDP2Strategy, Strategy, ZeROStrategy
+from orchestrator.spec.training import Plugin
 from orchestrator.train.phases import Phase
 from orchestrator.train.rehearsed import FaultKind, RehearsedFault
 

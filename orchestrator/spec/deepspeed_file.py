@@ -24,7 +24,7 @@ from orchestrator.spec.job import Job, Resources, TrainStage
 from orchestrator.spec.messages import suggestion
 from orchestrator.spec.optimization import LossScale
 from orchestrator.spec.plan import batch_complaint
-from orchestrator.spec.training import Offload, ZeROStrategy
+from orchestrator.spec.strategies import Offload, ZeROStrategy
 from orchestrator.spec.tree import KeyPath
 
 AUTO = "auto"

@@ -14,17 +14,10 @@ from orchestrator.spec.messages import which_stage
 from orchestrator.spec.optimization import Anomalies, Limits, LossScale, Optimizer, Schedule
 from orchestrator.spec.remote import require_file_system
 from orchestrator.spec.section import ChosenBy, Must, Section, field
+from orchestrator.spec.strategies import Strategy
 from orchestrator.spec.sweep import Sweep
 from orchestrator.spec.trackers import Wandb
-from orchestrator.spec.training import (
-    Data,
-    Init,
-    Model,
-    Objective,
-    Plugin,
-    Reproducibility,
-    Strategy,
-)
+from orchestrator.spec.training import Data, Init, Model, Objective, Plugin, Reproducibility
 
 Positive = Annotated[int, Must(ge=1)]
 MAX_NAME_LENGTH = 64

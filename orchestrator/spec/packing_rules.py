@@ -6,13 +6,12 @@ import os
 from collections.abc import Iterator
 
 from orchestrator.spec.job import EvaluateStage, Job, TrainStage
+from orchestrator.spec.strategies import DDPStrategy, ZeROStrategy
 from orchestrator.spec.training import (
-    DDPStrategy,
     MaskedLMObjective,
     SequenceClassificationObjective,
     SupervisedFinetuningObjective,
     TokenClassificationObjective,
-    ZeROStrategy,
 )
 from orchestrator.spec.tree import KeyPath
 

@@ -9,7 +9,8 @@ from __future__ import annotations
 from orchestrator.counts import counted
 from orchestrator.spec.job import Resources, TrainStage
 from orchestrator.spec.plan import plan_batch
-from orchestrator.spec.training import FSDP2Strategy, Plugin, Reproducibility, Strategy, ZeROStrategy
+from orchestrator.spec.strategies import FSDP2Strategy, Strategy, ZeROStrategy
+from orchestrator.spec.training import Plugin, Reproducibility
 
 BITWISE = "bit-identical on ddp, fsdp2, zero 0-3 at 1 and 2 workers"
 EXACT = "bit-identical on ddp, fsdp2, zero 0-3 at 1, 2, 4, 8, ... workers"

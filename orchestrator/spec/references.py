@@ -29,11 +29,8 @@ from orchestrator.spec.packing_rules import check_after, check_packing
 from orchestrator.spec.plan import batch_complaint, count_steps, input_stage, plan_batch, ramp_steps
 from orchestrator.spec.positions import first_position
 from orchestrator.spec.reproducibility import check_exact, exact_complaint
+from orchestrator.spec.strategies import FSDP2Strategy, ZeROStrategy
 from orchestrator.spec.sweep import check_points
-from orchestrator.spec.training import (
-    FSDP2Strategy,
-    ZeROStrategy,
-)
 from orchestrator.spec.tree import KeyPath
 
 Complaint = tuple[KeyPath, str]

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from orchestrator.spec.job import Job, Resources, TrainStage
-from orchestrator.spec.training import DDPStrategy, FSDP2Strategy, Plugin, ZeROStrategy
+from orchestrator.spec.strategies import DDPStrategy, FSDP2Strategy, ZeROStrategy
+from orchestrator.spec.training import Plugin
 from orchestrator.spec.tree import KeyPath
 
 # Copies of a sharded model are added by torch, and two numbers in any order are one sum.

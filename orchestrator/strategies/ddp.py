@@ -11,7 +11,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from orchestrator.contracts import EngineSetup
-from orchestrator.spec.training import DDPStrategy
+from orchestrator.spec.strategies import DDPStrategy
 from orchestrator.strategies.plain import PlainEngine
 from orchestrator.strategies.preparation import enable_activation_checkpointing, require_compiler
 

@@ -20,7 +20,7 @@ from torch.distributed.fsdp import (
 from orchestrator.contracts import EngineSetup
 from orchestrator.counts import counted
 from orchestrator.errors import PlanError
-from orchestrator.spec.training import FSDP2Strategy
+from orchestrator.spec.strategies import FSDP2Strategy
 from orchestrator.strategies.clip import sum_of_squares, sum_over_ranks
 from orchestrator.strategies.exact_norm import exact_sum_of_squares
 from orchestrator.strategies.plain import PlainEngine

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from orchestrator.contracts import Engine, EngineSetup
 from orchestrator.errors import CheckpointError, PlanError
-from orchestrator.spec.training import ZeROStrategy
+from orchestrator.spec.strategies import ZeROStrategy
 from orchestrator.strategies.clip import clip, norm_of, sum_of_squares, sum_over_ranks, unscale
 from orchestrator.strategies.exact_norm import exact_sum_of_squares
 from orchestrator.strategies.flat_ranges import FlatRanges

@@ -13,7 +13,7 @@ from typing import Any
 from orchestrator.contracts import EngineSetup
 from orchestrator.errors import PlanError
 from orchestrator.spec.deepspeed_file import Decided, read_config
-from orchestrator.spec.training import Offload, ZeROStrategy
+from orchestrator.spec.strategies import Offload, ZeROStrategy
 
 # DeepSpeed allocates this many elements for one bucket however small the model is, so the model bounds it.
 MAX_BUCKET_NUMEL = 500_000_000

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from orchestrator.contracts import EngineSetup
 from orchestrator.errors import PlanError
-from orchestrator.spec.training import ZeROStrategy
+from orchestrator.spec.strategies import ZeROStrategy
 from orchestrator.strategies.optimizer_state import check_supported
 from orchestrator.strategies.preparation import (
     enable_activation_checkpointing,

@@ -32,7 +32,7 @@ from orchestrator.checkpoint.shard_file import WRITE_BYTES, HostBuffer, write_sh
 from orchestrator.checkpoint.shard_plan import plan_shards
 from orchestrator.contracts import EngineSetup
 from orchestrator.spec.job import Checkpoint
-from orchestrator.spec.training import DDPStrategy
+from orchestrator.spec.strategies import DDPStrategy
 from orchestrator.strategies.ddp import DDPEngine
 from orchestrator.train.optim import make_optimizer
 from tests.benchmarks.step_loop import ACCUM, MICRO, SEQ_LEN, VOCAB, make_model, make_stage

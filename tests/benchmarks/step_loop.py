@@ -27,7 +27,7 @@ from orchestrator.contracts import EngineSetup
 from orchestrator.data.stream import MixtureReader
 from orchestrator.spec.job import Resources, TrainStage
 from orchestrator.spec.plan import plan_batch
-from orchestrator.spec.training import DDPStrategy
+from orchestrator.spec.strategies import DDPStrategy
 from orchestrator.strategies.ddp import DDPEngine
 from orchestrator.train.anomalies import AnomalyWatch
 from orchestrator.train.loop import Loop

@@ -22,7 +22,8 @@ from transformers import (
 
 from orchestrator.contracts import IGNORE_INDEX, Engine, EngineSetup
 from orchestrator.registry import resolve
-from orchestrator.spec.training import Reproducibility, Strategy
+from orchestrator.spec.strategies import Strategy
+from orchestrator.spec.training import Reproducibility
 
 # Odd on purpose: no shard boundary falls on a row, and every rank's last shard is padded.
 VOCAB_SIZE = 509

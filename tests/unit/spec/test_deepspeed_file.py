@@ -10,7 +10,7 @@ import pytest
 
 from orchestrator.spec.deepspeed_file import Decided, complaints, read_config
 from orchestrator.spec.deepspeed_keys import BLOCKS
-from orchestrator.spec.training import ZeROStrategy
+from orchestrator.spec.strategies import ZeROStrategy
 from tests.unit.spec.jobs import changed, load
 
 DECIDED = Decided(

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from orchestrator.spec.optimization import Limits
-from orchestrator.spec.training import DDPStrategy, Init, ZeROStrategy
+from orchestrator.spec.strategies import DDPStrategy, ZeROStrategy
+from orchestrator.spec.training import Init
 from tests.unit.spec.jobs import VALID, complaints, first_stage, load
 
 

@@ -9,7 +9,8 @@ import pytest
 from orchestrator.errors import PlanError
 from orchestrator.registry import REGISTRY, Kind, resolve
 from orchestrator.spec.compile import PLUGIN, members_of, unwrap
-from orchestrator.spec.training import Objective, Strategy
+from orchestrator.spec.strategies import Strategy
+from orchestrator.spec.training import Objective
 
 
 @pytest.mark.parametrize(("kind", "union"), [("objective", Objective), ("strategy", Strategy)])

@@ -15,7 +15,7 @@ import torch
 from orchestrator.contracts import EngineSetup
 from orchestrator.errors import PlanError
 from orchestrator.spec.optimization import LossScale
-from orchestrator.spec.training import ZeROStrategy
+from orchestrator.spec.strategies import ZeROStrategy
 from orchestrator.strategies.zero_config import JobFacts, build_config
 from orchestrator.strategies.zero_start import check_version
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from orchestrator.errors import PlanError
-from orchestrator.spec.training import ZeROStrategy
+from orchestrator.spec.strategies import ZeROStrategy
 from orchestrator.strategies.zero_driver import check_offload, check_optimizer
 from orchestrator.strategies.zero_partitions import GroupPartitions
 from orchestrator.strategies.zero_start import import_deepspeed
