@@ -13,12 +13,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from launchers.accounting import account
 from launchers.stage_news import DAMAGED
 from launchers.verdicts import COMPARED, STOPPED_EARLY, lost_by, verdict_text
 from orchestrator.checkpoint.layout import RunLayout, StageLayout
 from orchestrator.checkpoint.steps import newest_step
 from orchestrator.errors import LaunchError
+from orchestrator.tracking.accounting import account
 from orchestrator.tracking.events import read_json_lines
 
 ENDS = {"run_finished": "finished", "run_stopped": "stopped", "run_failed": "failed"}

@@ -78,6 +78,8 @@ class Loop:
     clock: PhaseClock
     record: Callable[..., None]
     """Takes down an event and its fields; called by rank 0 alone."""
+    goodput: Callable[[], Mapping[str, float]]
+    """Metrics of where the run's time went; empty where nothing is new."""
     before_update: Callable[[], None]
     """Called before weights and optimizer state change."""
     stop: StopRequest
@@ -277,7 +279,7 @@ class Loop:
         metrics["train/tokens"] = completed * self.batch_plan.tokens_per_step
         rows = completed * self.batch_plan.global_batch_size
         metrics["train/epoch"] = rows / self.reader.num_rows
-        metrics |= source_metrics(self.reader.mixture, rows)
+        metrics |= {**source_metrics(self.reader.mixture, rows), **self.goodput()}
         logger.info("step %d/%d %s", completed, self.max_steps, metrics)
         for tracker in self.trackers:
             tracker.log(completed, metrics)

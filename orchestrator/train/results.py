@@ -61,9 +61,9 @@ def is_logged(layout: StageLayout, step: int, metrics: Mapping[str, float]) -> b
 
 
 def last_training_metrics(layout: StageLayout) -> dict[str, float]:
-    """Training metrics of the last logged step."""
+    """Training metrics of the last logged step, without those of the run as a whole."""
     last: dict[str, float] = {}
     for record in read_json_lines(layout.metrics):
         if "train/loss" in record:
-            last = {key: value for key, value in record.items() if key != "step"}
+            last = {key: value for key, value in record.items() if not key.startswith(("step", "goodput/"))}
     return last

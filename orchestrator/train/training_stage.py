@@ -25,6 +25,7 @@ from orchestrator.models import find_blocks, save_weights
 from orchestrator.registry import resolve
 from orchestrator.spec.float16 import loss_scale_of
 from orchestrator.spec.job import Job, TrainStage
+from orchestrator.tracking.accounting import GoodputMeter
 from orchestrator.tracking.events import append_event, read_json_lines
 from orchestrator.train.agreement import AgreedError, together
 from orchestrator.train.anomalies import AnomalyWatch
@@ -194,6 +195,7 @@ class _Run:
             watch=watch,
             clock=self.clock,
             record=self._record,
+            goodput=GoodputMeter(self.layout.events).read if self.rank == 0 else dict,
             stop=StopRequest(self.layout.stop_request, lambda: self.saver.has_failed, self.notice),
         )
 

@@ -108,6 +108,7 @@ def our_loop(stage: TrainStage, reader: MixtureReader) -> Callable[[int], None]:
         clock=PhaseClock(),
         record=lambda event, **fields: None,
         before_update=lambda: None,
+        goodput=dict,
         stop=StopRequest(Path("no such file")),
     )
     return lambda step: loop_turn(loop, step)

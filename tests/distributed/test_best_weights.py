@@ -125,6 +125,10 @@ def test_the_best_checkpoint_is_kept_and_the_last_weights_are_the_stages_unless_
     assert (result["weights_step"], result["metrics"]["eval/loss"]) == (MAX_STEPS, losses[MAX_STEPS])
     last = CheckpointManager.read_weights(stage.checkpoints / step_name(MAX_STEPS))
     assert different(load_file(stage.weights / "model.safetensors"), last) == []
+    shares = [record.get("goodput/fraction") for record in read_json_lines(stage.metrics)]
+    told = [share for share in shares if share is not None]
+    assert told and len(told) < len(shares) and all(0 < share < 1 for share in told), "once a checkpoint"
+    assert not any(name.startswith("goodput/") for name in result["metrics"])
 
 
 def test_the_last_checkpoint_says_how_good_it_is_and_its_evaluation_is_logged_once(tmp_path: Path) -> None:

@@ -7,8 +7,10 @@ checkpoint and a fault.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Mapping
 from datetime import datetime
+from pathlib import Path
 from typing import Any
 
 KINDS = ("compute", "data", "evaluation", "save", "startup", "restart", "lost", "other")
@@ -31,16 +33,39 @@ def account(events: Iterable[Mapping[str, Any]], *, last_written: str | None = N
     """
     book = _Book()
     for event in events:
-        if "time" in event:
-            # A checkpoint is written beside the steps that follow it; its interval ended before.
-            until = event.get("counted_until", event["time"])
-            book.enter(event, datetime.fromisoformat(until).timestamp())
+        book.enter(event)
     book.end(last_written)
-    total = sum(book.seconds.values())
-    if not book.has_trained or total <= 0:
-        return {}
-    shown = {kind: round(book.seconds[kind], 1) for kind in KINDS}
-    return {**shown, "total": round(total, 1), "goodput": round(book.seconds["compute"] / total, 4)}
+    return book.shown()
+
+
+class GoodputMeter:
+    """The account of a run that goes on, for its metrics: up to the newest checkpoint."""
+
+    def __init__(self, events: Path) -> None:
+        """Nothing is read yet of the file."""
+        self._path = events
+        self._num_bytes = 0
+        self._book = _Book()
+
+    def read(self) -> dict[str, float]:
+        """``goodput/fraction`` and ``goodput/<kind>_seconds``; empty where no interval ended since then."""
+        with self._path.open("rb") as file:
+            file.seek(self._num_bytes)
+            written = file.read()
+        # A line that is being written is read the next time.
+        lines = written[: written.rfind(b"\n") + 1]
+        self._num_bytes += len(lines)
+        has_ended = False
+        for line in lines.splitlines():
+            try:
+                event = json.loads(line)
+            except ValueError:
+                continue
+            self._book.enter(event)
+            has_ended |= event.get("event") == "checkpoint"
+        shown = self._book.shown() if has_ended else {}
+        fraction = {"goodput/fraction": shown["goodput"]} if shown else {}
+        return fraction | {f"goodput/{kind}_seconds": shown[kind] for kind in KINDS if kind in shown}
 
 
 class _Book:
@@ -62,8 +87,20 @@ class _Book:
         self._intervals: dict[str, list[tuple[int, dict[str, float]]]] = {}
         """By stage: where each interval went, by the step at its end."""
 
-    def enter(self, event: Mapping[str, Any], now: float) -> None:
+    def shown(self) -> dict[str, float]:
+        """What ``account`` gives."""
+        total = sum(self.seconds.values())
+        if not self.has_trained or total <= 0:
+            return {}
+        shown = {kind: round(self.seconds[kind], 1) for kind in KINDS}
+        return {**shown, "total": round(total, 1), "goodput": round(self.seconds["compute"] / total, 4)}
+
+    def enter(self, event: Mapping[str, Any]) -> None:
         """Account for the time up to an event."""
+        if "time" not in event:
+            return
+        # A checkpoint is written beside the steps that follow it; its interval ended before.
+        now = datetime.fromisoformat(event.get("counted_until", event["time"])).timestamp()
         kind = str(event["event"])
         if kind == "run_started" or not self._is_open:
             # What was open before ended without a word: workers that trained say when with the next start.

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from launchers.accounting import KINDS, account
+from orchestrator.tracking.accounting import KINDS, GoodputMeter, account
 
 
 def at(seconds: float) -> str:
@@ -136,3 +138,33 @@ def test_the_next_stage_is_started_up_and_the_one_before_stays_as_it_is() -> Non
 def test_a_run_that_has_not_trained_has_no_account() -> None:
     assert account([]) == {}
     assert account([STARTED, event(5, "run_failed")]) == {}
+
+
+def test_the_metrics_of_a_run_that_goes_on_are_what_its_events_say_so_far(tmp_path: Path) -> None:
+    path = tmp_path / "events.jsonl"
+    happened = [
+        STARTED, begun(10), saved(30, 10, compute=18, data=2), event(35, "rank_failed"), begun(50, 10),
+        saved(70, 20, compute=20),
+    ]  # fmt: skip
+    lines = [json.dumps(record) + "\n" for record in happened]
+    path.write_text("".join(lines[:2]))
+    meter = GoodputMeter(path)
+    assert meter.read() == {}, "no interval has ended"
+    with path.open("a") as file:
+        file.write(lines[2] + lines[3][:20])
+    expected = account(happened[:3])
+    found = meter.read()
+    assert found == {
+        "goodput/fraction": expected["goodput"],
+        **{f"goodput/{kind}_seconds": expected[kind] for kind in KINDS},
+    }
+    assert (found["goodput/fraction"], found["goodput/startup_seconds"]) == (0.6, 10)
+    assert meter.read() == {}, "the rest of a line is not there yet"
+    with path.open("a") as file:
+        file.write(lines[3][20:] + "no JSON\n" + lines[4])
+    assert meter.read() == {}
+    with path.open("a") as file:
+        file.write(lines[5])
+    found = meter.read()
+    assert found["goodput/fraction"] == account(happened)["goodput"] == round(38 / 70, 4)
+    assert (found["goodput/lost_seconds"], found["goodput/restart_seconds"]) == (5, 15)
