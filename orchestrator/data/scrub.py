@@ -14,6 +14,7 @@ import sys
 from bisect import bisect_left
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from functools import cache
 from typing import Any
 
 # Possessive and at the beginning of a run alone, so that a long run without @ is read once.
@@ -27,8 +28,13 @@ _CARD_LENGTHS = range(13, 20)
 _CARD_GROUP = 3
 # Mir, Mastercard (2), Diners, American Express, JCB (3), Visa (4), Mastercard, Maestro, Discover, UnionPay.
 _CARD_STARTS = re.compile(r"220[0-4]|22[2-9]|2[3-6]|27[01]|2720|30[0-59]|3[4-9]|4|5|6")
-# At least 7 digits, with what stands between digits of phone numbers.
-_MAYBE_PHONE = re.compile(r"\d(?:[\s().,/~x+-]{0,4}\d){6}")
+# What phonenumbers takes between two digits: spaces and dashes of any width, full stops, slashes, brackets.
+_PHONE_PUNCTUATION = (
+    r"xX ./()\[\]~\u00a0\u00ad\u200b\u2010-\u2015\u2053\u2060\u2212\u223c\u3000\u30fc"
+    r"\uff08\uff09\uff0d-\uff0f\uff3b\uff3d\uff5e-"
+)
+# Of numbers with a +: a code of two, as of Germany, and four more.
+_FEWEST_DIGITS = 6
 
 
 def scrub(text: str, kinds: Sequence[str], phone_regions: Sequence[str]) -> tuple[str, Mapping[str, int]]:
@@ -131,8 +137,23 @@ def _is_card(digits: str) -> bool:
     return total % 10 == 0
 
 
+@cache
+def _maybe_phone(phone_regions: tuple[str, ...]) -> re.Pattern[str]:
+    """As many digits as the shortest number of these countries has, so that the library reads few texts."""
+    from phonenumbers import PhoneMetadata
+
+    fewest = _FEWEST_DIGITS
+    for region in phone_regions:
+        metadata = PhoneMetadata.metadata_for_region(region)
+        assert metadata is not None and metadata.general_desc is not None
+        # Where an area code may be left out, the rule puts it in: 462 1234 of Antigua has ten digits.
+        added = re.sub(r"\\\d", "", metadata.national_prefix_transform_rule or "")
+        fewest = min(fewest, min(metadata.general_desc.possible_length) - len(added))
+    return re.compile(rf"\d(?:[{_PHONE_PUNCTUATION}]{{0,4}}\d){{{fewest - 1}}}")
+
+
 def _scrub_phones(text: str, phone_regions: Sequence[str]) -> tuple[str, int]:
-    if _MAYBE_PHONE.search(text) is None:
+    if _maybe_phone(tuple(phone_regions)).search(text) is None:
         return text, 0
     from phonenumbers import Leniency, PhoneNumberMatcher
 

@@ -11,7 +11,7 @@ CONVERSION = 5
 ROWS = {
     "conversion": CONVERSION,
     # Rows are judged, scrubbed and hashed.
-    "examination": 9,
+    "examination": 10,
     "near_duplicates": 1,
     "decontamination": 2,
     # Labels become ids.

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import re
+import sys
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from phonenumbers import SUPPORTED_REGIONS, Leniency, PhoneMetadata, PhoneNumberMatcher
 
 from orchestrator.data.scrub import scrub
 
@@ -150,3 +152,74 @@ def test_many_cards_in_one_run_take_no_longer_each() -> None:
     text, counts = scrub("4111 1111 1111 1111 " * 3000, ("card",), ("US",))
     assert counts == {"card": 3000}
     assert not any(character.isdigit() for character in text)
+
+
+def phones(text: str, region: str = "US") -> int:
+    """How many phone numbers the library finds by itself."""
+    return sum(1 for _ in PhoneNumberMatcher(text, region, leniency=Leniency.VALID, max_tries=sys.maxsize))
+
+
+def num_scrubbed(text: str, region: str = "US") -> int:
+    """How many phone numbers are replaced in ``text``."""
+    return scrub(text, ("phone",), (region,))[1].get("phone", 0)
+
+
+def test_phone_numbers_are_found_with_every_sign_with_which_the_library_finds_them() -> None:
+    # Without surrogates and private use.
+    signs = map(chr, [*range(0xD800), *range(0xF900, 0x10000)])
+    texts = {sign: f"650{sign}253{sign}0000" for sign in signs if sign.isascii() or not sign.isalnum()}
+    found = {sign for sign, text in texts.items() if num_scrubbed(text)}
+    assert {sign for sign, text in texts.items() if phones(text)} == found
+    assert found > set("\u00a0\u00ad\u2010\u2011\u2012\u2013\u2014\u2015\u200b\u2060\u2212\u3000\uff0d")
+
+
+PHONE_PIECES = [
+    "1",
+    "49",
+    "650",
+    "253",
+    "0000",
+    "171",
+    "2345678",
+    "\u0666\u0665\u0660",
+    "0",
+    "462 1234",
+    ";ext=",
+]
+PHONE_PIECES += "+()xX \u2013\u2011\u00a0\u200b\uff0b\uff0d,/a\n"
+
+
+@given(
+    st.lists(st.sampled_from(PHONE_PIECES), max_size=14).map("".join),
+    st.sampled_from(["US", "DE", "AG", "AT"]),
+)
+def test_a_text_in_which_the_library_finds_a_number_is_scrubbed(text: str, region: str) -> None:
+    assert (num_scrubbed(text, region) > 0) == (phones(text, region) > 0)
+
+
+@pytest.mark.parametrize(
+    ("text", "region"),
+    [
+        ("62889", "AC"),
+        ("462 1234", "AG"),
+        ("\u0660\u0663\u0660 123456", "DE"),
+        ("+1 212\u20135550123", "DE"),
+        ("\uff0b1\u200b212\u200b555\u200b0123", "DE"),
+    ],
+)
+def test_phone_numbers_may_be_short_and_of_other_digits(text: str, region: str) -> None:
+    assert scrub(text, ("phone",), (region,)) == ("<phone>", {"phone": 1})
+
+
+def test_numbers_of_every_country_are_found_as_the_library_finds_them() -> None:
+    kinds = ("fixed_line", "mobile", "toll_free", "premium_rate", "uan", "voip")
+    for region in SUPPORTED_REGIONS:
+        metadata = PhoneMetadata.metadata_for_region(region)
+        assert metadata is not None and metadata.general_desc is not None
+        # What is looked for has at least 6 digits where a + is.
+        assert len(f"{metadata.country_code}") + min(metadata.general_desc.possible_length) >= 6
+        for kind in kinds:
+            number = getattr(getattr(metadata, kind), "example_number", None)
+            for prefix in (metadata.national_prefix or "", f"+{metadata.country_code}") if number else ():
+                text = f"{prefix}{number}"
+                assert num_scrubbed(text, region) == phones(text, region), (region, text)
