@@ -18,8 +18,9 @@ from functools import cache
 from typing import Any
 from unicodedata import category
 
-# One or two of them stand between groups: spaces, full stops, hyphens and dashes.
-_SEPARATORS = r"[ \u00a0\u202f.\u2010-\u2015-]{1,2}"
+# One or two of them stand between groups: spaces, full stops, hyphens and dashes of any width. Tabs, line
+# ends and slashes part numbers of their own.
+_SEPARATORS = r"[ .\u00a0\u00ad\u2000-\u200b\u2010-\u2015\u202f\u205f\u2060\u2212\u3000\uff0d-]{1,2}"
 _CARD_DIGITS = re.compile(rf"(?<![0-9])[0-9](?:(?:{_SEPARATORS})?[0-9]){{12,}}+")
 _CARD_LENGTHS = range(13, 20)
 # Of all groups but the last: numbers in a table, of one digit or two each, are no card.
