@@ -17,6 +17,7 @@ from orchestrator.spec.dataset_rules import (
     check_decontamination,
     check_evaluate,
     check_kinds,
+    check_phone_regions,
     check_streaming,
 )
 from orchestrator.spec.early_stopping import check_early_stopping
@@ -91,6 +92,7 @@ def check_fit(job: Job, untouched: Callable[[KeyPath], bool] = lambda path: True
         untouched: Whether what stands at a path is what the file says; what reads anything else is left out.
     """
     yield from check_decontamination(job)
+    yield from check_phone_regions(job)
     yield from check_streaming(job)
     if untouched(("stages",)) and untouched(("tokenizer",)):
         yield from check_kinds(job)

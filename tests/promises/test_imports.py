@@ -103,6 +103,12 @@ def test_a_job_without_a_deepspeed_file_does_not_load_its_check(folder: Path) ->
     assert DEEPSPEED_FILE not in loaded_by("validate", JOB, cwd=folder)
 
 
+def test_only_a_job_with_phone_regions_loads_the_library_of_phone_numbers(folder: Path) -> None:
+    assert "phonenumbers" not in loaded_by("validate", JOB, cwd=folder)
+    given = ("--set", "datasets.reviews.phone_regions=[GB]")
+    assert "phonenumbers" in loaded_by("validate", JOB, *given, cwd=folder)
+
+
 def test_verify_needs_nothing_that_trains(tmp_path: Path) -> None:
     trained = make_stage(tmp_path, {"a": write_rows(tmp_path / "a", 100)}, {"a": 1.0})
     trained.start(Start(workers=2, save_every=5, killed_at=5))

@@ -49,6 +49,35 @@ def test_rows_are_the_same_whichever_way_they_are_read(tmp_path: Path) -> None:
     assert spec_fingerprint(streamed, first_stage(streamed)) == spec_fingerprint(kept, first_stage(kept))
 
 
+def with_regions(codes: str) -> str:
+    """A job whose dataset has these ``phone_regions``, in line 10."""
+    return VALID.replace("    files: data/*.txt\n", f"    files: data/*.txt\n    phone_regions: [{codes}]\n")
+
+
+@pytest.mark.parametrize(
+    ("region", "hint"),
+    [
+        ("UK", "Did you mean 'GB'?"),
+        ("EL", "Did you mean 'GR'?"),
+        ("EU", "Give one code for each country."),
+        ("XX", "Give one code for each country."),
+    ],
+)
+def test_a_country_without_phone_numbers_is_refused(region: str, hint: str, tmp_path: Path) -> None:
+    (complaint,) = complaints(tmp_path, with_regions(f"DE, {region}"))
+    place, _, said = complaint.partition(": datasets.rfc.phone_regions[1]: ")
+    assert place.startswith("job.yaml:")
+    assert said == (
+        "expected the code of a country (ISO 3166-1), such as 'US', 'GB' or 'DE', found"
+        f" '{region}', of which no phone number is known. {hint}"
+    )
+
+
+def test_countries_with_phone_numbers_are_accepted(tmp_path: Path) -> None:
+    job = load(tmp_path, with_regions("US, GB, GR, XK"))
+    assert job.datasets["rfc"].phone_regions == ("US", "GB", "GR", "XK")
+
+
 KINDS = """\
 name: tiny
 tokenizer: {from: gpt2}
