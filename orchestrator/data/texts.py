@@ -30,6 +30,11 @@ class TextPart:
         """A map-style ``datasets.Dataset`` with the fields of a row as columns (``fields.py``)."""
         return open_rows(self.source, self.numbers)
 
+    def unscrubbed(self) -> TextPart:
+        """The same rows as the source has them."""
+        section = self.source.dataset.model_copy(update={"scrub": ()})
+        return TextPart(self.source.with_section(section), self.numbers)
+
     def texts(self) -> Iterator[str]:
         """All text of each row, in order: of conversations what is said, of words what they are joined to."""
         for batch in self._batches():

@@ -13,7 +13,7 @@ ROWS = {
     # Rows are judged, scrubbed and hashed.
     "examination": 10,
     "near_duplicates": 1,
-    "decontamination": 2,
+    "decontamination": 3,
     # Labels become ids.
     "labels": 1,
     # Conversations become tokens.

@@ -112,6 +112,32 @@ def test_evaluation_rows_may_be_conversations(tmp_path: Path) -> None:
     assert training_rows(Catalog(datasets, tmp_path / "cache")).numbers.tolist() == [1]
 
 
+ADDRESSED = EVALUATION.replace("seven", "joe.doe@example.org or +1 650-253-0000")
+
+
+@pytest.mark.parametrize("trained", [(), ("email",), ("phone", "email")], ids=str)
+@pytest.mark.parametrize("held_out", [(), ("email",), ("phone",)], ids=str)
+def test_a_copy_is_found_whichever_of_the_two_is_scrubbed(
+    trained: tuple[str, ...], held_out: tuple[str, ...], tmp_path: Path
+) -> None:
+    web = [f"say {ADDRESSED}", "free of it"]
+    keys: dict[str, Any] = {"scrub": trained, "decontaminate": {"against": ["exam"]}}
+    found = catalog(tmp_path, web, [ADDRESSED], {"scrub": held_out}, **keys)
+    assert training_rows(found).numbers.tolist() == [1]
+
+
+def test_a_copy_of_a_scrubbed_row_is_found_in_a_message(tmp_path: Path) -> None:
+    messages = [{"role": "user", "content": ADDRESSED}, {"role": "assistant", "content": "yes"}]
+    exam = write_jsonl(tmp_path / "exam.jsonl", [{"chat": messages}])
+    web = write_jsonl(tmp_path / "web.jsonl", [{"text": ADDRESSED}, {"text": "free of it"}])
+    keys: dict[str, Any] = {"scrub": ["email"], "decontaminate": {"against": ["exam"]}}
+    datasets = {
+        "exam": section(source="json", files=str(exam), messages_column="chat"),
+        "web": section(source="json", files=str(web), **keys),
+    }
+    assert training_rows(Catalog(datasets, tmp_path / "cache")).numbers.tolist() == [1]
+
+
 QUESTIONS = make_texts(80, longest=9)
 FRACTIONS = {"validation_fraction": 0.2, "test_fraction": 0.2}
 
