@@ -154,6 +154,7 @@ class Conversion:
             quoted=dataset.quoted if isinstance(dataset, CSVDataset) else True,
             sample_by=dataset.sample_by if isinstance(dataset, TextDataset) else "line",
             field=dataset.field if isinstance(dataset, JSONDataset) else None,
+            wanted=self.wanted,
             typed=tuple(name for name in self.wanted if name != self.messages),
         )
 

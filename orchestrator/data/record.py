@@ -62,6 +62,19 @@ def repeated(names: list[str]) -> str | None:
     return next((name for name, after in pairwise(sorted(names)) if name == after), None)
 
 
+def refuse_foreign(path: Path) -> None:
+    """Refuse a file that is no UTF-8 text.
+
+    Raises:
+        UnreadableFileError: It begins as such files do.
+    """
+    with path.open("rb") as stream:
+        beginning = stream.read(len(max(FOREIGN, key=len)))
+    found = next((what for magic, what in FOREIGN.items() if beginning.startswith(magic)), None)
+    if found is not None:
+        raise UnreadableFileError(f"it is {found} before it is read")
+
+
 @contextmanager
 def open_lines(path: Path) -> Iterator[Iterator[str]]:
     """Lines of a file with their ends, without a byte order mark; bytes that are no UTF-8 as lone surrogates.
@@ -69,13 +82,9 @@ def open_lines(path: Path) -> Iterator[Iterator[str]]:
     The codec ``utf-8-sig`` would drop the beginning of a mark at the end of a file.
 
     Raises:
-        UnreadableFileError: It begins as files do that are no UTF-8 text.
+        UnreadableFileError: It is no UTF-8 text.
     """
-    with path.open("rb") as stream:
-        beginning = stream.read(len(max(FOREIGN, key=len)))
-    found = next((what for magic, what in FOREIGN.items() if beginning.startswith(magic)), None)
-    if found is not None:
-        raise UnreadableFileError(f"it is {found} before it is read")
+    refuse_foreign(path)
     with path.open(encoding="utf-8", errors="surrogateescape", newline="") as stream:
         first = stream.readline().removeprefix("\ufeff")
         yield chain([first] if first else [], stream)

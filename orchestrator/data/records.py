@@ -30,8 +30,10 @@ class FileFormat:
     """What a row of a text file is: ``line``, ``paragraph`` or ``document``."""
     field: str | None = None
     """Key of the list of records, where a JSON file is one object."""
+    wanted: tuple[str, ...] = ()
+    """Columns of a JSON file that somebody reads."""
     typed: tuple[str, ...] = ()
-    """Columns of a JSON file whose values get a type."""
+    """Those of them whose values get a type."""
 
 
 def read_records(path: Path, form: FileFormat) -> Iterator[Record]:
@@ -41,13 +43,13 @@ def read_records(path: Path, form: FileFormat) -> Iterator[Record]:
         UnreadableFileError: Saying where and why.
     """
     if form.kind == "json" and (form.field is not None or is_list_file(path)):
-        yield from json_list(path, form.field, form.typed)
+        yield from json_list(path, form.field, form.wanted, form.typed)
         return
     with open_lines(path) as lines:
         if form.kind == "csv":
             yield from csv_records(lines, form.delimiter, quoted=form.quoted)
         elif form.kind == "json":
-            yield from json_lines(lines, form.typed)
+            yield from json_lines(lines, form.wanted, form.typed)
         else:
             yield from _texts(lines, form.sample_by)
 

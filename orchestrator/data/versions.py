@@ -6,7 +6,7 @@ version left there is not taken for what this one would make.
 
 from __future__ import annotations
 
-CONVERSION = 5
+CONVERSION = 6
 """Files to Arrow."""
 ROWS = {
     "conversion": CONVERSION,

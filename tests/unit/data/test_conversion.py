@@ -119,7 +119,7 @@ def test_a_number_of_too_many_bits_is_named_with_its_line(value: Any, tmp_path: 
     ("content", "expected"),
     [
         ('{"a": 1,\n"b": 2}', "holds one object with keys ['a', 'b'], expected lines with an object each"),
-        ('[{"text": "a"}, 5]', "record 2: holds 5, expected an object"),
+        ('[{"text": "a"}, 5]', "record 2 (line 1): holds 5, expected an object"),
         ("[\n{]", "line 2: no JSON: "),
     ],
 )
