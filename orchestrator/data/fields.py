@@ -12,6 +12,7 @@ from typing import Any
 from orchestrator.contracts import RowLayout
 from orchestrator.data.csv_values import label_in
 from orchestrator.data.labels import label_problem
+from orchestrator.data.record import undecodable
 from orchestrator.spec.datasets import Dataset, DatasetSection, PackageDataset
 
 OPTIONAL_KEYS = (
@@ -105,10 +106,13 @@ def as_conversation(prompt: str, completion: str) -> list[dict[str, str]]:
 
 
 def as_messages(value: Any) -> Any:
-    """A conversation from JSON text, as ``conversion.py`` keeps it so that no row shapes another's."""
+    """A conversation from JSON text, as ``conversion.py`` keeps it so that no row shapes another's.
+
+    What is no JSON, or nested too deeply to be read, is given as the text it is.
+    """
     try:
         return json.loads(value) if isinstance(value, str) else value
-    except ValueError:
+    except (ValueError, RecursionError):
         return value
 
 
@@ -162,7 +166,7 @@ def _problem(dataset: Dataset, row: Mapping[str, Any]) -> str | None:
             column = getattr(dataset, f"{field}_column")
             return f"column '{column}' holds {_shown(row[field])}, expected a string"
     if "messages" in row:
-        return _messages_problem(str(dataset.messages_column), as_messages(row["messages"]))
+        return _conversation_problem(str(dataset.messages_column), row["messages"])
     if "label" in row and (problem := _label_problem(dataset, row["label"])):
         return problem
     if "words" in row:
@@ -192,6 +196,17 @@ def _names_problem(where: str, labels: Sequence[Any], names: Sequence[str]) -> s
         if isinstance(label, str) and label not in names:
             return f"{where}, item {number} (counted from 0) is {label!r}, expected one of {list(names)[:10]}"
     return None
+
+
+def _conversation_problem(column: str, value: Any) -> str | None:
+    messages = as_messages(value)
+    try:
+        # Half a character is JSON as an escape, and no UTF-8.
+        is_escaped = isinstance(value, str) and "\\u" in value
+        half = undecodable(json.dumps(messages, ensure_ascii=False)) if is_escaped else None
+        return _messages_problem(column, messages) if half is None else f"column '{column}': {half}"
+    except RecursionError:
+        return f"column '{column}' holds {_shown(value)}, which is nested too deeply to be read"
 
 
 def _messages_problem(column: str, messages: Any) -> str | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import json
 import logging
 from dataclasses import replace
 from pathlib import Path
@@ -29,7 +30,7 @@ from orchestrator.data.prepared import Meta
 from orchestrator.data.sources import Source
 from orchestrator.data.tokenizer import load_tokenizer, tokenizer_digest, vocabulary_digest
 from orchestrator.errors import DataError
-from tests.unit.data.corpus import make_texts, prepared, section, write_jsonl
+from tests.unit.data.corpus import make_texts, prepared, section, write_csv, write_jsonl
 
 ALONE = RowLayout("documents", 200, framed=False, labelled=False, document="conversation")
 # {% generation %} marks the assistant's text, so that transformers itself can tell its tokens.
@@ -380,6 +381,43 @@ def test_a_row_that_is_no_conversation_is_named_or_skipped(case: str, tmp_path: 
     if good:
         dataset = conversations(path, rows, messages_column="m", on_bad_row="skip")
         assert Meta.open(prepared("chat", dataset, "train", ALONE, folder, tmp_path)).num_documents == 2
+
+
+@pytest.mark.parametrize("kind", ["csv", "parquet"])
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        (json.dumps(say("\ud83d", "b")), "column 'm': the surrogate 0xd83d after 30 characters is not UTF-8"),
+        (
+            json.dumps([*say("a", "b"), {"role": "tool", "content": "c", "x": {"\ud83d": 1}}]),
+            "column 'm': the surrogate 0xd83d after 114 characters is not UTF-8",
+        ),
+        ("[" * 100_000, "column 'm' holds '[[[[[[[["),
+        ("[" * 900 + "]" * 900, "column 'm', message 0 (counted from 0) has role None, expected a string"),
+        (
+            '[{"role": "user", "content": "a", "x": ' + "[" * 600 + "]" * 600 + "}]",
+            'column \'m\' holds \'[{"role": "user", "content": "a", "x": [[[',
+        ),
+        ("[" + "9" * 5000 + "]", "column 'm' holds '[99999"),
+    ],
+)
+def test_json_text_that_is_no_conversation_is_named_or_skipped(
+    text: str, problem: str, kind: str, tmp_path: Path, bpe: Path
+) -> None:
+    folder = prepare_chat_template(bpe, "plain", tmp_path)
+    path = tmp_path / f"rows.{kind}"
+    texts = [json.dumps(say("a\U0001f600", "b")), text]
+    if kind == "csv":
+        write_csv(path, {"m": texts})
+    else:
+        parquet.write_table(pyarrow.table({"m": texts}), path)
+    keys = {"source": kind, "files": str(path), "messages_column": "m"}
+    with pytest.raises(DataError) as caught:
+        prepared("chat", section(**keys), "train", ALONE, folder, tmp_path)
+    place = "line 3, row 1" if kind == "csv" else "row 1"
+    assert f"{path}: {place} (counted from 0): {problem}" in str(caught.value)
+    made = prepared("chat", section(on_bad_row="skip", **keys), "train", ALONE, folder, tmp_path)
+    assert Meta.open(made).num_documents == 1
 
 
 def test_a_row_that_the_template_refuses_is_named_or_skipped(
