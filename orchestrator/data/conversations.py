@@ -44,6 +44,8 @@ PLAIN = (
     "{% endfor %}"
     "{% if add_generation_prompt %}{{ ('\\n' if messages else '') + 'Assistant:' }}{% endif %}"
 )
+# What a program raises for the values it is given; RecursionError is a RuntimeError.
+RENDER_ERRORS = (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
 
 
 # Of strftime, for days and for times, which are midnight.
@@ -206,12 +208,13 @@ class ConversationEncoder(Encoder):
                     add_generation_prompt=asks,
                     **self._tokenizer.special_tokens_map,
                 )
-        except (JinjaError, TypeError, ValueError, KeyError, IndexError) as error:
+            ids = self._backend.encode(text, add_special_tokens=False).ids
+        except (JinjaError, *RENDER_ERRORS) as error:
             roles = ", ".join(str(message["role"]) for message in messages[:10]) or "none"
             raise TemplateError(
                 f"the chat template cannot render {len(messages)} messages (roles: {roles}): {error}"
             ) from error
-        return np.array(self._backend.encode(text, add_special_tokens=False).ids, dtype=np.int64)
+        return np.array(ids, dtype=np.int64)
 
     def end_of_turn_ids(self) -> list[int]:
         """Special tokens that end an answer, so that a model that gives one has finished."""

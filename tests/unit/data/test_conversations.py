@@ -420,6 +420,31 @@ def test_json_text_that_is_no_conversation_is_named_or_skipped(
     assert Meta.open(made).num_documents == 1
 
 
+@pytest.mark.parametrize(
+    ("template", "problem"),
+    [
+        ("{{ 10 // (m.content | length) }}", "integer division or modulo by zero"),
+        ("{{ 10.0 ** (400 if not m.content else 1) }}", "out of range"),
+        ("{{ m.content + (1 if not m.content else '') }}", "can only concatenate str"),
+        ("{{ m.content[0].nothing.more if not m.content }}", "str object has no element 0"),
+        ("{% if not m.content %}{{ '%d' | format('x') }}{% endif %}", "%d format"),
+        ("{% if not m.content %}{{ '\\ud83d' }}{% endif %}", "must be str"),
+        ("{% macro f(x) %}{{ f(x) }}{% endmacro %}{% if not m.content %}{{ f(1) }}{% endif %}", "recursion"),
+    ],
+)
+def test_a_template_that_fails_on_a_row_leaves_that_row_out(template: str, problem: str, bpe: Path) -> None:
+    loop = f"{{% for m in messages %}}{template}{{{{ '\n' + m.role + ':' }}}}"
+    made = encoder(bpe, loop + "{{ m.content + eos_token }}{% endfor %}")
+    layout = RowLayout("documents", 9, framed=False, labelled=False, document="conversation", train_on="all")
+    made.layout = layout
+    good, bad = made.encode([say("a", "b"), say("", "b")])
+    assert isinstance(good, Encoded)
+    assert isinstance(bad, Unfit)
+    assert bad.is_fault
+    assert bad.problem.startswith("the chat template cannot render 2 messages (roles: user, assistant): ")
+    assert problem in bad.problem
+
+
 def test_a_row_that_the_template_refuses_is_named_or_skipped(
     tmp_path: Path, bpe: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
