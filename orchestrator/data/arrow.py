@@ -31,9 +31,6 @@ def schema_of(rows: Sequence[Mapping[str, Any]], wanted: Iterable[str], as_text:
         wanted: Names of columns.
         as_text: A column whose values are kept as the JSON text they are, whatever other rows hold; it has
             the type ``large_string``, which no other has.
-
-    Raises:
-        UnreadableFileError: A number has more than 64 bits.
     """
     import pyarrow
 
@@ -41,21 +38,30 @@ def schema_of(rows: Sequence[Mapping[str, Any]], wanted: Iterable[str], as_text:
     for name in wanted:
         values = [row[name] for row in rows if name in row]
         if values:
-            fields.append((name, pyarrow.large_string() if name == as_text else _type_of(name, values)))
+            fields.append((name, pyarrow.large_string() if name == as_text else _type_of(values)))
     return pyarrow.schema(fields)
 
 
-def _type_of(name: str, values: list[Any]) -> Any:
-    """The type that holds all values; JSON where there is none."""
+def _type_of(values: list[Any]) -> Any:
+    """The type that holds all values; JSON where there is none, or none that could be joined with another."""
     import pyarrow
 
     try:
         found = pyarrow.array(values).type
-    except OverflowError as error:
-        raise UnreadableFileError(f"column '{name}' holds a whole number of more than 64 bits") from error
-    except (pyarrow.ArrowInvalid, pyarrow.ArrowTypeError):
+    except (OverflowError, pyarrow.ArrowInvalid, pyarrow.ArrowTypeError):
+        return pyarrow.json_()
+    if "int64" in str(found) and _is_wide(values):
         return pyarrow.json_()
     return pyarrow.json_() if _hides_boolean(values, found) else found
+
+
+def _is_wide(value: Any) -> bool:
+    """Whether a whole number is there that the type of fractions, or of signed numbers, does not hold."""
+    if isinstance(value, int):
+        return not -(2**53) <= value <= 2**53
+    if isinstance(value, dict):
+        value = list(value.values())
+    return isinstance(value, list) and any(map(_is_wide, value))
 
 
 def _hides_boolean(values: list[Any], kind: Any) -> bool:

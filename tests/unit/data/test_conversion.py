@@ -61,12 +61,26 @@ def test_what_a_text_is_does_not_depend_on_its_neighbours(
 
 
 @pytest.mark.parametrize(
-    "values", [[1, 0.1, None], [[1], [2.5], []], ["a", 3, {"b": [1]}], [{"a": 1}, {"b": 2}]]
+    "values",
+    [
+        [1, 0.1, None],
+        [[1], [2.5], []],
+        ["a", 3, {"b": [1]}],
+        [{"a": 1}, {"b": 2}],
+        [2**63, -1],
+        [1, 2**64 - 1],
+        [2**53 + 1, 0.5],
+        [-(2**53) - 1, None, 0.5],
+        [2**53, 0.5],
+        [[2**63], [-1], []],
+        [{"a": {"b": [2**60 + 1]}}, {"a": {"b": [0.5]}}],
+    ],
 )
+@pytest.mark.parametrize("copy_rows", [1, 1000])
 def test_values_of_json_are_those_that_stand_there(
-    values: list[Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    copy_rows: int, values: list[Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(conversion, "COPY_ROWS", 1)
+    monkeypatch.setattr(conversion, "COPY_ROWS", copy_rows)
     path = write_jsonl(tmp_path / "a.jsonl", [{"text": "t", "y": value} for value in values])
     source = find_source(
         "corpus", section(source="json", files=str(path), label_column="y"), tmp_path / "cache"
