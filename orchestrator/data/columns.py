@@ -13,13 +13,24 @@ import numpy as np
 
 from orchestrator.data.csv_records import separator_hint
 from orchestrator.data.csv_values import holds_value
-from orchestrator.data.fields import Undecoded, columns_of, is_all_text
+from orchestrator.data.fields import Undecoded, columns_of, is_all_text, undecoded_problem
 from orchestrator.data.files import nearest
 from orchestrator.errors import DataError
 from orchestrator.spec.datasets import Dataset, DatasetSection, Scalar
 
 # 1000 rows: a few MB of Python strings at a time, and far above the cost of a call.
 SCAN_ROWS = 1000
+
+
+@dataclass(frozen=True)
+class Unsound:
+    """A row that cannot be used, and why."""
+
+    number: int
+    """In the source, counted from 0."""
+    problem: str
+    place: str = ""
+    """Where it stands, for messages; looked up for the first ones alone."""
 
 
 def check_columns(name: str, dataset: DatasetSection, source: Any) -> None:
@@ -33,8 +44,10 @@ def check_columns(name: str, dataset: DatasetSection, source: Any) -> None:
     select_columns(name, dataset, source)
 
 
-def filter_rows(name: str, dataset: Dataset, source: Any, part: range) -> np.ndarray:
-    """Numbers of the rows of ``part`` that the filter keeps, int64 and rising.
+def filter_rows(name: str, dataset: Dataset, source: Any, part: range) -> tuple[np.ndarray, list[Unsound]]:
+    """Numbers of the rows of ``part`` that the filter keeps, int64 and rising, and rows it cannot judge.
+
+    Of these a text that the filter looks at is not UTF-8, and nothing else keeps them out.
 
     Args:
         part: Rows of ``source``.
@@ -46,13 +59,22 @@ def filter_rows(name: str, dataset: Dataset, source: Any, part: range) -> np.nda
         _require_column(name, "filter", column, source)
     numbers = np.arange(part.start, part.stop, dtype=np.int64)
     if not dataset.filter or not part:
-        return numbers
+        return numbers, []
     # A saved dataset may carry a format of its own, such as torch.
     rows = source.select(part).with_format(None)
     is_same = holds_value if is_all_text(dataset) else _equal
-    kept = [_matches(batch, dataset.filter, is_same) for batch in read_batches(rows, list(dataset.filter))]
+    kept, unsound, first = [], list[Unsound](), part.start
+    for batch in read_batches(rows, list(dataset.filter)):
+        is_kept = _matches(batch, dataset.filter, is_same)
+        for column, values in batch.items():
+            for row, value in enumerate(values):
+                if isinstance(value, Undecoded) and is_kept[row]:
+                    is_kept[row] = False
+                    unsound.append(Unsound(first + row, undecoded_problem(column, value)))
+        kept.append(is_kept)
+        first += len(is_kept)
     kept_numbers: np.ndarray = numbers[np.concatenate(kept)]
-    return kept_numbers
+    return kept_numbers, unsound
 
 
 def refuse_empty_filter(name: str, dataset: DatasetSection, num_rows: int, head: Any) -> NoReturn:
@@ -63,7 +85,8 @@ def refuse_empty_filter(name: str, dataset: DatasetSection, num_rows: int, head:
         head: The first of them.
     """
     column, wanted = next(iter(dataset.filter.items()))
-    found = sorted({repr(value) for value in head[column]})
+    values = head[column] if isinstance(head, Mapping) else next(read_batches(head, [column]))[column]
+    found = sorted({repr(value) for value in values})
     raise DataError(
         f"datasets.{name}: filter {dataset.filter} keeps none of {num_rows} rows; column"
         f" '{column}' starts with values {', '.join(found[:10])}, expected {wanted!r}."
@@ -75,11 +98,14 @@ def _matches(
     conditions: Mapping[str, Scalar | tuple[Scalar, ...]],
     is_same: Callable[[Any, Scalar], bool],
 ) -> np.ndarray:
-    """Which rows of ``batch`` have one of the wanted values in every column."""
+    """Which rows of ``batch`` have one of the wanted values, or what is no text, in every column."""
     kept = np.ones(len(next(iter(batch.values()))), dtype=bool)
     for column, wanted in conditions.items():
         values = wanted if isinstance(wanted, tuple) else (wanted,)
-        kept &= [any(is_same(found, value) for value in values) for found in batch[column]]
+        kept &= [
+            isinstance(found, Undecoded) or any(is_same(found, value) for value in values)
+            for found in batch[column]
+        ]
     return kept
 
 
@@ -167,14 +193,3 @@ def _require_column(name: str, key: str, column: str, source: Any) -> None:
             f" {source.column_names}."
             + (f" {hint[0].upper()}{hint[1:]}." if hint else nearest(column, source.column_names))
         )
-
-
-@dataclass(frozen=True)
-class Unsound:
-    """A row that cannot be used, and why."""
-
-    number: int
-    """In the source, counted from 0."""
-    problem: str
-    place: str = ""
-    """Where it stands, for messages; looked up for the first ones alone."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -171,15 +171,16 @@ def examine(work: tuple[Source, range]) -> Examined:
     dataset = source.dataset
     with quiet():
         opened = source.open()
-        filtered = filter_rows(source.name, dataset, opened, part)
+        filtered, unsound = filter_rows(source.name, dataset, opened, part)
         rows = select_columns(source.name, dataset, opened).select(filtered)
         found = _Findings(source)
+        found.refuse(unsound)
         first = 0
         for batch in read_batches(rows, rows.column_names):
             num_rows = len(next(iter(batch.values())))
             found.add(filtered[first : first + num_rows], batch)
             first += num_rows
-    return found.result(len(part), len(filtered))
+    return found.result(len(part), len(filtered) + len(unsound))
 
 
 class _Findings:
@@ -207,7 +208,7 @@ class _Findings:
             if problem is None:
                 sound.append(position)
             else:
-                self._refuse(Unsound(int(numbers[position]), problem))
+                self.refuse([Unsound(int(numbers[position]), problem)])
         rows = {field: [values[position] for position in sound] for field, values in batch.items()}
         found = self._scrub(rows) if dataset.scrub else []
         texts = identities(rows)
@@ -238,13 +239,18 @@ class _Findings:
         rows["text"] = [text for text, _ in found]
         return [counts for _, counts in found]
 
-    def _refuse(self, row: Unsound) -> None:
-        if self._source.dataset.on_bad_row == "error":
+    def refuse(self, rows: Sequence[Unsound]) -> None:
+        """Count rows that are not sound.
+
+        Raises:
+            DataError: They are not to be skipped.
+        """
+        if rows and self._source.dataset.on_bad_row == "error":
             raise DataError(
-                f"datasets.{self._source.name}: {self._source.place_of(row.number)}: {row.problem}."
+                f"datasets.{self._source.name}: {self._source.place_of(rows[0].number)}: {rows[0].problem}."
                 " Correct or filter the row, or set on_bad_row: skip."
             )
-        self._unsound.append(row)
+        self._unsound += rows
 
     def result(self, num_rows: int, num_filtered: int) -> Examined:
         """All that was found among ``num_filtered`` of ``num_rows`` rows."""
@@ -255,7 +261,7 @@ class _Findings:
             chars=np.array(self._chars, np.int64),
             num_blank=self._num_blank,
             num_filtered=num_filtered,
-            unsound=tuple(self._unsound),
+            unsound=tuple(sorted(self._unsound, key=lambda row: row.number)),
             dropped=dict(self._dropped),
             scrubbed=dict(self._scrubbed),
         )

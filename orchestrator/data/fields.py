@@ -181,13 +181,18 @@ def _label_problem(dataset: Dataset, label: Any) -> str | None:
         return f"column '{column}' holds no label"
     undecoded = next((one for one in (label if _is_list(label) else [label]) if isinstance(one, bytes)), None)
     if undecoded is not None:
-        return f"column '{column}' holds {_shown(undecoded)}, which is not UTF-8"
+        return undecoded_problem(str(column), undecoded)
     if names is not None and _is_list(label):
         return _names_problem(f"column '{column}'", label, names)
     value = label_in(label, names) if is_all_text(dataset) else label
     if names is not None and isinstance(value, str | int) and label_problem(value, names, None):
         return f"column '{column}' holds {label!r}, expected one of {list(names)[:10]}"
     return None
+
+
+def undecoded_problem(column: str, value: bytes) -> str:
+    """What is wrong with a text that is not UTF-8."""
+    return f"column '{column}' holds {_shown(value)}, which is not UTF-8"
 
 
 def _names_problem(where: str, labels: Sequence[Any], names: Sequence[str]) -> str | None:

@@ -220,6 +220,28 @@ def test_nested_text_of_parquet_that_is_not_utf8_is_a_bad_row(case: str, tmp_pat
     assert read(path, source="parquet", on_bad_row="skip", **keys).numbers.tolist() == [0, 2]
 
 
+def test_a_row_that_the_filter_cannot_judge_is_a_bad_row(tmp_path: Path) -> None:
+    texts = pyarrow.array([b"en", b"e\xff", b"de", b"\xff", b"en"])
+    columns = {
+        "text": ["a", "b", "c", "d", "e"],
+        "language": pyarrow.Array.from_buffers(pyarrow.string(), 5, texts.buffers()),
+        "score": [1, 1, 1, 2, 1],
+    }
+    path = tmp_path / "a.parquet"
+    parquet.write_table(pyarrow.table(columns), path)
+    keys = {"source": "parquet", "filter": {"language": "en", "score": 1}}
+    problem = "column 'language' holds b'e\\xff', which is not UTF-8"
+    assert f"{path}: row 1 (counted from 0): {problem}. Correct or filter the row" in error(path, **keys)
+    rows = read(path, on_bad_row="skip", **keys)
+    # The other text that is none stands in a row which its score keeps out.
+    assert rows.numbers.tolist() == [0, 4]
+    counts = rows.counts
+    assert (counts.num_rows, counts.num_filtered, counts.num_skipped) == (5, 3, 1)
+    assert counts.skipped == ((f"{path}: row 1 (counted from 0)", problem),)
+    keys["filter"] = {"language": "en", "score": 3}
+    assert "keeps none of 5 rows; column 'language' starts with values 'de', 'en', b" in error(path, **keys)
+
+
 def test_a_key_of_messages_that_is_null_everywhere_spoils_nothing(tmp_path: Path) -> None:
     turn = {"role": "user", "content": "a", "name": None, "meta": {"x": None}}
     path = tmp_path / "a.parquet"
