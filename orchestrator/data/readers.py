@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -135,32 +136,38 @@ def saved_folder(name: str, dataset: SavedDataset) -> Path:
 
 
 def open_saved(name: str, dataset: SavedDataset) -> Any:
-    """A dataset that ``save_to_disk`` wrote.
+    """A dataset that ``save_to_disk`` wrote; of a ``DatasetDict`` the split alone, whatever others hold.
 
     Raises:
-        DataError: It cannot be opened, or has no such split.
+        DataError: It cannot be opened, has no such split, or holds no rows.
     """
     import datasets
 
-    folder = saved_folder(name, dataset)
+    folder = part = saved_folder(name, dataset)
     try:
-        saved = datasets.load_from_disk(str(folder))
+        listed = folder / "dataset_dict.json"
+        splits = sorted(json.loads(listed.read_text("utf-8"))["splits"]) if listed.is_file() else []
+        if dataset.split in splits:
+            part = folder / str(dataset.split)
+        elif splits or dataset.split is not None:
+            raise DataError(_wrong_split(name, folder, splits, dataset.split))
+        state = part / "state.json"
+        if state.is_file() and json.loads(state.read_text("utf-8"))["_data_files"] == []:
+            raise DataError(f"datasets.{name}: the corpus is empty: 0 rows in {part}, expected text.")
+        return datasets.Dataset.load_from_disk(str(part))
+    except DataError:
+        raise
     except Exception as error:
         raise DataError(
-            f"datasets.{name}: {folder} cannot be opened: {root_cause(error)}."
+            f"datasets.{name}: {part} cannot be opened: {root_cause(error)}."
             " Expected a folder written by Dataset.save_to_disk."
         ) from error
-    is_dict = isinstance(saved, datasets.DatasetDict)
-    splits = sorted(saved) if is_dict else []
-    if is_dict and dataset.split in saved:
-        return saved[dataset.split]
-    if is_dict or dataset.split is not None:
-        holds = f"holds splits {splits}" if is_dict else "holds one dataset without splits"
-        raise DataError(
-            f"datasets.{name}: {folder} {holds}, and split is {dataset.split!r}."
-            + (" Set 'split' to one of them." if is_dict else " Remove 'split'.")
-        )
-    return saved
+
+
+def _wrong_split(name: str, folder: Path, splits: list[str], split: str | None) -> str:
+    holds = f"holds splits {splits}" if splits else "holds one dataset without splits"
+    what_to_do = "Set 'split' to one of them." if splits else "Remove 'split'."
+    return f"datasets.{name}: {folder} {holds}, and split is {split!r}. {what_to_do}"
 
 
 def root_cause(error: BaseException) -> str:

@@ -187,6 +187,22 @@ def test_saved_dataset_and_dict(tmp_path: Path) -> None:
     assert "cannot be opened" in error(tmp_path, source="saved", path=str(tmp_path / "other"))
 
 
+def test_a_saved_dataset_without_rows_is_said_to_be_empty(tmp_path: Path) -> None:
+    plain = datasets.Dataset.from_dict({"text": TEXTS})
+    empty = plain.select([])
+    empty.save_to_disk(str(tmp_path / "empty"))
+    datasets.DatasetDict({"a": plain, "b": empty}).save_to_disk(str(tmp_path / "dict"))
+    message = error(tmp_path, source="saved", path=str(tmp_path / "empty"))
+    assert message == f"datasets.corpus: the corpus is empty: 0 rows in {tmp_path / 'empty'}, expected text."
+    message = error(tmp_path, source="saved", path=str(tmp_path / "dict"), split="b")
+    assert f"the corpus is empty: 0 rows in {tmp_path / 'dict' / 'b'}" in message
+    # A split beside it spoils nothing.
+    assert read(tmp_path, source="saved", path=str(tmp_path / "dict"), split="a")["text"][:] == TEXTS
+    (tmp_path / "empty" / "state.json").write_text("{")
+    message = error(tmp_path, source="saved", path=str(tmp_path / "empty"))
+    assert f"{tmp_path / 'empty'} cannot be opened: JSONDecodeError: " in message
+
+
 def test_package_source_reads_an_installed_file(tmp_path: Path) -> None:
     file = next(str(f) for f in importlib.metadata.files("hypothesis") or () if f.name == "METADATA")
     keys = {"source": "package", "distribution": "hypothesis", "format": "text"}
