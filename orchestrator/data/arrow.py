@@ -151,17 +151,21 @@ def table_of(rows: Sequence[Mapping[str, Any]], schema: Any) -> Any:
     return pyarrow.table([column(field.name, field.type) for field in schema], schema=schema)
 
 
-def parquet_schema(path: Path, wanted: Iterable[str]) -> tuple[tuple[str, ...], Any]:
+def parquet_schema(path: Path, wanted: Sequence[str]) -> tuple[tuple[str, ...], Any]:
     """All columns of a Parquet file, and the ``pyarrow.Schema`` of those that are wanted.
 
     Raises:
-        UnreadableFileError: The library ``datasets`` has no such type, or did not write what says so.
+        UnreadableFileError: A column is there twice, or the library ``datasets`` has no such type, or did not
+            write what says so.
     """
     import pyarrow
     from datasets import Features
     from pyarrow import parquet
 
     schema = parquet.read_schema(path)
+    twice = next((name for name in wanted if schema.names.count(name) > 1), None)
+    if twice is not None:
+        raise UnreadableFileError(f"its column '{twice}' is there twice: rename one of them")
     features = {key: value for key, value in (schema.metadata or {}).items() if key == b"huggingface"}
     fields = [schema.field(name) for name in wanted if name in schema.names]
     plain = [

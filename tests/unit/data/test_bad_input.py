@@ -274,6 +274,18 @@ def test_a_parquet_file_that_the_library_cannot_take_is_named(tmp_path: Path) ->
     )
 
 
+def test_a_parquet_file_with_a_column_twice_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "a.parquet"
+    table = pyarrow.table([["a"], ["b"], ["c"]], names=["text", "y", "y"])
+    parquet.write_table(table, path)
+    assert read(path, source="parquet").open()["text"][:] == ["a"]
+    parquet.write_table(table.rename_columns(["text", "text", "y"]), path)
+    assert (
+        f"{path} cannot be read as parquet: its column 'text' is there twice: rename one of them."
+        in error(path, source="parquet")
+    )
+
+
 def test_what_is_left_out_for_a_column_divides_the_cache(tmp_path: Path) -> None:
     rows = [{"text": f"t{n}", "y": 2**70 if n == 2 else n % 2} for n in range(8)]
     path = write_jsonl(tmp_path / "a.jsonl", rows)
