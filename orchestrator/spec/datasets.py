@@ -102,6 +102,7 @@ class DatasetSection(Section):
             )
 
 
+DELIMITER = Must(pattern=r'^[^"\r\n]$', hint="one character that is no quote and no end of a line")
 SHA256 = Must(pattern="^[0-9a-f]{64}$", hint="64 hexadecimal digits in lower case")
 Files = Annotated[str | tuple[str, ...], Must(min_length=1)]
 
@@ -135,7 +136,7 @@ class CSVDataset(DatasetSection):
     """Comma-separated files with a header line."""
     files: Files
     """File or glob pattern, or a list of them; relative paths start at the job file's folder."""
-    delimiter: Annotated[str, Must(min_length=1, max_length=1)] = ","
+    delimiter: Annotated[str, DELIMITER] = ","
     """Character between two columns."""
     quoted: bool = True
     """Whether fields may be in double quotes (RFC 4180); false: a quote is a character like others, and a

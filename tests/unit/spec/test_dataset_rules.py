@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -177,3 +178,15 @@ def test_rows_of_one_kind_may_be_learned_from_and_evaluated(case: str, tmp_path:
 def test_a_stage_that_is_refused_for_its_objective_has_no_kind(tmp_path: Path) -> None:
     (complaint,) = complaints(tmp_path, KINDS + BASE + CHAT.replace("supervised_finetuning", "finetuning"))
     assert "stages[1].objective" in complaint
+
+
+@pytest.mark.parametrize("mark", ['"', "\n", "\r", "", ",,", ",\n"])
+def test_a_delimiter_that_csv_gives_another_meaning_is_refused(mark: str, tmp_path: Path) -> None:
+    rows = VALID.replace("    source: text\n    files: data/*.txt\n", "    source: csv\n    files: a.csv\n")
+    (complaint,) = complaints(
+        tmp_path, rows.replace("a.csv\n", f"a.csv\n    delimiter: {json.dumps(mark)}\n")
+    )
+    assert "datasets.rfc.delimiter: " in complaint
+    assert "expected one character that is no quote and no end of a line" in complaint
+    for mark in (";", "\t", " ", "|"):
+        load(tmp_path, rows.replace("a.csv\n", f"a.csv\n    delimiter: {json.dumps(mark)}\n"))
