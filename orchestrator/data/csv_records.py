@@ -30,6 +30,9 @@ from orchestrator.data.record import Record, UnreadableFileError, open_lines, re
 # file in memory.
 MAX_FIELD_CHARS = 1 << 28
 SEPARATORS = ";\t|"
+# Stands for a carriage return inside a line, which csv refuses in a field without quotes though pandas writes
+# it there: half a character, and no byte that is not UTF-8 becomes this one.
+LONE_RETURN = "\udc0d"
 
 
 def read_header(path: Path, delimiter: str, *, quoted: bool) -> list[str]:
@@ -62,8 +65,8 @@ def csv_records(
 
     def make_reader() -> Iterator[list[str]]:
         if quoted:
-            return csv.reader(source, delimiter=delimiter, strict=True)
-        return csv.reader(source, delimiter=delimiter, quoting=csv.QUOTE_NONE)
+            return map(_restored, csv.reader(source, delimiter=delimiter, strict=True))
+        return map(_restored, csv.reader(source, delimiter=delimiter, quoting=csv.QUOTE_NONE))
 
     limit = csv.field_size_limit(MAX_FIELD_CHARS)
     try:
@@ -114,12 +117,19 @@ class _Lines:
     def __next__(self) -> str:
         line = self._waiting.popleft() if self._waiting else next(self._lines)
         self.taken.append(line)
-        return line
+        if "\r" not in line:
+            return line
+        inside = line.rstrip("\r\n")
+        return inside.replace("\r", LONE_RETURN) + line[len(inside) :]
 
     def give_back(self) -> None:
         """Keep the first line of the record alone."""
         self._waiting.extendleft(reversed(self.taken[1:]))
         del self.taken[1:]
+
+
+def _restored(fields: list[str]) -> list[str]:
+    return [field.replace(LONE_RETURN, "\r") for field in fields]
 
 
 def _columns(number: int, fields: list[str], problem: str | None) -> list[str]:

@@ -9,6 +9,8 @@ from itertools import chain, pairwise
 from pathlib import Path
 from typing import Any
 
+# 1 Mi: nearly every file has a line feed in it.
+READ_BYTES = 1 << 20
 FOREIGN = {
     b"\x1f\x8b": "compressed with gzip: unpack it",
     b"BZh91AY&SY": "compressed with bzip2: unpack it",
@@ -79,12 +81,15 @@ def refuse_foreign(path: Path) -> None:
 def open_lines(path: Path) -> Iterator[Iterator[str]]:
     """Lines of a file with their ends, without a byte order mark; bytes that are no UTF-8 as lone surrogates.
 
-    The codec ``utf-8-sig`` would drop the beginning of a mark at the end of a file.
+    A carriage return alone ends a line where no line feed does, as on the first Macs; elsewhere it is a
+    character like others. The codec ``utf-8-sig`` would drop the beginning of a mark at the end of a file.
 
     Raises:
         UnreadableFileError: It is no UTF-8 text.
     """
     refuse_foreign(path)
-    with path.open(encoding="utf-8", errors="surrogateescape", newline="") as stream:
+    with path.open("rb") as raw:
+        end = "\n" if any(b"\n" in part for part in iter(lambda: raw.read(READ_BYTES), b"")) else "\r"
+    with path.open(encoding="utf-8", errors="surrogateescape", newline=end) as stream:
         first = stream.readline().removeprefix("\ufeff")
         yield chain([first] if first else [], stream)

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from orchestrator.data.csv_records import csv_records
 from orchestrator.data.record import Record
+from orchestrator.data.records import FileFormat, read_records
 from orchestrator.data.rows import find_rows
 from orchestrator.data.sources import find_source
 from orchestrator.errors import DataError
@@ -72,6 +73,28 @@ def test_lines_at_the_end_of_a_file_are_read_again() -> None:
     found = records('id,text\n1,"a\n2,b\n3,",c')
     assert rows_of(found) == {"line 3": ["2", "b"]}
     assert list(problems_of(found)) == ["line 2", "line 4"]
+
+
+@pytest.mark.parametrize("quoted", [True, False])
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r\r\n", "\r"])
+def test_a_carriage_return_alone_ends_a_line_only_where_no_line_feed_does(
+    end: str, quoted: bool, tmp_path: Path
+) -> None:
+    path = tmp_path / "a.csv"
+    value, fields = ("a b", 'c"d' if not quoted else "c") if end == "\r" else ("a\rb", "\rc")
+    path.write_bytes(end.join(["text,y", f"{value},{fields}", "e,f", ""]).encode())
+    form = FileFormat("csv", quoted=quoted)
+    found = [record for record in read_records(path, form) if record.values]
+    assert [list((record.values or {}).values()) for record in found] == [[value, fields], ["e", "f"]]
+    assert [record.place for record in found] == ["line 2", "line 3"]
+
+
+def test_a_carriage_return_between_quotes_stays(tmp_path: Path) -> None:
+    path = tmp_path / "a.csv"
+    path.write_bytes(b'text,y\n"a\rb\r\nc\r",1\n"d\re" f,2\ng,3\n')
+    found = list(read_records(path, FileFormat("csv")))
+    assert rows_of(found) == {"line 2": ["a\rb\r\nc\r", "1"], "line 5": ["g", "3"]}
+    assert list(problems_of(found)) == ["line 4"]
 
 
 def written(row: list[str]) -> str:

@@ -86,6 +86,17 @@ def test_text_is_sampled_by_line_paragraph_or_document(
     assert [text.rstrip("\n") for text in rows["text"]] == [text.rstrip("\n") for text in expected]
 
 
+@pytest.mark.parametrize(
+    ("content", "texts"),
+    [(b"a\rb\nc\n", ["a\nb", "c"]), (b"a\rb\r\nc", ["a\nb", "c"]), (b"a\rb\r", ["a", "b"])],
+)
+def test_a_carriage_return_alone_ends_a_line_of_a_file_without_line_feeds(
+    content: bytes, texts: list[str], tmp_path: Path
+) -> None:
+    (tmp_path / "a.txt").write_bytes(content)
+    assert read(tmp_path, source="text", files=str(tmp_path / "a.txt"))["text"][:] == texts
+
+
 def test_patterns_are_sorted_and_files_with_magic_names_taken_literally(tmp_path: Path) -> None:
     for name in ("b.txt", "a.txt", "[c].txt"):
         (tmp_path / name).write_text(f"{name}\n", "utf-8")
