@@ -78,16 +78,18 @@ def _summarize_dataset(job: Job, name: str, catalog: Catalog) -> dict[str, Any]:
 def _summarize_source(
     job: Job, source: Source, readers: Sequence[TrainStage], catalog: Catalog
 ) -> dict[str, Any]:
-    from orchestrator.data.rows import find_rows
+    from orchestrator.data.rows import find_rows, look_for_rows
     from orchestrator.data.selection import splits_of
 
-    found = {split: find_rows(source, split, catalog.tasks) for split in splits_of(source.dataset)}
+    found = {split: look_for_rows(source, split, catalog.tasks) for split in splits_of(source.dataset)}
+    if not any(len(rows.numbers) for rows in found.values()):
+        # It says why there are none.
+        find_rows(source, next(iter(found)), catalog.tasks)
     splits = {split: _labelled(rows, split, readers) for split, rows in found.items()}
     num_unlabelled = sum(len(found[split].numbers) - len(rows.numbers) for split, rows in splits.items())
     count_tokens = _token_counter(job, readers, catalog)
-    # That of training rows, where there are any.
-    first = next(iter(splits.values()))
-    counts = first.counts
+    # Those of the split of training rows, where the section has one.
+    counts = next(iter(splits.values())).counts
     return {
         "source": source.dataset.source,
         "rows": counts.num_rows,
@@ -101,12 +103,12 @@ def _summarize_source(
                 "rows": len(rows.numbers),
                 "chars": rows.counts.num_chars,
                 "duplicates": _num_duplicates(rows, catalog.tasks),
-                "tokens": None if count_tokens is None else _tokens(rows, count_tokens),
+                "tokens": _tokens(rows, count_tokens) if count_tokens and len(rows.numbers) else None,
                 "labels": None if source.dataset.label_column is None else _labels(rows),
             }
             for split, rows in splits.items()
         },
-        "samples": _samples(first),
+        "samples": _samples(next(rows for rows in splits.values() if len(rows.numbers))),
     }
 
 
@@ -134,7 +136,7 @@ def _labelled(rows: Rows, split: Split, readers: Sequence[TrainStage]) -> Rows:
 
     for stage in readers:
         layout = resolve("objective", stage.objective.name).row_layout(stage.objective, stage.data)
-        if layout.labelled:
+        if layout.labelled and len(rows.numbers):
             num_labels = getattr(stage.objective, "num_outputs", None)
             return find_labels(rows, rows.open(), split, layout, None, num_labels)[0]
     return rows
@@ -202,6 +204,8 @@ def _num_duplicates(rows: Rows, tasks: Tasks) -> int:
     from orchestrator.data.selection import unique_rows
     from orchestrator.data.texts import cut_rows
 
+    if not len(rows.numbers):
+        return 0
     parts = cut_rows(rows.source, rows.numbers, RANGE_ROWS)
     return len(rows.numbers) - len(unique_rows(np.concatenate(list(tasks.map(_hashes, parts)))))
 

@@ -29,7 +29,7 @@ def print_summary(document: Mapping[str, Any]) -> None:
         splits = [_split_row(name, split) for name, split in dataset["splits"].items()]
         print_table("splits", header, splits)
         _print_labels(dataset["splits"])
-        _print_histogram(*next(iter(dataset["splits"].items())))
+        _print_histogram(dataset["splits"])
         for sample in dataset["samples"]:
             print(f"  > {' '.join(sample.split())}")
         print()
@@ -54,7 +54,7 @@ def _split_row(name: str, split: Mapping[str, Any]) -> tuple[str, ...]:
     known = (name, *(number_text(split[key]) for key in ("rows", "duplicates", "chars")))
     tokens = split["tokens"]
     if tokens is None:
-        return (*known, "?", "?", "?", "?")
+        return (*known, *["?" if split["rows"] else "-"] * 4)
     return (
         *known,
         ("about " if tokens["is_estimate"] else "") + number_text(tokens["total"]),
@@ -71,9 +71,12 @@ def _print_labels(splits: Mapping[str, Any]) -> None:
             print(f"  labels of {name}: {labels}")
 
 
-def _print_histogram(name: str, split: Mapping[str, Any]) -> None:
-    """Tokens of a split's texts, in ranges that double."""
-    tokens = split["tokens"]
+def _print_histogram(splits: Mapping[str, Any]) -> None:
+    """Tokens of the texts of the first split that has rows, in ranges that double."""
+    counted_splits = (
+        (name, split["tokens"]) for name, split in splits.items() if split["tokens"] is not None
+    )
+    name, tokens = next(counted_splits, (None, None))
     if tokens is None:
         return
     of = f", of {number_text(tokens['sampled_rows'])} evenly spaced ones" if tokens["is_estimate"] else ""

@@ -74,11 +74,22 @@ class Rows:
 
 
 def find_rows(source: Source, split: Split, tasks: Tasks = IN_PROCESS) -> Rows:
-    """Rows of one split of ``source``.
+    """Rows of one split of ``source``, at least one.
 
     Raises:
-        DataError: The source is empty or lacks a column, a text or label is null or of the wrong type, or
-            no row is left.
+        DataError: As ``look_for_rows`` does, or no row is left.
+    """
+    found = look_for_rows(source, split, tasks)
+    if len(found.numbers) == 0:
+        raise DataError(_nothing_left(found, split))
+    return found
+
+
+def look_for_rows(source: Source, split: Split, tasks: Tasks = IN_PROCESS) -> Rows:
+    """Rows of one split of ``source``, of which there may be none.
+
+    Raises:
+        DataError: The source is empty or lacks a column, or a text or label is null or of the wrong type.
     """
     found = survey(source, tasks)
     num_left_out, left_out = source.left_out()
@@ -103,8 +114,6 @@ def find_rows(source: Source, split: Split, tasks: Tasks = IN_PROCESS) -> Rows:
         )
         dropped["decontaminate"] = len(chosen) - len(kept)
         chosen = chosen[kept]
-    if len(chosen) == 0:
-        raise DataError(_nothing_left(source, num_filtered, num_skipped, split, dropped))
     counts = RowCounts(
         num_rows=found.num_rows + num_left_out,
         num_filtered=num_filtered,
@@ -163,28 +172,36 @@ def _label_rows(source: Source) -> dict[Any, tuple[int, int]]:
 
 
 def _held_out(source: Source, tasks: Tasks) -> list[TextPart]:
-    """The evaluation rows of the sources that ``source`` must share nothing with."""
-    parts = []
+    """The evaluation rows of the sources that ``source`` must share nothing with.
+
+    Raises:
+        DataError: One of the datasets holds out no row, in whatever way it is read.
+    """
+    found: dict[str, list[tuple[Rows, Split]]] = {}
     for other in source.against:
         fractions = {"validation": other.dataset.validation_fraction, "test": other.dataset.test_fraction}
         splits: list[Split] = [split for split in ("validation", "test") if fractions[split] > 0.0]
-        for split in splits or ["train"]:
-            parts.append(TextPart(other, find_rows(other, split, tasks).numbers))
-    return parts
+        looked = [(look_for_rows(other, split, tasks), split) for split in splits or ["train"]]
+        found.setdefault(other.name, []).extend(looked)
+    for name, looked in found.items():
+        if not any(len(rows.numbers) for rows, _ in looked):
+            raise DataError(
+                f"datasets.{source.name}: decontaminate: dataset '{name}' has no row to compare with."
+                f" {_nothing_left(*looked[0])} Or take '{name}' out of against."
+            )
+    return [TextPart(rows.source, rows.numbers) for looked in found.values() for rows, _ in looked]
 
 
-def _nothing_left(
-    source: Source, num_filtered: int, num_skipped: int, split: Split, dropped: Mapping[str, int]
-) -> str:
+def _nothing_left(rows: Rows, split: Split) -> str:
     """Why a split has no row."""
-    dataset = source.dataset
+    dataset, counts = rows.source.dataset, rows.counts
     text = (
-        f"datasets.{source.name}: split '{split}' has none of {num_filtered} rows with"
+        f"datasets.{rows.source.name}: split '{split}' has none of {counts.num_filtered} rows with"
         f" validation_fraction {dataset.validation_fraction} and test_fraction {dataset.test_fraction}."
     )
-    if num_skipped:
-        text += f" {num_skipped} of them are skipped."
-    lost = {reason: count for reason, count in dropped.items() if count}
+    if counts.num_skipped:
+        text += f" {counts.num_skipped} of them are skipped."
+    lost = {reason: count for reason, count in counts.dropped.items() if count}
     if lost:
         text += f" Dropped are {', '.join(f'{count} by {reason}' for reason, count in lost.items())}."
     return text + (" Lower them." if split == "train" else f" Raise {split}_fraction.")

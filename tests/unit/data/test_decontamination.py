@@ -17,6 +17,7 @@ from orchestrator.data.fields import section_for
 from orchestrator.data.ngrams import words_of
 from orchestrator.data.rows import Rows, find_rows
 from orchestrator.data.selection import splits_of
+from orchestrator.errors import DataError
 from tests.unit.data.corpus import make_texts, section, write_jsonl
 from tests.unit.data.test_rows import CountingTasks
 
@@ -63,6 +64,31 @@ def test_only_held_out_rows_count_where_there_are_some(tmp_path: Path) -> None:
     kept = training_rows(found).numbers.tolist()
     assert held_out
     assert not set(held_out) & set(kept)
+
+
+def test_an_empty_fraction_beside_one_with_rows_contributes_nothing(tmp_path: Path) -> None:
+    fractions = {"validation_fraction": 0.999, "test_fraction": 1e-9}
+    found = catalog(
+        tmp_path,
+        [f"x {EVALUATION}", "free of it"],
+        [EVALUATION],
+        fractions,
+        decontaminate={"against": ["exam"]},
+    )
+    assert training_rows(found).numbers.tolist() == [1]
+
+
+@pytest.mark.parametrize("keys", [{"test_fraction": 1e-9}, {"min_chars": 1000}], ids=str)
+def test_a_dataset_without_a_row_to_compare_with_is_named_with_who_asks(
+    keys: dict[str, Any], tmp_path: Path
+) -> None:
+    found = catalog(tmp_path, ["free of it"], [EVALUATION], keys, decontaminate={"against": ["exam"]})
+    with pytest.raises(DataError) as raised:
+        training_rows(found)
+    message = str(raised.value)
+    assert message.startswith("datasets.web: decontaminate: dataset 'exam' has no row to compare with.")
+    assert "has none of 1 rows" in message
+    assert message.endswith("Or take 'exam' out of against.")
 
 
 def test_a_dataset_may_be_compared_with_its_own_test_rows_and_two_with_each_other(tmp_path: Path) -> None:

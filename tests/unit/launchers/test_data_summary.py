@@ -157,6 +157,45 @@ def test_a_dataset_may_be_held_out_as_a_whole(job: Path, console: Console, tmp_p
     assert "tokens of test rows" in console("data", job, "--runs-dir", tmp_path / "runs").output
 
 
+def test_a_split_may_be_empty_beside_one_with_rows(job: Path, console: Console, tmp_path: Path) -> None:
+    text = job.read_text("utf-8").replace(
+        "    validation_fraction: 0.4\n", "    validation_fraction: 1.0e-9\n"
+    )
+    text = text.replace("    decontaminate: {against: [exam]}\n", "")
+    job.write_text(text, "utf-8")
+    exam = console("data", job, "--json", "--runs-dir", tmp_path / "runs").json()["datasets"][1]
+    assert exam["splits"]["train"]["rows"] == 20
+    assert exam["splits"]["validation"] == {
+        "rows": 0,
+        "chars": 0,
+        "duplicates": 0,
+        "tokens": None,
+        "labels": {},
+    }
+    lines = console("data", job, "--runs-dir", tmp_path / "runs").output.splitlines()
+    assert "validation 0 0 0 - - - -" in [" ".join(line.split()) for line in lines]
+
+
+def test_of_a_dataset_whose_training_rows_are_all_held_out_the_others_are_shown(
+    job: Path, console: Console, tmp_path: Path
+) -> None:
+    text = job.read_text("utf-8").replace("validation_fraction: 0.4", "validation_fraction: 0.999999999")
+    job.write_text(text, "utf-8")
+    exam = console("data", job, "--json", "--runs-dir", tmp_path / "runs").json()["datasets"][1]
+    assert [split["rows"] for split in exam["splits"].values()] == [0, 20]
+    assert len(exam["samples"]) == 3
+    assert "tokens of validation rows" in console("data", job, "--runs-dir", tmp_path / "runs").output
+
+
+def test_where_no_split_has_rows_the_message_says_why(job: Path, console: Console, tmp_path: Path) -> None:
+    job.write_text(job.read_text("utf-8").replace("min_chars: 3", "min_chars: 10_000"), "utf-8")
+    ended = console("data", job, "--json", "--runs-dir", tmp_path / "runs")
+    assert ended.code == 2
+    message = json.loads(ended.output)["errors"][0]["message"]
+    assert message.startswith("datasets.web: split 'train' has none of 41 rows")
+    assert "by min_chars" in message
+
+
 def test_what_is_shown_is_what_preparation_finds(job: Path, console: Console, tmp_path: Path) -> None:
     runs = tmp_path / "runs"
     train = console("data", job, "--json", "--runs-dir", runs).json()["datasets"][0]["splits"]["train"]
