@@ -101,8 +101,7 @@ def _summarize_source(
         "splits": {
             split: {
                 "rows": len(rows.numbers),
-                "chars": rows.counts.num_chars,
-                "duplicates": _num_duplicates(rows, catalog.tasks),
+                **_read_texts(rows, catalog.tasks),
                 "tokens": _tokens(rows, count_tokens) if count_tokens and len(rows.numbers) else None,
                 "labels": None if source.dataset.label_column is None else _labels(rows),
             }
@@ -196,25 +195,32 @@ def _tokens(rows: Rows, count_tokens: Callable[[list[str]], list[int]]) -> dict[
     }
 
 
-def _num_duplicates(rows: Rows, tasks: Tasks) -> int:
-    """Rows of a split whose text an earlier one has; all rows with one text share a split."""
+def _read_texts(rows: Rows, tasks: Tasks) -> dict[str, int]:
+    """Characters of a split, and rows whose text an earlier one has; all rows with one text share a split."""
     import numpy as np
 
     from orchestrator.data.examination import RANGE_ROWS
-    from orchestrator.data.selection import unique_rows
+    from orchestrator.data.selection import hash_texts, unique_rows
     from orchestrator.data.texts import cut_rows
 
-    if not len(rows.numbers):
-        return 0
     parts = cut_rows(rows.source, rows.numbers, RANGE_ROWS)
-    return len(rows.numbers) - len(unique_rows(np.concatenate(list(tasks.map(_hashes, parts)))))
+    found = [(0, hash_texts([])), *tasks.map(_read_part, parts)]
+    num_unique = len(unique_rows(np.concatenate([hashes for _, hashes in found])))
+    return {"chars": sum(chars for chars, _ in found), "duplicates": len(rows.numbers) - num_unique}
 
 
-def _hashes(part: TextPart) -> np.ndarray:
-    """Of the texts of some rows, as ``hash_texts`` returns them."""
+def _read_part(part: TextPart) -> tuple[int, np.ndarray]:
+    """Characters of some rows, and their texts' hashes as ``hash_texts`` returns them."""
+    import numpy as np
+
+    from orchestrator.data.fields import count_chars, texts_of
     from orchestrator.data.selection import hash_texts
 
-    return hash_texts(part.texts())
+    chars, hashes = 0, list[np.ndarray]()
+    for batch in part.batches():
+        chars += sum(count_chars(batch))
+        hashes.append(hash_texts(texts_of(batch)))
+    return chars, np.concatenate(hashes)
 
 
 def _histogram(lengths: np.ndarray) -> list[dict[str, int]]:

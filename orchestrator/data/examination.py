@@ -51,8 +51,6 @@ class Survey:
     """int64: rows that are kept, rising."""
     hashes: np.ndarray
     """uint64 ``(rows, 2)``, or without rows."""
-    chars: np.ndarray
-    """int64: characters of each."""
     num_rows: int
     """Rows of the source."""
     num_filtered: int
@@ -78,7 +76,6 @@ def survey(source: Source, tasks: Tasks) -> Survey:
     return Survey(
         numbers=_load(folder, "numbers"),
         hashes=_load(folder, "hashes"),
-        chars=_load(folder, "chars"),
         skipped=skipped,
         **counts,
     )
@@ -98,8 +95,8 @@ def _write_survey(source: Source, tasks: Tasks, folder: Path) -> None:
     num_filtered = sum(part.num_filtered for part in found)
     if num_filtered == 0:
         refuse_empty_filter(name, dataset, num_rows, source.head())
-    numbers, hashes, chars = (
-        np.concatenate([getattr(part, array) for part in found]) for array in ("numbers", "hashes", "chars")
+    numbers, hashes = (
+        np.concatenate([getattr(part, array) for part in found]) for array in ("numbers", "hashes")
     )
     dropped: Counter[str] = Counter()
     scrubbed: Counter[str] = Counter()
@@ -115,7 +112,6 @@ def _write_survey(source: Source, tasks: Tasks, folder: Path) -> None:
     kept = _distinct(source, numbers, hashes, tasks, dropped)
     np.save(folder / "numbers.npy", numbers[kept])
     np.save(folder / "hashes.npy", hashes[kept] if len(hashes) else hashes)
-    np.save(folder / "chars.npy", chars[kept])
     unsound = [row for part in found for row in part.unsound]
     named = [replace(row, place=source.place_of(row.number)) for row in unsound[:NUM_NAMED]]
     counts = {
@@ -189,7 +185,6 @@ class _Findings:
     def __init__(self, source: Source) -> None:
         self._source = source
         self._numbers: list[int] = []
-        self._chars: list[int] = []
         self._num_blank = 0
         self._hashes = [np.empty((0, 2), np.uint64)]
         self._unsound: list[Unsound] = []
@@ -221,7 +216,6 @@ class _Findings:
             if found:
                 self._scrubbed.update(found[position])
             self._numbers.append(number)
-            self._chars.append(len(text))
             self._num_blank += not text.strip()
             kept.append(position)
         if needs_hashes(dataset):
@@ -258,7 +252,6 @@ class _Findings:
             num_rows=num_rows,
             numbers=np.array(self._numbers, np.int64),
             hashes=np.concatenate(self._hashes),
-            chars=np.array(self._chars, np.int64),
             num_blank=self._num_blank,
             num_filtered=num_filtered,
             unsound=tuple(sorted(self._unsound, key=lambda row: row.number)),

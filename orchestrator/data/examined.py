@@ -11,7 +11,7 @@ import numpy as np
 
 from orchestrator.data.columns import Unsound
 
-ARRAYS = ("numbers", "hashes", "chars")
+ARRAYS = ("numbers", "hashes")
 COUNTS = ("num_rows", "num_blank", "num_filtered", "dropped", "scrubbed")
 
 
@@ -25,8 +25,6 @@ class Examined:
     """int64: rows that are kept, by their number in the source."""
     hashes: np.ndarray
     """uint64 ``(rows, 2)``, as ``hash_rows`` returns them; without rows where no split needs them."""
-    chars: np.ndarray
-    """int64: characters of their texts."""
     num_blank: int
     """Rows among them whose text is empty or white space alone."""
     num_filtered: int

@@ -138,6 +138,13 @@ def field_texts(batch: Batch) -> list[list[str]]:
     return [list(texts) for texts in zip(*columns, strict=True)]
 
 
+def count_chars(batch: Batch) -> list[int]:
+    """Characters of each row's texts, messages or words, without what joins them."""
+    if "words" in batch:
+        return [sum(map(len, words)) for words in batch["words"]]
+    return [sum(map(len, texts)) for texts in field_texts(batch)]
+
+
 def split_texts(batch: Batch) -> list[str]:
     """What chooses the split of each row: its text, whatever it is paired with; of others the whole row."""
     return batch["text"] if "text" in batch else identities(batch)

@@ -49,8 +49,6 @@ class RowCounts:
     """Rows by the key of the section that drops them, for all splits; ``decontaminate``: for this one."""
     scrubbed: Mapping[str, int]
     """Placeholders put into texts, those that repeat an earlier one included, by kind of personal data."""
-    num_chars: int
-    """Characters of the split's texts."""
 
 
 @dataclass(frozen=True)
@@ -121,7 +119,6 @@ def look_for_rows(source: Source, split: Split, tasks: Tasks = IN_PROCESS) -> Ro
         skipped=tuple(skipped[:NUM_SHOWN]),
         dropped=dropped,
         scrubbed=found.scrubbed,
-        num_chars=int(found.chars[chosen].sum()),
     )
     return Rows(source, found.numbers[chosen], counts)
 

@@ -37,17 +37,17 @@ class TextPart:
 
     def texts(self) -> Iterator[str]:
         """All text of each row, in order: of conversations what is said, of words what they are joined to."""
-        for batch in self._batches():
+        for batch in self.batches():
             yield from texts_of(batch)
 
     def passages(self) -> Iterator[str]:
         """The same, and after each row that has several fields or messages every one of them by itself."""
-        for batch in self._batches():
+        for batch in self.batches():
             for text, fields in zip(texts_of(batch), field_texts(batch), strict=True):
                 yield text
                 yield from fields if len(fields) > 1 else ()
 
-    def _batches(self) -> Iterator[Batch]:
+    def batches(self) -> Iterator[Batch]:
         """The rows without their labels."""
         with quiet():
             rows = open_rows(self.source, self.numbers)

@@ -141,6 +141,7 @@ def test_rows_with_a_tag_a_stage_cannot_use_are_counted(job: Path, console: Cons
     exam = console("data", job, "--json", "--runs-dir", tmp_path / "runs").json()["datasets"][1]
     assert (exam["rows"], exam["dropped"]["label_column"]) == (4, 2)
     assert exam["splits"]["train"]["labels"] == {"0": 3, "1": 1}
+    assert exam["splits"]["train"]["chars"] == 2 * len("ab")
 
 
 def test_a_dataset_may_be_held_out_as_a_whole(job: Path, console: Console, tmp_path: Path) -> None:
@@ -260,6 +261,19 @@ def test_conversations_are_shown_as_the_stage_reads_them(console: Console, tmp_p
     assert exam["splits"]["train"]["rows"] == 3
     assert exam["splits"]["train"]["labels"] is None
     assert exam["samples"] == ["hello there\nhello"] * 3
+    assert exam["splits"]["train"]["chars"] == 3 * len("hello therehello")
+
+
+def test_of_pairs_the_characters_of_both_texts_are_counted(
+    job: Path, console: Console, tmp_path: Path
+) -> None:
+    write_jsonl(
+        tmp_path / "exam.jsonl", [{"text": f"ab{y}", "z": "\u00e4\u00f6", "y": y % 2} for y in range(9)]
+    )
+    text = job.read_text("utf-8").replace("    validation_fraction: 0.4\n", "    text_pair_column: z\n")
+    job.write_text(text.replace("    decontaminate: {against: [exam]}\n", ""), "utf-8")
+    exam = console("data", job, "--json", "--runs-dir", tmp_path / "runs").json()["datasets"][1]
+    assert exam["splits"]["train"]["chars"] == 9 * 5
 
 
 def test_a_missing_file_is_the_users_error(job: Path, console: Console, tmp_path: Path) -> None:
