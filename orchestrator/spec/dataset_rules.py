@@ -58,6 +58,19 @@ def check_phone_regions(job: Job) -> Iterator[Complaint]:
             )
 
 
+def check_label_names(job: Job) -> Iterator[Complaint]:
+    """No name stands for two labels."""
+    for name, dataset in job.datasets.items():
+        ids = dict[str, int]()
+        for index, label in enumerate(dataset.label_names or ()):
+            if (first := ids.setdefault(label, index)) < index:
+                yield (
+                    ("datasets", name, "label_names", index),
+                    f"'{label}' is the name of label {first} already, so no row would have label {index}."
+                    " Give each label a name of its own",
+                )
+
+
 def check_kinds(job: Job) -> Iterator[Complaint]:
     """No dataset is evaluated as rows of one kind, and learned from or compared with as another."""
     for path, name, split, reader_stage in _evaluations(job):

@@ -17,6 +17,7 @@ from orchestrator.spec.dataset_rules import (
     check_decontamination,
     check_evaluate,
     check_kinds,
+    check_label_names,
     check_phone_regions,
     check_streaming,
 )
@@ -93,6 +94,7 @@ def check_fit(job: Job, untouched: Callable[[KeyPath], bool] = lambda path: True
     """
     yield from check_decontamination(job)
     yield from check_phone_regions(job)
+    yield from check_label_names(job)
     yield from check_streaming(job)
     if untouched(("stages",)) and untouched(("tokenizer",)):
         yield from check_kinds(job)

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from orchestrator.spec.fingerprint import spec_fingerprint
-from tests.unit.spec.jobs import VALID, complaints, first_stage, load
+from tests.unit.spec.jobs import VALID, changed, complaints, first_stage, load
 
 HUB = "    source: hub\n    path: some/web\n    streaming: true\n"
 STREAMED = VALID.replace("    source: text\n    files: data/*.txt\n", HUB).replace(
@@ -77,6 +77,14 @@ def test_a_country_without_phone_numbers_is_refused(region: str, hint: str, tmp_
 def test_countries_with_phone_numbers_are_accepted(tmp_path: Path) -> None:
     job = load(tmp_path, with_regions("US, GB, GR, XK"))
     assert job.datasets["rfc"].phone_regions == ("US", "GB", "GR", "XK")
+
+
+def test_a_name_that_stands_for_two_labels_is_refused(tmp_path: Path) -> None:
+    names = "    label_column: label\n    label_names:\n      - spam\n      - ham\n      - spam\n"
+    assert complaints(tmp_path, changed("    label_column: label\n", names)) == [
+        "job.yaml:14: datasets.rfc.label_names[2]: 'spam' is the name of label 0 already, so no row would"
+        " have label 2. Give each label a name of its own"
+    ]
 
 
 KINDS = """\
