@@ -6,23 +6,23 @@ from pathlib import Path
 
 import numpy as np
 
-from orchestrator.contracts import Row, RowLayout
-from orchestrator.data.prepared import TARGET_DTYPES
+from orchestrator.contracts import Row
+from orchestrator.data.prepared import Meta, target_dtype
 
 
 class Annotations:
     """Memory-mapped annotations of a folder; see ``prepared.py`` for the files."""
 
-    def __init__(self, folder: Path, layout: RowLayout) -> None:
-        """Map the files that the layout has."""
-        self._layout = layout
+    def __init__(self, folder: Path, meta: Meta) -> None:
+        """Map the files that the folder's layout has."""
+        self._layout = layout = meta.layout
         has_labels = layout.labelled and layout.document == "text"
         self._labels = _map(folder / "labels.npy") if has_labels else None
         self._seconds = _map(folder / "seconds.npy") if (folder / "seconds.npy").exists() else None
         self._targets: np.ndarray | None = None
-        if layout.document in TARGET_DTYPES:
-            targets = np.memmap(folder / "targets.bin", dtype=TARGET_DTYPES[layout.document], mode="r")
-            self._targets = np.asarray(targets)
+        dtype = target_dtype(layout.document, len(meta.label_names))
+        if dtype is not None:
+            self._targets = np.asarray(np.memmap(folder / "targets.bin", dtype=dtype, mode="r"))
 
     def row(self, number: int, input_ids: np.ndarray, begin: int) -> Row:
         """The row of a document alone, whose tokens begin at ``begin`` in the folder."""

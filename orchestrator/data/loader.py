@@ -39,7 +39,7 @@ class RowReader:
         layout = meta.layout
         self._cls_id: Any = meta.cls_id
         self._sep_id: Any = meta.sep_id
-        self._annotations = Annotations(folder, layout)
+        self._annotations = Annotations(folder, meta)
         if layout.kind == "packed":
             self._body = layout.seq_len - (2 if layout.framed else 0)
             self._num_full = meta.num_tokens // self._body

@@ -5,7 +5,8 @@ documents.npy    int64 offsets into them, one more than there are documents
 rows.npy         int32 or int64 (2, rows): where each row's pieces begin, and how many they are (best_fit)
 pieces.npy       int32 or int64 (2, pieces): where each piece begins and ends in the tokens (best_fit)
 targets.bin      what is to be predicted of each token, beside tokens.bin: int16 class of the word that begins
-                 with the token, or IGNORE_INDEX (words); uint8 1 for tokens to learn, else 0 (conversations)
+                 with the token, or IGNORE_INDEX (words; int32 from 32,769 classes on); uint8
+                 1 for tokens to learn, else 0 (conversations)
 labels.npy       label of each document, where rows are labelled: int64 class, bool (documents, classes) or
                  float32 (documents, numbers)
 seconds.npy      int64 number of the first token of each document's second text, where they are pairs
@@ -19,10 +20,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from orchestrator.contracts import DocumentKind, RowLayout
 from orchestrator.errors import DataError
@@ -30,7 +32,13 @@ from orchestrator.errors import DataError
 # Raised whenever folders written before can no longer be read, or would be written differently.
 FORMAT_VERSION = 5
 COMPLETE = "COMPLETE"
-TARGET_DTYPES: Mapping[DocumentKind, str] = {"words": "<i2", "conversation": "|u1"}
+
+
+def target_dtype(document: DocumentKind, num_labels: int) -> np.dtype[Any] | None:
+    """How targets.bin holds the target of a token; ``None``: such documents have none."""
+    if document == "words":
+        return np.dtype("<i2" if num_labels <= 2**15 else "<i4")
+    return np.dtype("|u1") if document == "conversation" else None
 
 
 @dataclass(frozen=True)

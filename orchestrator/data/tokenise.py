@@ -23,7 +23,7 @@ from orchestrator.data.cache import make_folder
 from orchestrator.data.encode import Encoder, Unfit
 from orchestrator.data.encoders import encoder_for
 from orchestrator.data.fields import documents_of, texts_of
-from orchestrator.data.prepared import TARGET_DTYPES
+from orchestrator.data.prepared import target_dtype
 from orchestrator.data.rows import Rows
 from orchestrator.data.tasks import Tasks
 from orchestrator.data.texts import TextPart, cut_rows
@@ -106,7 +106,7 @@ def encode_rows(
     """
     total = len(rows.numbers)
     if total <= PART_ROWS:
-        return _encode(TextPart(rows.source, rows.numbers), work.encoder(), folder, on_progress)
+        return _encode(TextPart(rows.source, rows.numbers), work, folder, on_progress)
     parts = [
         Part(part, work, parts_dir / f"{PART_VERSION}-{PART_ROWS}-{index:06d}")
         for index, part in enumerate(cut_rows(rows.source, rows.numbers, PART_ROWS))
@@ -128,7 +128,7 @@ def encode_part(part: Part) -> None:
 
 def write_part(rows: TextPart, work: Work, folder: Path) -> None:
     """Fill a part's folder."""
-    documents = _encode(rows, work.encoder(), folder, lambda done, total: None)
+    documents = _encode(rows, work, folder, lambda done, total: None)
     np.save(folder / "numbers.npy", rows.numbers)
     for name in ARRAYS:
         np.save(folder / f"{name}.npy", getattr(documents, name))
@@ -185,11 +185,11 @@ def _append(file: Path, lengths: np.ndarray, is_wanted: np.ndarray, joined: Bina
     joined.write(tokens[np.repeat(is_wanted, lengths)].tobytes())
 
 
-def _encode(rows: TextPart, encoder: Encoder, folder: Path, on_progress: Progress) -> Documents:
+def _encode(rows: TextPart, work: Work, folder: Path, on_progress: Progress) -> Documents:
     """Encode ``rows`` batch by batch; tokens and targets go straight to the disk."""
-    opened = rows.open()
+    opened, encoder = rows.open(), work.encoder()
     dtype = token_dtype(encoder.info.vocab_size)
-    target_dtype = TARGET_DTYPES.get(encoder.layout.document)
+    of_target = target_dtype(work.layout.document, len(work.label_names))
     lengths: list[int] = []
     kept: list[int] = []
     second_begins: list[int] = []
@@ -198,7 +198,7 @@ def _encode(rows: TextPart, encoder: Encoder, folder: Path, on_progress: Progres
     done = 0
     with ExitStack() as stack:
         tokens = stack.enter_context((folder / "tokens.bin").open("wb"))
-        if target_dtype is not None:
+        if of_target is not None:
             targets = stack.enter_context((folder / "targets.bin").open("wb"))
         for documents in _batches(opened):
             for row, encoded in enumerate(encoder.encode(documents), start=done):
@@ -207,8 +207,8 @@ def _encode(rows: TextPart, encoder: Encoder, folder: Path, on_progress: Progres
                     unfit.append(row)
                 elif encoded is not None:
                     tokens.write(np.array(encoded.ids, dtype=dtype).tobytes())
-                    if target_dtype is not None:
-                        targets.write(np.array(encoded.targets, dtype=target_dtype).tobytes())
+                    if of_target is not None:
+                        targets.write(np.array(encoded.targets, dtype=of_target).tobytes())
                     lengths.append(len(encoded.ids))
                     kept.append(row)
                     second_begins.append(encoded.second_begins)

@@ -189,6 +189,20 @@ def test_wordpiece_words_are_those_of_transformers_own_call(tmp_path: Path, word
         assert row.token_labels.tolist() == labels
 
 
+@pytest.mark.parametrize(("num_labels", "dtype"), [(2**15, np.int16), (2**15 + 1, np.int32)])
+def test_as_many_tags_as_there_are_fit_beside_the_tokens(
+    num_labels: int, dtype: type[np.signedinteger[Any]], tmp_path: Path, bpe: Path
+) -> None:
+    keys = {"words_column": "w", "label_column": "t"}
+    source = corpus(tmp_path / "rows.jsonl", [{"w": ["a", "b"], "t": [num_labels - 1, 0]}], **keys)
+    made = prepare(source, WORDS, bpe, tmp_path, num_labels=num_labels)
+    (row,) = rows_of(made)
+    assert row.token_labels is not None
+    tagged = row.token_labels != IGNORE_INDEX
+    assert row.token_labels[tagged].tolist() == [num_labels - 1, 0]
+    assert (made / "targets.bin").stat().st_size == len(row.input_ids) * np.dtype(dtype).itemsize
+
+
 def test_tags_of_a_class_label_have_its_names(tmp_path: Path, bpe: Path) -> None:
     features = datasets.Features(
         {"w": datasets.List(datasets.Value("string")), "t": datasets.List(datasets.ClassLabel(names=BIO))}
