@@ -128,7 +128,9 @@ def _print_verification(document: dict[str, Any]) -> None:
     if rows:
         print_table(f"{document['name']}: files", ("stage", "step", "every byte as written"), rows)
     is_empty = not checkpoints and not any(stage["ledger"]["steps"] for stage in document["stages"])
-    verdict = "nothing to verify yet: no stage has a checkpoint" if is_empty else "everything holds"
+    verdict = "everything else holds" if notes else "everything holds"
+    if is_empty:
+        verdict = "nothing to verify yet: no stage has a checkpoint"
     print("\n".join([*notes, *(problems or [f"{document['name']}: {verdict}"])]))
 
 

@@ -191,11 +191,11 @@ def _record_in(fields: dict[str, Any]) -> Record:
     return Record(
         steps=steps,
         rows=_range(fields["rows"]),
-        world_size=None if workers is None else int(workers),
+        world_size=None if workers is None else _whole(workers),
         sources=None if sources is None else {name: _range(pair) for name, pair in sources.items()},
         data=None if data is None else {name: str(digest) for name, digest in data.items()},
         left_out=_up_to(steps[1], [_range(pair) for pair in fields.get("left_out", [])]),
-        seed=None if seed is None else int(seed),
+        seed=None if seed is None else _whole(seed),
     )
 
 
@@ -210,6 +210,11 @@ def _up_to(end: int, ranges: list[Range]) -> tuple[Range, ...]:
 def _range(pair: Any) -> Range:
     """A range from its JSON, a list of two whole numbers."""
     first, end = pair
-    if type(first) is not int or type(end) is not int:
-        raise TypeError(f"found {pair}, expected two whole numbers")
-    return first, end
+    return _whole(first), _whole(end)
+
+
+def _whole(number: Any) -> int:
+    """A number of JSON; ``true`` is none."""
+    if type(number) is not int:
+        raise TypeError(f"found {number!r}, expected a whole number")
+    return number

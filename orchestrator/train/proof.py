@@ -4,7 +4,8 @@
 2. the ledger's records follow each other from step 0 to the newest checkpoint or the result (``reached.py``),
    and name the data that is there;
 3. every micro-batch of every recorded step, over all ranks, is replayed through the pure functions
-   that workers read by: each row of an epoch exactly once, each source's draws as recorded.
+   that workers read by: each row of an epoch exactly once, each source's draws as recorded;
+4. numbers of workers and steps without an update are what other files say of them (``witnesses.py``).
 
 Reads files alone, and needs none of torch, transformers and Ray.
 """
@@ -29,8 +30,9 @@ from orchestrator.errors import DataError, PlanError
 from orchestrator.spec.job import Job, TrainStage
 from orchestrator.spec.plan import BatchPlan, plan_batch
 from orchestrator.train.continuation import read_begun
-from orchestrator.train.ledger import Range, Record
+from orchestrator.train.ledger import Record
 from orchestrator.train.reached import Listed, Reached
+from orchestrator.train.witnesses import find_contradiction, find_witnesses, unwitnessed
 
 # 2^16: 0.45 us a row on one busy core; larger chunks leave the caches (0.75 us at 2^18).
 CHUNK_ROWS = 2**16
@@ -144,20 +146,23 @@ class _ReplayedLedger:
             reached = Reached.read(self._layout, listed)
         except DataError as error:
             raise _ViolationError(1, str(error)) from error
-        self._note = reached.note
         records, newest = reached.records, reached.newest
+        witnesses = find_witnesses(self._layout, listed.steps)
+        self._note = "; ".join(filter(None, (reached.note, unwitnessed(records, witnesses)))) or None
         if records:
             folders = self._folders()
             self._check_bytes(folders, records)
             self._check_tokenizer()
             mixture, digests = self._open(folders)
             replay = Replay(mixture, seed=self._job.seed)
-            left_out = listed.left_out()
             for record in records:
                 self._check_place(record)
-                self._check_left_out(record, left_out.get(record.steps))
                 self._check_data(record, digests)
                 self._replay(record, replay)
+                contradiction = find_contradiction(record, witnesses)
+                if contradiction is not None:
+                    raise _ViolationError(record.steps[0] + 1, contradiction)
+                self._world_sizes |= {} if record.world_size is None else {record.world_size: None}
                 self._steps = record.steps[1]
                 self._left_out += sum(end - first for first, end in record.left_out)
                 self._epochs = {name: n / mixture.size(name) for name, n in replay.drawn.items()}
@@ -224,13 +229,6 @@ class _ReplayedLedger:
                 f" {[first * size, end * size]}: {size} a step",
             )
 
-    def _check_left_out(self, record: Record, said: list[Range] | None) -> None:
-        """The steps that made no update are those that their checkpoint names, where it is kept."""
-        (first, end), found = record.steps, list(record.left_out)
-        if said not in (None, found):
-            message = f"of steps {first + 1} to {end} {found} are left out, and their checkpoint has {said}"
-            raise _ViolationError(first + 1, message)
-
     def _check_data(self, record: Record, digests: Mapping[str, str]) -> None:
         """The record names the data that is there."""
         step = record.steps[0] + 1
@@ -282,7 +280,6 @@ class _ReplayedLedger:
         """How the record's workers split a step."""
         # Any number of workers reads the same rows in a step, so one stands for a number not known.
         workers = 1 if record.world_size is None else record.world_size
-        self._world_sizes |= {} if record.world_size is None else {workers: None}
         try:
             resources = self._job.resources.with_workers(workers)
             return plan_batch(self._stage, resources)

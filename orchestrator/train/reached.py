@@ -15,7 +15,6 @@ itself, whenever it goes on or is killed:
 from __future__ import annotations
 
 import json
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,7 +22,7 @@ from orchestrator.checkpoint import seal
 from orchestrator.checkpoint.layout import StageLayout
 from orchestrator.checkpoint.steps import StepFolder, list_steps
 from orchestrator.errors import CheckpointError, DataError
-from orchestrator.train.ledger import Range, Record, read_ledger
+from orchestrator.train.ledger import Record, read_ledger
 
 
 @dataclass(frozen=True)
@@ -49,18 +48,6 @@ class Listed:
         except (CheckpointError, OSError):
             recorded = None
         return cls(folder, steps, complete[-1].step, recorded)
-
-    def left_out(self) -> dict[Range, list[Range]]:
-        """By steps that a checkpoint was the first to hold, those of them that made no update, as it says."""
-        found: dict[Range, list[Range]] = {}
-        for folder in self.steps:
-            # One that is damaged, or was removed meanwhile, says nothing here.
-            with suppress(CheckpointError, OSError, KeyError, TypeError, ValueError):
-                state = seal.read_state(folder.path)
-                found[int(state["recorded"]), folder.step] = [
-                    (first, end) for first, end in state["left_out"]
-                ]
-        return found
 
     def is_followed_by(self, step: int) -> bool:
         """Whether a complete checkpoint of ``step`` or a later one is there by now."""

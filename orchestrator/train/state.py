@@ -25,6 +25,7 @@ from orchestrator.train.building import Parts
 from orchestrator.train.ledger import Ledger, Range
 from orchestrator.train.phases import PhaseClock
 from orchestrator.train.saves import agreed, check_best
+from orchestrator.train.witnesses import WITNESSED
 
 logger = logging.getLogger(__name__)
 JOB_FILE = "job_file"
@@ -178,7 +179,13 @@ class StageState:
         def committed() -> None:
             assert self.ledger is not None
             self.ledger.commit(step, left_out)
-            self.record("checkpoint", step=step, seconds=seconds, counted_until=counted_until)
+            self.record(
+                "checkpoint",
+                step=step,
+                seconds=seconds,
+                counted_until=counted_until,
+                **{key: state[key] for key in WITNESSED},
+            )
 
         with agreed():
             self.saver.save(step, tensors, state, committed)

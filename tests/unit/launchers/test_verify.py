@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from orchestrator.checkpoint import seal
 from orchestrator.checkpoint.steps import step_name
 from tests.prepared import write_rows
 from tests.unit.launchers.commands import Console, FakeRun
@@ -100,10 +101,22 @@ def test_a_record_that_is_pending_is_told_and_no_violation(console: Console, tra
     note = "the record of steps 3 to 4 is pending; this run or its next start writes it"
     ended = console("verify", trained.run.root)
     assert (ended.code, ended.errors) == (0, "")
-    assert ended.output.splitlines()[-2:] == [f"stage 'pretrain': {note}", "run: everything holds"]
+    assert ended.output.splitlines()[-2:] == [f"stage 'pretrain': {note}", "run: everything else holds"]
     document = console("verify", trained.run.root, "--json").json()
     assert document["stages"][0]["ledger"]["note"] == note
     assert document["ledger"] == {"ok": True, "rows": 48, "problem": None}
+
+
+def test_what_the_ledger_alone_says_is_told_as_not_proved(console: Console, trained: TrainedStage) -> None:
+    seal.remove(trained.layout.checkpoints / step_name(2))
+    trained.run.events.unlink()
+    ended = console("verify", trained.run.root)
+    assert ended.code == 0
+    assert ended.output.splitlines()[-2:] == [
+        "stage 'pretrain': not proved of steps 1 to 2: how many workers there were and which steps made no"
+        " update, which the ledger alone says, without a checkpoint or an event",
+        "run: everything else holds",
+    ]
 
 
 def test_one_stage_is_checked_alone(console: Console, tmp_path: Path) -> None:

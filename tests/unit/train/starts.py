@@ -18,6 +18,7 @@ from orchestrator.data.prepared import Meta, content_digest
 from orchestrator.spec.job import Job, TrainStage
 from orchestrator.spec.load import dump_resolved
 from orchestrator.spec.plan import BatchPlan, micro_batch_rows, plan_batch
+from orchestrator.tracking.events import append_event
 from orchestrator.train.ledger import Ledger
 
 # A multiple of 1, 2, 3, 4 and 8 workers' micro-batches.
@@ -71,6 +72,7 @@ class TrainedStage:
         begun = max(self.saved_by, default=0)
         batch, ledger = self.batch(start.workers), self.ledger(begun, start.workers)
         self.consumed = {step: read for step, read in self.consumed.items() if step < begun}
+        append_event(self.run.events, "training_started", stage=STAGE, step=begun)
         last_save = start.killed_at // start.save_every * start.save_every
         for step in range(begun, start.killed_at):
             self.consumed[step] = [
@@ -81,9 +83,10 @@ class TrainedStage:
             completed = step + 1
             if completed % start.save_every:
                 continue
-            self.save(completed, start.workers, ledger.committed)
+            state = self.save(completed, start.workers, ledger.committed)
             if not (start.loses_record and completed == last_save):
                 ledger.commit(completed)
+                append_event(self.run.events, "checkpoint", stage=STAGE, **state)
 
     def ledger(self, begun: int, workers: int) -> Ledger:
         """The ledger as a start of ``workers`` continues it after the checkpoint of step ``begun``."""
@@ -100,14 +103,15 @@ class TrainedStage:
             since=state.get("recorded"),
         )
 
-    def save(self, step: int, workers: int, recorded: int | None) -> None:
-        """A checkpoint without tensors."""
+    def save(self, step: int, workers: int, recorded: int | None) -> dict[str, Any]:
+        """A checkpoint without tensors; its state."""
         path = self.layout.checkpoints / step_name(step)
         path.mkdir(parents=True, exist_ok=True)
         state = {"step": step, "world_size": workers, "recorded": recorded, "left_out": []}
         digest = seal.write_json(path / seal.STATE, state)
         seal.seal(path, {seal.STATE: digest})
         self.saved_by[step] = workers
+        return state
 
     def finish(self) -> None:
         """The result that says the stage is finished."""

@@ -103,6 +103,9 @@ def test_records_of_earlier_versions_are_read_without_what_they_lack(tmp_path: P
         '{"steps": [0, 5], "rows": [0, 20], "world_size": 2, "left_out": [[4, 6]]}',
         '{"steps": [0, 5], "rows": [0, 20], "world_size": 2, "left_out": [[3, 4], [1, 2]]}',
         '{"steps": [0, 5], "rows": [0, 20], "world_size": 2, "left_out": [[2, 2]]}',
+        '{"steps": [0, 5], "rows": [0, 20], "world_size": true}',
+        '{"steps": [0, 5], "rows": [0, 20], "world_size": "2"}',
+        '{"steps": [0, 5], "rows": [0, 20], "world_size": 2, "seed": true}',
     ],
 )
 def test_a_line_that_is_no_record_is_named_by_its_number(line: str, tmp_path: Path) -> None:

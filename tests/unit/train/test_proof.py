@@ -147,6 +147,20 @@ def claim_steps_without_an_update(trained: TrainedStage) -> None:
     trained.rewrite_record(2, left_out=[[12, 14]])
 
 
+def claim_other_workers(trained: TrainedStage) -> None:
+    trained.rewrite_record(2, world_size=1)
+
+
+def claim_other_workers_of_a_checkpoint_that_is_gone(trained: TrainedStage) -> None:
+    shutil.rmtree(trained.layout.checkpoints / step_name(10))
+    trained.rewrite_record(1, world_size=1)
+
+
+def claim_steps_without_an_update_of_a_checkpoint_that_is_gone(trained: TrainedStage) -> None:
+    shutil.rmtree(trained.layout.checkpoints / step_name(10))
+    trained.rewrite_record(1, left_out=[[6, 7]])
+
+
 def claim_another_seed(trained: TrainedStage) -> None:
     trained.rewrite_record(2, seed=trained.job.seed + 1)
 
@@ -211,6 +225,13 @@ LIES: dict[Callable[[TrainedStage], None], str] = {
     invent_a_source_without_draws: "step 11, source 'z': draws of it are recorded, and the stage has no such",
     claim_steps_without_an_update: (
         "step 11: of steps 11 to 15 [(12, 14)] are left out, and their checkpoint has []"
+    ),
+    claim_other_workers: ("step 11: steps 11 to 15 are recorded with 1 worker, and their checkpoint has 4"),
+    claim_other_workers_of_a_checkpoint_that_is_gone: (
+        "step 6: steps 6 to 10 are recorded with 1 worker, and their event in events.jsonl has 2"
+    ),
+    claim_steps_without_an_update_of_a_checkpoint_that_is_gone: (
+        "step 6: of steps 6 to 10 [(6, 7)] are left out, and their event in events.jsonl has []"
     ),
     claim_another_seed: "step 11: its rows were read in the order of seed ",
     claim_workers_that_do_not_divide_the_batch: (
@@ -318,6 +339,36 @@ def test_what_does_not_hold_comes_before_what_cannot_be_proved(
     trained.drop_record(2)
     problem = prove(trained).ledger.problem
     assert problem == "stage 'pretrain', step 11: steps 11 to 15 are missing from the ledger"
+
+
+def test_what_the_ledger_alone_says_is_noted_in_ranges(tmp_path: Path, folders: Mapping[str, Path]) -> None:
+    trained = trained_stage(tmp_path, folders)
+    assert prove(trained).ledger.note is None
+    events = trained.run.events.read_text().splitlines(keepends=True)
+    for step in (5, 10, 20):
+        shutil.rmtree(trained.layout.checkpoints / step_name(step))
+    assert prove(trained).ledger.note is None
+    trained.run.events.write_text("".join(line for line in events if '"step": 20' in line))
+    note = prove(trained).ledger.note
+    assert note is not None
+    assert note.startswith("not proved of steps 1 to 10: how many workers there were")
+    assert prove(trained).is_proved
+
+
+def test_an_event_of_steps_that_were_taken_back_witnesses_nothing(
+    tmp_path: Path, folders: Mapping[str, Path]
+) -> None:
+    trained = make_stage(tmp_path, folders, WEIGHTS)
+    trained.start(Start(workers=2, save_every=5, killed_at=10))
+    shutil.rmtree(trained.layout.checkpoints / step_name(10))
+    del trained.saved_by[10]
+    trained.start(Start(workers=4, save_every=5, killed_at=10, loses_record=True))
+    trained.start(Start(workers=1, save_every=20, killed_at=20))
+    shutil.rmtree(trained.layout.checkpoints / step_name(10))
+    proof = prove(trained)
+    assert proof.ledger.problem is None
+    assert proof.ledger.world_sizes == (2, 4, 1)
+    assert str(proof.ledger.note).startswith("not proved of steps 6 to 10: ")
 
 
 def test_a_damaged_checkpoint_is_named_and_others_hold(tmp_path: Path, folders: Mapping[str, Path]) -> None:
