@@ -13,6 +13,7 @@ import hashlib
 import importlib.metadata
 import json
 from collections.abc import Iterable, Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -38,9 +39,11 @@ def nearest(name: str, choices: Iterable[str]) -> str:
 
 
 def find_files(name: str, dataset: FileDataset) -> list[Path]:
-    """Absolute paths of a dataset's files: pattern by pattern, sorted within one, each once.
+    """Absolute paths of a dataset's files: pattern by pattern, sorted within one, each name once.
 
-    Relative patterns start at the working folder; loading a job file has made them absolute.
+    Relative patterns start at the working folder; loading a job file has made them absolute. A name counts in
+    its folder as that really is, so ``..`` and linked folders lead to the same file. A link to a file is a
+    file of its own: a cache of the hub keeps files of the same bytes as links to one.
 
     Raises:
         DataError: A pattern matches no file, all files are empty, the distribution is not installed
@@ -50,8 +53,11 @@ def find_files(name: str, dataset: FileDataset) -> list[Path]:
         files = [_package_file(name, dataset)]
     else:
         patterns = (dataset.files,) if isinstance(dataset.files, str) else dataset.files
-        found = [path for pattern in patterns for path in _matches(name, pattern)]
-        files = list(dict.fromkeys(found))
+        found: dict[Path, Path] = {}
+        resolve = cache(Path.resolve)
+        for path in (path for pattern in patterns for path in _matches(name, pattern)):
+            found.setdefault(resolve(path.parent) / path.name, path)
+        files = list(found.values())
     if all(path.stat().st_size == 0 for path in files):
         raise DataError(f"datasets.{name}: the corpus is empty: {_some(files)} hold 0 bytes, expected text.")
     return files

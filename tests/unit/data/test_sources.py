@@ -97,6 +97,23 @@ def test_a_carriage_return_alone_ends_a_line_of_a_file_without_line_feeds(
     assert read(tmp_path, source="text", files=str(tmp_path / "a.txt"))["text"][:] == texts
 
 
+def test_a_file_is_read_once_by_whatever_way_patterns_lead_to_it(tmp_path: Path) -> None:
+    folder = tmp_path / "real" / "inner"
+    folder.mkdir(parents=True)
+    for name in ("a", "b"):
+        (folder / f"{name}.txt").write_text(f"{name}\n")
+    (tmp_path / "linked").symlink_to(folder)
+    ways = ("real/inner/*.txt", "real/inner/../inner/a.txt", "linked/a.txt", "linked/../inner/b.txt")
+    files = [str(tmp_path / way) for way in ways]
+    assert read(tmp_path, source="text", files=files)["text"][:] == ["a", "b"]
+
+
+def test_a_link_to_a_file_is_a_file_of_its_own(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("a\n")
+    (tmp_path / "b.txt").symlink_to(tmp_path / "a.txt")
+    assert read(tmp_path, source="text", files=str(tmp_path / "*.txt"))["text"][:] == ["a", "a"]
+
+
 def test_patterns_are_sorted_and_files_with_magic_names_taken_literally(tmp_path: Path) -> None:
     for name in ("b.txt", "a.txt", "[c].txt"):
         (tmp_path / name).write_text(f"{name}\n", "utf-8")
