@@ -5,12 +5,16 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from orchestrator.checkpoint.layout import RunLayout, StageLayout
 from orchestrator.errors import DataError, PlanError
 from orchestrator.spec.job import Job, TrainStage
 from orchestrator.spec.plan import BatchPlan, count_steps, plan_batch
 from orchestrator.spec.reads import trained_stage
+
+MAPPINGS = ("train", "begun", "data_digests", "input_fingerprints")
+"""What inputs.json holds by name."""
 
 
 def planned_steps(
@@ -92,13 +96,24 @@ def begun_as_planned(job: Job, stage: TrainStage, run: RunLayout) -> dict[str, i
     return {name: drawn[name] for name in stage.data.mixture if name in drawn}
 
 
-def _begun(layout: StageLayout) -> dict[str, int]:
-    """Rows that the datasets of a prepared stage have given before it."""
+def read_inputs(layout: StageLayout) -> dict[str, Any]:
+    """The stage's inputs.json; empty where there is none that can be read, which ``run`` makes anew."""
     try:
-        found: dict[str, int] = json.loads(layout.inputs.read_text(encoding="utf-8")).get("begun", {})
+        inputs = json.loads(layout.inputs.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
-    return found
+    if not isinstance(inputs, dict) or not isinstance(inputs.get("tokenizer", ""), str):
+        return {}
+    files = inputs.get("files", {})
+    mappings = [*(inputs.get(key, {}) for key in MAPPINGS), files]
+    mappings += files.values() if isinstance(files, dict) else ()
+    return inputs if all(isinstance(found, dict) for found in mappings) else {}
+
+
+def _begun(layout: StageLayout) -> dict[str, int]:
+    """Rows that the datasets of a prepared stage have given before it."""
+    begun: dict[str, int] = read_inputs(layout).get("begun", {})
+    return begun
 
 
 def packing_efficiency(stage: TrainStage, layout: StageLayout) -> float | None:
@@ -117,9 +132,9 @@ def packing_efficiency(stage: TrainStage, layout: StageLayout) -> float | None:
 def _prepared_folders(stage: TrainStage, layout: StageLayout) -> dict[str, Path]:
     """Folders of a stage's datasets as they were last prepared; empty before that."""
     try:
-        train = json.loads(layout.inputs.read_text(encoding="utf-8"))["train"]
+        train = read_inputs(layout)["train"]
         return {name: Path(train[name]) for name in stage.data.mixture}
-    except (OSError, ValueError, KeyError, TypeError):
+    except (KeyError, TypeError):
         return {}
 
 

@@ -6,11 +6,11 @@ those source files that were written after the stage was prepared.
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from launchers.counting import read_inputs
 from launchers.run_directory import has_started
 from launchers.runs import read_result
 from orchestrator.checkpoint.layout import RunLayout, StageLayout
@@ -91,15 +91,6 @@ def _weights(job: Job, stage: Stage, inputs: dict[str, Any], known: dict[str, st
     if digests is None or len(fingerprints) < len(known):
         return None
     return weights_fingerprint(job, stage, input_fingerprints=fingerprints, data_digests=digests)
-
-
-def read_inputs(layout: StageLayout) -> dict[str, Any]:
-    """The stage's inputs.json; empty where there is none that can be read, which ``run`` makes anew."""
-    try:
-        inputs = json.loads(layout.inputs.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return inputs if isinstance(inputs, dict) else {}
 
 
 def _changed_files(job: Job, inputs: dict[str, Any], layout: StageLayout) -> tuple[list[str], list[str]]:

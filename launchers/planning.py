@@ -9,8 +9,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from launchers.counting import begun_as_planned, packing_efficiency, planned_steps
-from launchers.forecast import Forecast, forecast_stages, read_inputs
+from launchers.counting import begun_as_planned, packing_efficiency, planned_steps, read_inputs
+from launchers.forecast import Forecast, forecast_stages
 from launchers.pins import pinned, read_pins
 from launchers.run_directory import bent_schedules, refuse_changed
 from orchestrator.checkpoint.layout import RunLayout, StageLayout

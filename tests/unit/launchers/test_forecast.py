@@ -55,6 +55,30 @@ def states(job: Job, layout: RunLayout) -> list[str]:
     return [found.state for found in forecast_stages(job, layout).values()]
 
 
+KINDS = ("files", "train", "begun", "data_digests", "input_fingerprints", "tokenizer")
+
+
+@pytest.mark.parametrize(
+    "edited",
+    [*({key: value} for key in KINDS for value in (None, 5, ["x"])), {"files": {"corpus": None}}, None],
+    ids=str,
+)
+def test_inputs_of_wrong_types_are_taken_for_unreadable(
+    edited: dict[str, Any] | None, console: Console, tmp_path: Path
+) -> None:
+    job = two_stages(tmp_path)
+    layout = RunLayout(tmp_path / "runs" / job.name)
+    start(job, layout)
+    for stage in job.stages:
+        path = layout.stage(stage.name).inputs
+        text = json.dumps(edited and {**json.loads(path.read_text()), **edited})
+        path.write_text(text)
+    source = tmp_path / "source.yaml"
+    source.write_text(dump_resolved(job))
+    assert states(job, layout) == ["done", "done"]
+    assert console("plan", source, "--no-model", "--runs-dir", layout.root.parent).code == 0
+
+
 def with_keys(job: Job, stage: int, **keys: Any) -> Job:
     document = job.model_dump(mode="json", by_alias=True)
     document["stages"][stage] |= keys
