@@ -5,9 +5,11 @@ that resumes on another number of workers reads the same rows in the same order.
 
 The permutation is a Feistel network over pairs ``(left, right)`` of digits in bases ``a`` and
 ``b``, with ``a * b >= n`` as tight as square roots allow. A result outside ``[0, n)`` is permuted
-again until it falls inside ("cycle walking"), which keeps the whole a bijection. Every row is equally
-likely at every place for any n, and next to every other row from 13 rows on; for fewer, the network
-cannot reach all orders alike.
+again until it falls inside ("cycle walking"), which keeps the whole a bijection.
+
+How likely a row is at a place, counted over 200,000 epochs: of 5 rows up to 3% more or less than at others,
+7 times the standard deviation; of 3, 4 and 6 to 11 rows at most 2.1%, which chance gives as well. A row is
+equally likely next to every other one from 13 rows on; for fewer, the network cannot reach all orders alike.
 
 Source: Black and Rogaway, "Ciphers with arbitrary finite domains", 2002, section 5 (generalized
 Feistel) and section 4 (cycle walking). The round function is the finalizer of SplitMix64 (Steele,
