@@ -7,11 +7,12 @@ checkpoint and a fault.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping
 from datetime import datetime
 from pathlib import Path
 from typing import Any
+
+from orchestrator.tracking.events import read_event
 
 KINDS = ("compute", "data", "evaluation", "save", "startup", "restart", "lost", "other")
 """compute: first steps and others; data: waiting for it; save: steps stalled by one; startup, restart: from
@@ -19,7 +20,10 @@ a command or a fault to the first step; lost: what was trained again; other: wei
 COMPUTE = ("compute", "first_step")
 SAVING = ("save", "save_wait")
 ENDS = ("run_finished", "run_stopped", "run_failed")
+STAGE_ENDS = ("stage_finished", "stage_stopped", "stage_preempted")
 FAULTS = ("rank_failed", "hang")
+MADE = ("checkpoint", "training_ended")
+"""Events of workers that have made steps."""
 
 
 def account(events: Iterable[Mapping[str, Any]], *, last_written: str | None = None) -> dict[str, float]:
@@ -49,20 +53,22 @@ class GoodputMeter:
 
     def read(self) -> dict[str, float]:
         """``goodput/fraction`` and ``goodput/<kind>_seconds``; empty where no interval ended since then."""
-        with self._path.open("rb") as file:
-            file.seek(self._num_bytes)
-            written = file.read()
+        try:
+            with self._path.open("rb") as file:
+                file.seek(self._num_bytes)
+                written = file.read()
+        except OSError:
+            # What a run has spent must not end it.
+            return {}
         # A line that is being written is read the next time.
         lines = written[: written.rfind(b"\n") + 1]
         self._num_bytes += len(lines)
         has_ended = False
         for line in lines.splitlines():
-            try:
-                event = json.loads(line)
-            except ValueError:
-                continue
-            self._book.enter(event)
-            has_ended |= event.get("event") == "checkpoint"
+            event = read_event(line)
+            if event is not None:
+                self._book.enter(event)
+                has_ended |= event["event"] == "checkpoint"
         shown = self._book.shown() if has_ended else {}
         fraction = {"goodput/fraction": shown["goodput"]} if shown else {}
         return fraction | {f"goodput/{kind}_seconds": shown[kind] for kind in KINDS if kind in shown}
@@ -79,6 +85,10 @@ class _Book:
         """Everything before is accounted for."""
         self._is_open = False
         """A driver, or workers without one, are at work."""
+        self._is_driven = False
+        """A driver is: what lies between the stages is its time."""
+        self._gone: tuple[str, float, dict[str, float]] | None = None
+        """Stage of workers that are taken for gone, with the mark and the seconds before that."""
         self._silent_since: float | None = None
         """Up to when workers are accounted for whose driver was killed with them."""
         self._training: str | None = None
@@ -97,28 +107,44 @@ class _Book:
 
     def enter(self, event: Mapping[str, Any]) -> None:
         """Account for the time up to an event."""
-        if "time" not in event:
-            return
         # A checkpoint is written beside the steps that follow it; its interval ended before.
         now = datetime.fromisoformat(event.get("counted_until", event["time"])).timestamp()
         kind = str(event["event"])
-        if kind == "run_started" or not self._is_open:
+        if kind in MADE and self._training is None and self._gone is not None:
+            self._take_back()
+        is_first = kind == "run_started" or (kind == "stage_started" and not self._is_driven)
+        if is_first or not self._is_open:
             # What was open before ended without a word: workers that trained say when with the next start.
             self._silent_since = self._mark if self._training is not None else None
-            self._is_open, self._training, self._mark = True, None, now
+            self._give_up(self._mark)
+            self._is_open, self._is_driven, self._mark = True, kind == "run_started", now
         if kind == "stage_started":
             self._close_silent_end(event.get("last_written"), now)
         elif kind == "training_started":
             self._begin(str(event["stage"]), int(event["step"]), now)
-        elif kind in ("checkpoint", "training_ended") and self._training is not None:
+        elif kind in MADE and self._training is not None:
             self._end_interval(int(event["step"]), event.get("seconds", {}), now)
             self._training = None if kind == "training_ended" else self._training
-        elif kind in FAULTS and self._training is not None:
+        elif kind in FAULTS:
+            self._give_up(now)
+        elif kind in ENDS or (kind in STAGE_ENDS and not self._is_driven):
+            if self._training is None:
+                self._spend("other", now)
+            self._give_up(now)
+            self._is_open = self._is_driven = False
+
+    def _give_up(self, now: float) -> None:
+        """Take workers that train for gone, and what they did since the last mark for lost."""
+        if self._training is not None:
+            self._gone = (self._training, self._mark, dict(self.seconds))
             self._spend("lost", now)
             self._training = None
-        elif kind in ENDS:
-            self._spend("lost" if self._training is not None else "other", now)
-            self._is_open, self._training = False, None
+
+    def _take_back(self) -> None:
+        """Workers that were taken for gone go on: who failed or began was another start, and was refused."""
+        assert self._gone is not None
+        self._training, self._mark, self.seconds = self._gone
+        self._gone, self._silent_since, self._is_open = None, None, True
 
     def _spend(self, kind: str, now: float) -> None:
         self.seconds[kind] += max(0.0, now - self._mark)
@@ -133,9 +159,8 @@ class _Book:
             # With their driver: the mark is at the start of the next one.
             self.seconds["lost"] += max(0.0, min(last, self._mark) - self._silent_since)
             self._silent_since = None
-        elif self._training is not None:
-            self._spend("lost", min(now, last))
-            self._training = None
+        else:
+            self._give_up(min(now, last))
 
     def end(self, last_written: str | None) -> None:
         """Account for what was at work when nothing was heard of it any more."""
@@ -146,7 +171,7 @@ class _Book:
         """First step of a start: what was trained beyond ``step`` before was in vain."""
         self._spend("restart" if stage in self._started else "startup", now)
         self._started.add(stage)
-        self._training, self.has_trained = stage, True
+        self._training, self.has_trained, self._gone = stage, True, None
         kept = []
         for end, spent in self._intervals.get(stage, []):
             if end <= step:

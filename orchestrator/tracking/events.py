@@ -33,6 +33,15 @@ def time_now() -> str:
     return datetime.now(UTC).isoformat(timespec="milliseconds")
 
 
+# What is read of events of these kinds, and is no event without.
+FIELDS: dict[str, dict[str, type]] = {
+    "stage_started": {"stage": str},
+    "training_started": {"stage": str, "step": int},
+    "training_ended": {"stage": str, "step": int},
+    "checkpoint": {"stage": str, "step": int},
+}
+
+
 def append_event(path: Path, event: str, **fields: Any) -> None:
     """Append one event with the current time; one write, so that lines of several processes do not mix."""
     line = json_text({"time": time_now(), "event": event, **fields})
@@ -66,3 +75,29 @@ def read_json_lines(path: Path) -> Iterator[dict[str, Any]]:
             continue
         if isinstance(record, dict):
             yield record
+
+
+def read_event(line: str | bytes) -> dict[str, Any] | None:
+    """The event of a line; ``None``: it is torn or damaged, and what it said is lost."""
+    try:
+        event = json.loads(line)
+        for key in ("time", "counted_until"):
+            if key in event or key == "time":
+                datetime.fromisoformat(event[key])
+        kind = event["event"]
+        seconds = event.get("seconds", {})
+        measured = seconds.values() if isinstance(seconds, dict) else [seconds]
+        is_sound = isinstance(kind, str) and all(isinstance(value, int | float) for value in measured)
+        fields = FIELDS.get(kind, {}).items() if is_sound else ()
+        return event if is_sound and all(type(event.get(key)) is type_ for key, type_ in fields) else None
+    except (AttributeError, KeyError, TypeError, ValueError):
+        return None
+
+
+def read_events(path: Path) -> Iterator[dict[str, Any]]:
+    """Events of a run in order; a torn or damaged line is left out."""
+    if path.exists():
+        for line in path.read_bytes().splitlines():
+            event = read_event(line)
+            if event is not None:
+                yield event

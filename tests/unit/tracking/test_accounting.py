@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from orchestrator.tracking.accounting import KINDS, GoodputMeter, account
+from orchestrator.tracking.events import read_events
 
 
 def at(seconds: float) -> str:
@@ -168,3 +169,63 @@ def test_the_metrics_of_a_run_that_goes_on_are_what_its_events_say_so_far(tmp_pa
     found = meter.read()
     assert found["goodput/fraction"] == account(happened)["goodput"] == round(38 / 70, 4)
     assert (found["goodput/lost_seconds"], found["goodput/restart_seconds"]) == (5, 15)
+
+
+def alone(seconds_: float, last_written: float | None = None) -> dict[str, Any]:
+    """The start of workers; without ``run_started`` before it, of workers that have no driver."""
+    last = None if last_written is None else at(last_written)
+    return event(seconds_, "stage_started", stage="pretrain", last_written=last)
+
+
+HOURS = 3600
+
+
+@pytest.mark.parametrize(
+    "end",
+    [
+        [event(21, "training_ended", stage="pretrain", step=10, seconds={}), event(21, "stage_stopped")],
+        [],
+        [event(20, "rank_failed")],
+    ],
+    ids=["stopped", "killed", "failed"],
+)
+def test_time_between_starts_without_a_driver_is_not_counted(end: list[dict[str, Any]]) -> None:
+    later = 10 * HOURS
+    again = [alone(later, last_written=20), begun(later + 3, 10), saved(later + 13, 20, compute=10)]
+    found = seconds([alone(0), begun(2), saved(20, 10, compute=18), *end, *again])
+    other = {"other": 1} if len(end) == 2 else {}
+    assert found == {"startup": 2, "compute": 28, "restart": 3, "total": 33 + sum(other.values()), **other}
+
+
+def test_a_start_that_is_refused_takes_nothing_from_the_one_that_goes_on() -> None:
+    first = [alone(0), begun(2), saved(20, 10, compute=18)]
+    refused = [alone(25, last_written=24), event(30, "rank_failed")]
+    driven = [
+        event(25, "run_started"),
+        alone(26, last_written=24),
+        event(30, "rank_failed"),
+        event(31, "run_failed"),
+    ]
+    for other in (refused, driven):
+        found = seconds([*first, *other, saved(40, 20, compute=20), saved(60, 30, compute=20)])
+        assert found == {"startup": 2, "compute": 58, "total": 60}
+
+
+def test_whichever_bit_of_the_events_flips_the_rest_is_accounted_for(tmp_path: Path) -> None:
+    happened = [
+        STARTED, alone(1), begun(10), saved(30, 10, compute=18, data=2), event(35, "rank_failed"),
+        alone(40), begun(50, 10), {**saved(70, 20, compute=20), "event": "training_ended"},
+    ]  # fmt: skip
+    content = "".join(json.dumps(record) + "\n" for record in happened).encode()
+    path = tmp_path / "events.jsonl"
+    for bit in range(8 * len(content)):
+        flipped = bytearray(content)
+        flipped[bit // 8] ^= 1 << bit % 8
+        path.write_bytes(flipped)
+        account(read_events(path))
+        GoodputMeter(path).read()
+
+
+def test_a_meter_without_its_file_says_nothing(tmp_path: Path) -> None:
+    assert GoodputMeter(tmp_path / "events.jsonl").read() == {}
+    assert GoodputMeter(tmp_path).read() == {}
