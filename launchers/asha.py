@@ -26,7 +26,7 @@ from orchestrator.spec.early_stopping import compared_steps
 from orchestrator.spec.job import Job, TrainStage
 from orchestrator.spec.plan import plan_batch
 from orchestrator.spec.sweep import EarlyStopping
-from orchestrator.tracking.events import append_event, read_json_lines, time_now
+from orchestrator.tracking.events import append_event, read_events, time_now
 
 # In the place of a value that is not finite. The scheduler interpolates between values, so an infinity would
 # make its threshold NaN, which no run is below.
@@ -172,7 +172,7 @@ class _Run:
         Args:
             since: The stage has to have started after this time, if any.
         """
-        events = list(read_json_lines(self.layout.events))
+        events = list(read_events(self.layout.events))
         started = (event for event in events if event["event"] == "training_started")
         if since and not any(
             event["stage"] == self._stage.name and event["time"] >= since for event in started

@@ -137,13 +137,13 @@ def _run_state(job: Job, run: Job, options: Namespace) -> str:
     from launchers.verdicts import STOPPED_EARLY, lost_under
     from orchestrator.checkpoint.layout import RunLayout
     from orchestrator.spec.early_stopping import rule_of
-    from orchestrator.tracking.events import read_json_lines
+    from orchestrator.tracking.events import read_events
 
     stages = plan_job(run, runs_dir=options.runs_dir, with_model=False)["stages"]
     if all(stage["done"] for stage in stages):
         return "done"
     rule = rule_of(job)
-    events = read_json_lines(RunLayout(options.runs_dir / run.name).events)
+    events = read_events(RunLayout(options.runs_dir / run.name).events)
     if rule is not None and lost_under(events, rule.model_dump(mode="json")):
         return STOPPED_EARLY
     return "begun" if any(stage["done"] or stage.get("saved_step") for stage in stages) else "to do"

@@ -26,7 +26,7 @@ from orchestrator.checkpoint.weights import weights_problem
 from orchestrator.errors import LaunchError, OrchestratorError
 from orchestrator.spec.job import EvaluateStage, Job, Stage
 from orchestrator.spec.plan import stage_order
-from orchestrator.tracking.events import append_event, read_json_lines, replace_text
+from orchestrator.tracking.events import append_event, read_events, replace_text
 
 State = Literal["finished", "stopped"]
 # It imports torch and transformers.
@@ -130,7 +130,7 @@ def _run_waiting(job: Job, stages: list[str], layout: RunLayout, display: Displa
     for name in stages:
         layout.stage(name).result.unlink(missing_ok=True)
     append_event(layout.events, "stage_starting", stage=stages[0])
-    num_events = sum(1 for _ in read_json_lines(layout.events))
+    num_events = sum(1 for _ in read_events(layout.events))
     display.start(stages)
     outcome, why = "failed", ""
     try:
@@ -171,7 +171,7 @@ def _failures(layout: RunLayout, num_events: int, stage: str) -> list[dict[str, 
 
     failures = [
         record
-        for index, record in enumerate(read_json_lines(layout.events))
+        for index, record in enumerate(read_events(layout.events))
         if index >= num_events and record["event"] == "rank_failed" and record["stage"] == stage
     ]
     echoes = (OTHER_RANK, *LOST_PARTNER)

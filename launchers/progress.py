@@ -19,7 +19,7 @@ from rich.text import Text
 from launchers.stage_news import StageNews
 from orchestrator.checkpoint.layout import RunLayout, StageLayout
 from orchestrator.counts import counted
-from orchestrator.tracking.events import read_json_lines
+from orchestrator.tracking.events import read_events
 
 POLL_SECONDS = 0.5
 # Workers of one machine start within 15 to 30 s; after this long they wait for something.
@@ -156,7 +156,7 @@ class ProgressDisplay:
         """`` of N`` once the workers have said how many steps there are."""
         started = [
             record["max_steps"]
-            for record in read_json_lines(self._run.events)
+            for record in read_events(self._run.events)
             if record["event"] == "training_started" and record["stage"] == stage
         ]
         return f" of {started[-1]}" if started else ""

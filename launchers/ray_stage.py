@@ -18,7 +18,7 @@ from orchestrator.checkpoint.layout import RunLayout
 from orchestrator.errors import LaunchError, OrchestratorError
 from orchestrator.spec.job import Job, Resources
 from orchestrator.spec.plan import fitting_workers
-from orchestrator.tracking.events import read_json_lines
+from orchestrator.tracking.events import read_events
 
 if TYPE_CHECKING:
     from orchestrator.train.stop import Leaving
@@ -70,7 +70,7 @@ def run_stages_on_ray(job: Job, stage_names: Sequence[str], layout: RunLayout) -
     """
     waiting, restarts, has_moved = list(stage_names), job.resources.max_failures, False
     while True:
-        num_events = sum(1 for _ in read_json_lines(layout.events))
+        num_events = sum(1 for _ in read_events(layout.events))
         try:
             outcome = _run_on_ray(job, waiting, layout.root, max_failures=restarts)
             if outcome != "preempted":
@@ -96,7 +96,7 @@ def run_stages_on_ray(job: Job, stage_names: Sequence[str], layout: RunLayout) -
 
 def _num_starts(layout: RunLayout, num_events: int, stage: str) -> int:
     """How often workers have begun a stage since there were ``num_events`` events."""
-    events = list(read_json_lines(layout.events))[num_events:]
+    events = list(read_events(layout.events))[num_events:]
     return sum(event["event"] == "stage_started" and event["stage"] == stage for event in events)
 
 

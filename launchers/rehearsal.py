@@ -26,7 +26,7 @@ from orchestrator.counts import counted
 from orchestrator.errors import PlanError
 from orchestrator.spec.job import Job, TrainStage
 from orchestrator.spec.promise import agreement
-from orchestrator.tracking.events import read_json_lines
+from orchestrator.tracking.events import read_events, read_json_lines
 from orchestrator.train.rehearsed import EVENT
 
 # A watchdog waits for 5 times the slowest step, which the whole reference is longer than, and what is left
@@ -115,13 +115,13 @@ def _rehearse_one(
     try:
         exit_code = FAULTS[fault].meet(run, job, changed)
     except OverdueError as limit:
-        events = list(read_json_lines(run.layout.events))
+        events = list(read_events(run.layout.events))
         note = f"{_undone(events)} within {limit} of a start (files in {run.layout.root})"
         return Finding(fault, None, None, None, None, "no", ok=False, note=note)
     if exit_code != 0:
         note = f"ended with exit code {exit_code}: {run.last_words()} (files in {run.layout.root})"
         return Finding(fault, None, None, None, None, "no", ok=False, note=note)
-    if _happened(list(read_json_lines(run.layout.events))) is None:
+    if _happened(list(read_events(run.layout.events))) is None:
         note = f"the fault did not happen before the run was at its end (files in {run.layout.root})"
         return Finding(fault, None, None, None, None, "no", ok=False, note=note)
     promised = _promised(job, run.layout, changed)
@@ -150,7 +150,7 @@ def _judge(
     fault: str, run: RehearsedRun, reference: RehearsedRun, stage: TrainStage, *, promised: float | None
 ) -> Finding:
     """Compare a finished run with the reference."""
-    events = list(read_json_lines(run.layout.events))
+    events = list(read_events(run.layout.events))
     happened = _happened(events)
     assert happened is not None
     is_stop = events[happened]["event"] == "run_stopped"

@@ -18,7 +18,7 @@ import psutil
 from orchestrator.checkpoint.layout import RunLayout
 from orchestrator.spec.job import MAX_NAME_LENGTH, Job
 from orchestrator.spec.load import dump_resolved
-from orchestrator.tracking.events import read_json_lines
+from orchestrator.tracking.events import read_events, read_json_lines
 from orchestrator.train.rehearsed import EVENT
 
 POLL_SECONDS = 0.1
@@ -109,7 +109,7 @@ class RehearsedRun:
         return self._has_met_fault()
 
     def _has_met_fault(self) -> bool:
-        return any(event["event"] == EVENT for event in read_json_lines(self.layout.events))
+        return any(event["event"] == EVENT for event in read_events(self.layout.events))
 
     def run_until_stopped(self, stage: str, step: int) -> int:
         """Run, and send SIGTERM once a stage has made some steps; the exit code."""

@@ -9,7 +9,7 @@ from typing import Any
 
 from launchers.runs import UnknownRunError, run_state, stage_names
 from orchestrator.checkpoint.layout import RunLayout
-from orchestrator.tracking.events import read_json_lines
+from orchestrator.tracking.events import read_events
 
 POLL_SECONDS = 0.2
 
@@ -21,7 +21,7 @@ def find_log(run_dir: Path, stage: str | None, rank: int) -> tuple[str, Path]:
         UnknownRunError: There is no such log; the message lists the stages or ranks that have one.
     """
     layout = RunLayout(run_dir)
-    events = list(read_json_lines(layout.events))
+    events = list(read_events(layout.events))
     started = [event["stage"] for event in events if event.get("event") == "stage_started"]
     if stage is None:
         if not started:
@@ -54,7 +54,7 @@ def follow_log(run_dir: Path, stage: str | None, rank: int, write: Callable[[byt
     offset = 0
     while True:
         # Asked before reading, so that what was written before the end is still read.
-        events = list(read_json_lines(layout.events))
+        events = list(read_events(layout.events))
         is_running = run_state(layout, events) == "running"
         with path.open("rb") as log:
             log.seek(offset)

@@ -19,7 +19,7 @@ from orchestrator.checkpoint.layout import RunLayout, StageLayout
 from orchestrator.checkpoint.steps import newest_step
 from orchestrator.errors import LaunchError
 from orchestrator.tracking.accounting import account
-from orchestrator.tracking.events import read_json_lines
+from orchestrator.tracking.events import read_events
 
 ENDS = {"run_finished": "finished", "run_stopped": "stopped", "run_failed": "failed"}
 SETTING_UP = ("stage_preparing", "stage_starting")
@@ -89,7 +89,7 @@ def run_status(run_dir: Path) -> dict[str, Any]:
     ``reason`` why one of a sweep was stopped early, and else ``None``; ``seconds`` is where its time went.
     """
     layout = RunLayout(run_dir)
-    recorded = list(read_json_lines(layout.events))
+    recorded = list(read_events(layout.events))
     state, lost = run_state(layout, recorded), lost_by(recorded)
     # A sweep writes its comparisons beside what the driver and its workers do.
     events = [event for event in recorded if event["event"] != COMPARED]

@@ -9,7 +9,7 @@ from typing import Any
 
 from orchestrator.checkpoint.layout import RunLayout
 from orchestrator.counts import counted
-from orchestrator.tracking.events import read_json_lines
+from orchestrator.tracking.events import read_events
 
 # A message may hold a whole traceback of a library; a person wants its beginning.
 SHOWN_CHARACTERS = 200
@@ -38,14 +38,14 @@ class StageNews:
         self._path = run.stage(stage).metrics
         self._inode = _inode(self._path)
         self._offset = self._path.stat().st_size if self._inode is not None else 0
-        self._num_events = sum(1 for _ in read_json_lines(run.events))
+        self._num_events = sum(1 for _ in read_events(run.events))
         self._has_begun = False
         self._start_step: int | None = None
         self._is_failing = False
 
     def messages(self) -> Iterator[str]:
         """A line for each failure, damaged checkpoint, step left out and start from a checkpoint."""
-        events = list(read_json_lines(self._run.events))
+        events = list(read_events(self._run.events))
         new, self._num_events = events[self._num_events :], len(events)
         for event in new:
             is_mine = event.get("stage") == self.stage
@@ -60,7 +60,8 @@ class StageNews:
             if event["event"] == "stage_preempted":
                 yield "nodes are taken away: saved, and goes on elsewhere"
             if event["event"] == "anomaly":
-                yield f"step {event['step']}: {event['what']}: {CONSEQUENCES[event['action']]}"
+                action = str(event["action"])
+                yield f"step {event['step']}: {event['what']}: {CONSEQUENCES.get(action, action)}"
             if event["event"] == "overflow":
                 scales = f"loss scale {event['loss_scale']:.0f} -> {event['next_loss_scale']:.0f}"
                 yield f"step {event['step']}: gradients overflowed float16: left out, {scales}"

@@ -22,7 +22,7 @@ from launchers.run_logs import find_log
 from launchers.runs import ENDS, UnknownRunError, is_locked, request_stop
 from orchestrator.checkpoint.layout import RunLayout
 from orchestrator.errors import LaunchError, OrchestratorError, PlanError
-from orchestrator.tracking.events import read_json_lines, replace_text
+from orchestrator.tracking.events import read_events, replace_text
 
 Status = dict[str, Any]
 # Each look asks the place, which other users ask as well.
@@ -176,7 +176,7 @@ def _joined_state(state: str, found: PlaceState, has_begun: bool) -> str:
 
 def _has_begun(run_dir: Path, submission: Submission) -> bool:
     """Whether a driver has written an event since the submission."""
-    events = read_json_lines(RunLayout(run_dir).events)
+    events = read_events(RunLayout(run_dir).events)
     return any(str(event.get("time", "")) >= submission.time for event in events)
 
 
@@ -214,7 +214,7 @@ def _is_driven(layout: RunLayout, submission: Submission) -> bool:
     """Whether a driver has started since the submission and not ended: one whose lock cannot be seen here."""
     marks = [
         str(event["event"])
-        for event in read_json_lines(layout.events)
+        for event in read_events(layout.events)
         if str(event.get("time", "")) >= submission.time and str(event.get("event")).startswith("run_")
     ]
     return bool(marks) and marks[-1] not in ENDS

@@ -33,12 +33,22 @@ def time_now() -> str:
     return datetime.now(UTC).isoformat(timespec="milliseconds")
 
 
+NUMBER = int | float
 # What is read of events of these kinds, and is no event without.
-FIELDS: dict[str, dict[str, type]] = {
+FIELDS: dict[str, dict[str, Any]] = {
     "stage_started": {"stage": str},
     "training_started": {"stage": str, "step": int},
     "training_ended": {"stage": str, "step": int},
     "checkpoint": {"stage": str, "step": int},
+    "checkpoint_damaged": {"stage": str, "step": int, "problem": str, "kept_as": str},
+    "checkpoint_not_uploaded": {"problem": str},
+    "checkpoints_gone": {"recorded": int},
+    "weights_chosen": {"step": int, "last_step": int},
+    "anomaly": {"step": int, "what": str, "action": str},
+    "overflow": {"step": int, "loss_scale": NUMBER, "next_loss_scale": NUMBER},
+    "rank_failed": {"stage": str, "rank": int, "error": str, "message": str},
+    "hang": {"rank": int, "seconds": NUMBER, "phase": str},
+    "compared": {"rule": dict, "stop": bool, "step": int, "value": NUMBER | None},
 }
 
 
@@ -89,7 +99,8 @@ def read_event(line: str | bytes) -> dict[str, Any] | None:
         measured = seconds.values() if isinstance(seconds, dict) else [seconds]
         is_sound = isinstance(kind, str) and all(isinstance(value, int | float) for value in measured)
         fields = FIELDS.get(kind, {}).items() if is_sound else ()
-        return event if is_sound and all(type(event.get(key)) is type_ for key, type_ in fields) else None
+        is_sound &= all(isinstance(event[key], type_) for key, type_ in fields)
+        return event if is_sound else None
     except (AttributeError, KeyError, TypeError, ValueError):
         return None
 

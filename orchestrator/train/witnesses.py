@@ -18,7 +18,7 @@ from orchestrator.checkpoint.layout import RunLayout, StageLayout
 from orchestrator.checkpoint.steps import StepFolder
 from orchestrator.counts import counted
 from orchestrator.errors import CheckpointError
-from orchestrator.tracking.events import read_json_lines
+from orchestrator.tracking.events import read_events
 from orchestrator.train.ledger import Range, Record
 
 WITNESSED = ("recorded", "world_size", "left_out")
@@ -91,7 +91,7 @@ def find_contradiction(record: Record, witnesses: Witnesses) -> str | None:
 def _last_saves(events: Path, stage: str) -> dict[int, dict[str, Any]]:
     """By step, the event of the checkpoint that the stage last had."""
     saves: dict[int, dict[str, Any]] = {}
-    for event in read_json_lines(events):
+    for event in read_events(events):
         step = event.get("step")
         if event.get("stage") != stage or not isinstance(step, int):
             continue

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from orchestrator.tracking.events import append_event
 from tests.prepared import write_rows
 from tests.unit.train.starts import Start, make_stage
 
@@ -58,7 +59,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     log.write_text("a line\n")
     run = folder / "runs" / "smoke"
     (run / "job.yaml").write_text("stages: [{name: pretrain}]\n")
-    (run / "events.jsonl").write_text('{"event": "stage_started", "stage": "pretrain"}\n')
+    append_event(run / "events.jsonl", "stage_started", stage="pretrain")
     return folder
 
 

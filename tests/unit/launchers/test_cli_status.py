@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from launchers.runs import run_status
 from launchers.submission import write_submitted
 from launchers.sweep_record import SweepRecord
 from tests.unit.launchers.commands import Console, FakeRun
@@ -58,3 +59,22 @@ def test_a_sweep_that_was_submitted_shows_itself_and_its_runs(console: Console, 
     assert rest[-3:] == ["its runs", "  run     state    stage", "  tiny-0  waiting  -"]
     document = console(*status, "--json").json()
     assert (document["state"], [run["name"] for run in document["runs"]]) == ("stopped", ["tiny-0"])
+
+
+def test_whichever_bit_of_its_events_flips_a_run_has_a_status(console: Console, tmp_path: Path) -> None:
+    run = FakeRun(tmp_path, "tiny")
+    run.event("run_started")
+    run.event("stage_started", stage="pretrain", last_written=None)
+    run.event("training_started", stage="pretrain", step=0, max_steps=20)
+    run.event("checkpoint_damaged", stage="pretrain", step=3, problem="a bit", kept_as="quarantine-3")
+    run.event("checkpoint", stage="pretrain", step=10, seconds={"compute": 1.5})
+    run.event("anomaly", stage="pretrain", step=11, what="loss is nan", action="skip", rows=[0, 8], ranks=[1])
+    run.event("rank_failed", stage="pretrain", rank=1, error="ValueError", message="no", exit_code=1)
+    content = run.layout.events.read_bytes()
+    # A prime: every bit of a byte has its turn, at one place or another.
+    for bit in range(0, 8 * len(content), 7):
+        flipped = bytearray(content)
+        flipped[bit // 8] ^= 1 << bit % 8
+        run.layout.events.write_bytes(flipped)
+        run_status(run.layout.root)
+    assert console("status", "tiny", "--runs-dir", tmp_path).code == 0

@@ -48,7 +48,7 @@ def test_a_fault_that_nobody_notices_is_a_failed_line(
 
     def meet(run: RehearsedRun, *others: object) -> int:
         for event in events:
-            append_event(run.open().events, event, stage="pretrain")
+            append_event(run.open().events, event, stage="pretrain", rank=0, seconds=1.0, phase="data")
         return run.run()
 
     monkeypatch.setattr(rehearsal, "FAULTS", {"hang": Fault("frozen", meet)})

@@ -30,6 +30,7 @@ def saved(seconds: float, step: int, /, stage: str = "pretrain", **spent: float)
 
 
 STARTED = event(0, "run_started")
+FAILED = event(0, "rank_failed", stage="pretrain", rank=1, error="ValueError", message="no")
 
 
 def seconds(events: list[dict[str, Any]]) -> dict[str, float]:
@@ -144,7 +145,7 @@ def test_a_run_that_has_not_trained_has_no_account() -> None:
 def test_the_metrics_of_a_run_that_goes_on_are_what_its_events_say_so_far(tmp_path: Path) -> None:
     path = tmp_path / "events.jsonl"
     happened = [
-        STARTED, begun(10), saved(30, 10, compute=18, data=2), event(35, "rank_failed"), begun(50, 10),
+        STARTED, begun(10), saved(30, 10, compute=18, data=2), FAILED | {"time": at(35)}, begun(50, 10),
         saved(70, 20, compute=20),
     ]  # fmt: skip
     lines = [json.dumps(record) + "\n" for record in happened]

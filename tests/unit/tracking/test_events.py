@@ -6,7 +6,7 @@ import json
 import math
 from pathlib import Path
 
-from orchestrator.tracking.events import append_event, json_text, read_json_lines
+from orchestrator.tracking.events import append_event, json_text, read_events, read_json_lines
 
 
 def test_numbers_that_json_does_not_know_become_null() -> None:
@@ -22,3 +22,21 @@ def test_a_torn_last_line_is_left_out(tmp_path: Path) -> None:
         file.write('{"event": "run_fin')
     (record,) = read_json_lines(path)
     assert (record["event"], record["loss"]) == ("run_started", None)
+
+
+def test_a_line_that_is_no_event_is_left_out(tmp_path: Path) -> None:
+    path = tmp_path / "events.jsonl"
+    sound = {"time": "2026-01-01T00:00:00.000+00:00", "event": "checkpoint", "stage": "a", "step": 3}
+    damaged = [
+        {**sound, "event": None},
+        {**sound, "time": "2026-01-01T00:00"[:-3] + ":"},
+        {**sound, "counted_until": 3},
+        {**sound, "step": "3"},
+        {**sound, "seconds": {"compute": "1"}},
+        {key: value for key, value in sound.items() if key != "stage"},
+        {key: value for key, value in sound.items() if key != "event"},
+    ]
+    lines = [json.dumps(record) for record in (sound, *damaged, sound)]
+    path.write_text("\n".join([*lines, "[]", "3", "no JSON", '{"event": "run_fin']))
+    assert list(read_events(path)) == [sound, sound]
+    assert list(read_events(tmp_path / "absent.jsonl")) == []
