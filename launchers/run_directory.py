@@ -49,7 +49,7 @@ def opened_run(
         refuse_remote_steps(job, [job.stage(redo)] if redo is not None else job.stages)
     if fresh and layout.root.exists():
         with only_driver(layout):
-            set_aside(layout.root)
+            display.note(job.name, f"starts over; its old folder is {set_aside(layout.root)}")
     try:
         layout.root.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -61,10 +61,10 @@ def opened_run(
         job, notes = look_up_pins(job, layout.pins)
         for note in notes:
             display.note(job.name, note)
+        refuse_changed(job, layout, started_over=redo)
         if redo is not None and (old := set_aside(layout.stage(redo).root)) is not None:
             display.note(redo, f"starts over; its old folder is {old}")
             append_event(layout.events, "stage_set_aside", stage=redo, folder=str(old))
-        refuse_changed(job, layout)
         for name, note in bent_schedules(job, layout).items():
             display.note(name, note)
         # A request of an earlier start is not meant for this one.
@@ -244,8 +244,11 @@ def bent_schedules(job: Job, layout: RunLayout) -> dict[str, str]:
     return notes
 
 
-def refuse_changed(job: Job, layout: RunLayout) -> None:
+def refuse_changed(job: Job, layout: RunLayout, *, started_over: str | None = None) -> None:
     """Refuse a job whose training-relevant keys changed since a stage began.
+
+    Args:
+        started_over: A stage that may change.
 
     Raises:
         PlanError: With every difference.
@@ -253,7 +256,7 @@ def refuse_changed(job: Job, layout: RunLayout) -> None:
     changes: list[str] = []
     for stage in job.stages:
         stage_layout = layout.stage(stage.name)
-        if not isinstance(stage, TrainStage) or not has_started(stage_layout):
+        if not isinstance(stage, TrainStage) or not has_started(stage_layout) or stage.name == started_over:
             continue
         before, old = _begun_with(stage_layout, stage.name)
         keys = trajectory_keys(old, before), trajectory_keys(stage, job)

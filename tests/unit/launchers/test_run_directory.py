@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import shutil
 import time
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ from orchestrator.checkpoint.layout import RunLayout
 from orchestrator.checkpoint.steps import step_name
 from orchestrator.errors import LaunchError, PlanError
 from orchestrator.spec.job import Job
+from orchestrator.spec.load import dump_resolved
 
 
 def make_job(**changes: Any) -> Job:
@@ -238,3 +240,25 @@ def test_a_stage_is_done_again_in_an_empty_folder_and_the_others_stay(tmp_path: 
         assert not layout.stage("pretrain").checkpoints.exists()
         assert (layout.root / "pretrain.before-1" / "checkpoints" / step_name(3)).is_dir()
         assert (layout.stage("classify").checkpoints / step_name(3)).is_dir()
+
+
+def test_a_start_that_is_refused_moves_nothing(tmp_path: Path) -> None:
+    (pretrain,) = make_job().stages
+    before = make_job().model_copy(
+        update={"stages": (pretrain, pretrain.model_copy(update={"name": "more"}))}
+    )
+    layout = RunLayout(tmp_path / "job")
+    display = ProgressDisplay(io.StringIO(), layout)
+    for stage in before.stages:
+        (layout.stage(stage.name).checkpoints / step_name(3)).mkdir(parents=True)
+        layout.stage(stage.name).job.write_text(dump_resolved(before))
+    changed = before.model_copy(update={"seed": 3})
+    with (
+        pytest.raises(PlanError, match="the job file changed since this run began:\n  seed: 1 -> 3"),
+        opened_run(changed, layout, display, redo="more"),
+    ):
+        pass
+    assert (layout.stage("more").checkpoints / step_name(3)).is_dir()
+    shutil.rmtree(layout.stage("pretrain").root)
+    with opened_run(changed, layout, display, redo="more"):
+        assert not layout.stage("more").checkpoints.exists(), "what starts over may change"
