@@ -23,8 +23,8 @@ from orchestrator.models import check_fit, load_model
 from orchestrator.registry import resolve
 from orchestrator.spec.job import Job, TrainStage
 from orchestrator.spec.plan import BatchPlan, count_steps, plan_batch
-from orchestrator.spec.training import Data
-from orchestrator.train.confinement import check_confined
+from orchestrator.spec.training import CausalLMObjective, Data, SupervisedFinetuningObjective
+from orchestrator.train.confinement import check_causal, check_confined
 from orchestrator.train.imported import import_weights, take_weights
 from orchestrator.train.inputs import StageInputs
 from orchestrator.train.randomness import derive_seed
@@ -88,7 +88,7 @@ def open_tokenizer(inputs: StageInputs) -> Any:
 
 
 def check_model(stage: TrainStage, model: PreTrainedModel, objective: Objective, tokens: TokenInfo) -> None:
-    """Refuse a model that does not fit the stage's rows, or mixes documents that the stage keeps apart.
+    """Refuse a model that does not fit the stage's rows, looks ahead, or mixes documents that it keeps apart.
 
     Raises:
         ModelError: Naming the stage and the key to change.
@@ -96,6 +96,8 @@ def check_model(stage: TrainStage, model: PreTrainedModel, objective: Objective,
     where = f"stage '{stage.name}'"
     check_fit(model.config, tokens, stage.data.seq_len, where)
     kind = objective.row_layout(stage.objective, stage.data).kind
+    if isinstance(stage.objective, CausalLMObjective | SupervisedFinetuningObjective):
+        check_causal(model, tokens, seq_len=stage.data.seq_len, where=where)
     if stage.data.confines_documents and kind in ("packed", "best_fit"):
         check_confined(model, tokens, head=objective.head, seq_len=stage.data.seq_len, where=where)
 

@@ -1,5 +1,6 @@
-"""Does a model keep attention inside a document when it is told to? Tried out before a stage begins.
+"""Does a model look ahead? Does it keep attention inside a document? Tried out before a stage begins.
 
+An encoder such as BERT with a head for the next token sees that token, and its loss goes to 0 without a word.
 An architecture may ignore the mask, count positions from the start of the row all the same, or mix
 neighbours by something that is not attention; it would train without a word. So two documents are put in
 one row, and the second one's logits must be those it has alone and must not depend on the first one.
@@ -27,6 +28,9 @@ NUM_TOKENS = 12
 TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.25}
 # Change without a mask, relative to the logits, below which rounding could be mistaken for it.
 SMALLEST_EFFECT = 1e-5
+# Of logits that a later token changes, relative to the largest. Decoders have 0 in float32; BERT with fresh
+# weights, whose attention is nearly even, 5e-4.
+ROUNDING = {torch.float32: SMALLEST_EFFECT, torch.bfloat16: 2e-2}
 ON_A_CPU = ("sdpa", "eager")
 
 
@@ -72,6 +76,42 @@ def check_confined(
             f"{named} does not keep attention inside a document: another document before it changes"
             f" its logits by {leak:.2g}, and they are {shift:.2g} off those of the document alone, expected"
             f" about 0 (without the mask: {effect:.2g}). {advice}."
+        )
+
+
+def check_causal(model: PreTrainedModel, tokens: TokenInfo, *, seq_len: int, where: str) -> None:
+    """Refuse a model whose logits depend on later tokens, one of which it is to predict.
+
+    Args:
+        model: As of ``check_confined``.
+        where: As of ``check_confined``.
+
+    Raises:
+        ModelError: It looks ahead.
+    """
+    attention = model.config._attn_implementation
+    named = f"{where}: model_type '{model.config.model_type}'"
+    tried = model if attention in ON_A_CPU else _on_gpu(model, attention, named)
+    length = min(NUM_TOKENS, seq_len)
+    ordinary = np.setdiff1d(np.arange(tokens.vocab_size), tokens.special_ids)
+    ids = np.random.default_rng(0).choice(ordinary, length, replace=length > len(ordinary))
+    other = ids.copy()
+    other[-1] = ids[0]
+    was_training = tried.training
+    tried.eval()
+    try:
+        with torch.no_grad():
+            rows = torch.from_numpy(np.stack([ids, other])).to(tried.device)
+            logits: Tensor = tried(input_ids=rows).logits.float()
+    finally:
+        tried.train(was_training)
+    moved = (logits[0] - logits[1]).abs().amax(dim=-1)
+    if length > 1 and moved[:-1].max() > ROUNDING[tried.dtype] * logits.abs().max():
+        raise ModelError(
+            f"{named} looks ahead: the last of {length} tokens changes its logits at those before by"
+            f" {moved[:-1].max():.2g}, expected 0 (its own: {moved[-1]:.2g}), so it would see what it is to"
+            " predict. Set model.config.is_decoder to true if its architecture can, take one for the next"
+            " token such as gpt2 or llama, or use objective masked_lm."
         )
 
 

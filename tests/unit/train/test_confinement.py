@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 from orchestrator.contracts import Head, TokenInfo
 from orchestrator.errors import ModelError
 from orchestrator.models import build_auto_model
-from orchestrator.train.confinement import check_confined
+from orchestrator.train.confinement import check_causal, check_confined
 
 TOKENS = TokenInfo(40, 0, 1, 2, (0, 1, 2), np.zeros(40, dtype=bool))
 SIZE = {
@@ -122,3 +122,22 @@ def test_the_trial_leaves_no_trace() -> None:
     assert torch.equal(torch.get_rng_state(), state)
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     assert all(parameter.grad is None for parameter in model.parameters())
+
+
+@pytest.mark.parametrize(
+    "config",
+    [GPT2, LLAMA, {"model_type": "bert", **SIZE, "is_decoder": True}],
+    ids=["gpt2", "llama", "bert as a decoder"],
+)
+@pytest.mark.parametrize("seq_len", [1, 2, 64])
+def test_decoders_do_not_look_ahead(config: dict[str, Any], seq_len: int) -> None:
+    check_causal(build(config), TOKENS, seq_len=seq_len, where="stage 'a'")
+
+
+@pytest.mark.parametrize("model_type", ["bert", "roberta"])
+def test_an_encoder_that_predicts_the_next_token_is_refused(model_type: str) -> None:
+    model = build({"model_type": model_type, **SIZE})
+    model.train()
+    with pytest.raises(ModelError, match=rf"'{model_type}' looks ahead: .*is_decoder to true .* masked_lm"):
+        check_causal(model, TOKENS, seq_len=64, where="stage 'a'")
+    assert model.training
