@@ -110,13 +110,13 @@ def merge(base: Any, over: Any, path: KeyPath = ()) -> Any:
 
     Mappings merge, lists of named items merge by name, everything else replaces. A section of
     another kind (``optimizer.name``, ``model.config.model_type``, a dataset's ``source``, a stage's
-    ``kind``) replaces too.
+    ``kind``) replaces too, and so does a mixture: its weights are of one another.
     """
     if isinstance(base, Items) and isinstance(over, Items) and _named(base) and _named(over):
         return _merge_items(base, over, path)
     if not isinstance(base, Table) or not isinstance(over, Table):
         return over
-    if is_another(over, base, path):
+    if is_another(over, base, path) or path[-2:] == ("data", "mixture"):
         return over
     merged = Table(over.place)
     for name, value in base.items():

@@ -292,3 +292,17 @@ def test_a_model_of_another_architecture_replaces_the_base_model(tmp_path: Path)
     model = first_stage(job).model
     assert model is not None
     assert model.config == {"model_type": "bert", "hidden_size": 24}
+
+
+def test_a_mixture_is_replaced_and_not_added_to(tmp_path: Path) -> None:
+    other = "  other: {source: text, files: data/*.txt}\n"
+    write_job(tmp_path, VALID, "base.yaml")
+    mixed = (
+        "extends: base.yaml\ndatasets:\n"
+        + other
+        + "stages: [{name: pretrain, data: {mixture: {other: 1.0}}}]\n"
+    )
+    data = first_stage(load(tmp_path, mixed)).data
+    assert (data.mixture, data.seq_len) == ({"other": 1.0}, 64)
+    shared = VALID.replace("stages:\n", other + "stages:\n") + "defaults: {data: {mixture: {other: 1.0}}}\n"
+    assert first_stage(load(tmp_path, shared)).data.mixture == {"rfc": 1.0}
