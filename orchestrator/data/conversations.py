@@ -218,11 +218,22 @@ class ConversationEncoder(Encoder):
 
     def end_of_turn_ids(self) -> list[int]:
         """Special tokens that end an answer, so that a model that gives one has finished."""
+        return sorted({*self._ends_of_an_answer(), self.info.eos_id})
+
+    def has_end_of_turn(self) -> bool:
+        """Whether the template ends an answer with a special token; else a model is not taught to stop."""
+        try:
+            return bool(self._ends_of_an_answer())
+        except TemplateError:
+            # It wants other conversations than this one.
+            return True
+
+    def _ends_of_an_answer(self) -> list[int]:
         question = {"role": "user", "content": "a"}
         begin = len(self.tokens([question], asks=True))
         answered = self.tokens([question, {"role": "assistant", "content": "b"}])[begin:]
-        special = answered[np.isin(answered, self._special_ids)].tolist()
-        return sorted({*special, self.info.eos_id})
+        special: list[int] = answered[np.isin(answered, self._special_ids)].tolist()
+        return special
 
     def _answers(self, messages: Messages, ids: np.ndarray) -> np.ndarray:
         """1 for the tokens of the assistant's turns, uint8 ``(S,)``."""

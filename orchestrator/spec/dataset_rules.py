@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from orchestrator.spec.job import EvaluateStage, Job, TrainStage
+from orchestrator.spec.job import EvaluateStage, Job, Stage, TrainStage
 from orchestrator.spec.messages import suggestion
 from orchestrator.spec.packing_rules import CLASSIFICATION
 from orchestrator.spec.plan import input_stage
@@ -69,6 +69,36 @@ def check_label_names(job: Job) -> Iterator[Complaint]:
                     f"'{label}' is the name of label {first} already, so no row would have label {index}."
                     " Give each label a name of its own",
                 )
+
+
+def check_chat_tokens(job: Job) -> Iterator[Complaint]:
+    """``chatml`` needs tokens of its own, and a tokenizer that the job trains has none."""
+    for index, stage in enumerate(job.stages):
+        objective = stage.objective if isinstance(stage, TrainStage) else None
+        named = isinstance(objective, SupervisedFinetuningObjective) and objective.chat_template == "chatml"
+        if (
+            named
+            and job.tokenizer is not None
+            and job.tokenizer.train is not None
+            and _begins_here(job, stage)
+        ):
+            yield (
+                ("stages", index, "objective"),
+                "chat_template 'chatml' needs the tokens <|im_start|> and <|im_end|>, which tokenizer.train"
+                " does not make; use 'plain', a Jinja file that ends turns with {{ eos_token }}, or a"
+                " tokenizer made for conversations (tokenizer.from)",
+            )
+
+
+def _begins_here(job: Job, stage: Stage) -> bool:
+    """Whether the weights of a training stage, and its tokenizer with them, begin in this job."""
+    names = {found.name: found for found in job.stages if isinstance(found, TrainStage)}
+    # As often as there are stages: a circle of them is refused elsewhere.
+    for _ in job.stages:
+        if not isinstance(stage, TrainStage) or stage.init is None or stage.init.stage is None:
+            break
+        stage = names.get(stage.init.stage, stage)
+    return isinstance(stage, TrainStage) and (stage.init is None or stage.init.checkpoint is not None)
 
 
 def check_kinds(job: Job) -> Iterator[Complaint]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from pathlib import Path
 
 from orchestrator.spec.job import EvaluateStage, Job, TrainStage
 from orchestrator.spec.strategies import DDPStrategy, ZeROStrategy
@@ -101,7 +102,8 @@ def _check_packed_labels(job: Job, stage: TrainStage, path: KeyPath) -> Iterator
 
 def _check_conversations(stage: TrainStage, path: KeyPath) -> Iterator[Complaint]:
     """Conversations are rows, whole ones side by side at most; their template is a name or a file."""
-    data, template = stage.data, getattr(stage.objective, "chat_template", None)
+    assert isinstance(stage.objective, SupervisedFinetuningObjective)
+    data, template = stage.data, stage.objective.chat_template
     if data.packing == "cut":
         yield (
             (*path, "data", "packing"),
@@ -124,3 +126,11 @@ def _check_conversations(stage: TrainStage, path: KeyPath) -> Iterator[Complaint
             (*path, "objective", "chat_template"),
             f"'{template}' is neither {' nor '.join(map(repr, CHAT_TEMPLATES))}, and there is no such file",
         )
+    elif template is not None and template not in CHAT_TEMPLATES:
+        text, day = Path(template).read_text("utf-8", errors="replace"), stage.objective.chat_date
+        if "strftime_now" in text and day is None:
+            yield (
+                (*path, "objective", "chat_template"),
+                f"'{template}' writes today's date (strftime_now), so rows would differ from day to day; set"
+                " chat_date to the day that it is told instead, such as '2026-12-31'",
+            )

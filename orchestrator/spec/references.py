@@ -11,6 +11,7 @@ from orchestrator.counts import counted
 from orchestrator.spec.architectures import check_architecture
 from orchestrator.spec.attention_heads import check_heads
 from orchestrator.spec.dataset_rules import (
+    check_chat_tokens,
     check_data,
     check_dataset,
     check_datasets,
@@ -98,6 +99,7 @@ def check_fit(job: Job, untouched: Callable[[KeyPath], bool] = lambda path: True
     yield from check_streaming(job)
     if untouched(("stages",)) and untouched(("tokenizer",)):
         yield from check_kinds(job)
+        yield from check_chat_tokens(job)
     if job.sweep is not None and untouched(("sweep",)):
         yield from check_points(job.sweep)
     rule = job.sweep.early_stopping if job.sweep else None

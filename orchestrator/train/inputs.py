@@ -7,6 +7,7 @@ Written to ``inputs.json``; workers read that file and the folders it names, and
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -16,7 +17,7 @@ from transformers import PretrainedConfig
 from orchestrator.checkpoint.layout import StageLayout
 from orchestrator.contracts import TokenInfo
 from orchestrator.data.catalog import Catalog
-from orchestrator.data.conversations import prepare_chat_template
+from orchestrator.data.conversations import ConversationEncoder, prepare_chat_template
 from orchestrator.data.prepare import prepare_rows, verify
 from orchestrator.data.prepared import Meta, content_digest
 from orchestrator.data.selection import Split
@@ -36,6 +37,9 @@ from orchestrator.tracking.events import replace_text
 
 Progress = Callable[[str, int, int], None]
 """What is prepared, rows done, rows in all."""
+
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -124,6 +128,12 @@ def prepare_data(
     tokenizer = prepare_tokenizer(tokenizer_section(job, trained), catalog)
     if rows.document == "conversation":
         tokenizer = prepare_chat_template(tokenizer, chat_template(job, trained), catalog.cache_dir)
+        if not ConversationEncoder(rows, load_tokenizer(tokenizer)).has_end_of_turn():
+            logger.warning(
+                "stage '%s': its chat template ends an answer with no special token of the tokenizer, so the"
+                " model does not learn to stop; have it write {{ eos_token }} there",
+                trained.name,
+            )
 
     tokens = token_info(load_tokenizer(tokenizer))
     check_fit(_model_config(job, trained, tokens), tokens, trained.data.seq_len, f"stage '{trained.name}'")

@@ -493,6 +493,12 @@ def test_a_template_that_writes_the_date_is_told_the_jobs(bpe: Path) -> None:
         encoder(bpe, template)
 
 
+def test_a_template_without_an_end_of_turn_is_known(bpe: Path) -> None:
+    assert encoder(bpe, MARKED).has_end_of_turn()
+    assert not encoder(bpe, MARKED.replace("+ eos_token", "+ '<|end|>'")).has_end_of_turn()
+    assert encoder(bpe, "{{ raise_exception('no') }}").has_end_of_turn(), "it cannot be told"
+
+
 @given(
     day=st.dates(min_value=datetime.date(1990, 1, 1)),
     form=st.lists(st.sampled_from([*(f"%{code}" for code in DIRECTIVES), " ", "of", "-"]), max_size=6),

@@ -118,6 +118,16 @@ def test_a_template_file_lies_beside_the_job(tmp_path: Path) -> None:
     assert load(tmp_path, text).stages[0].objective.chat_template == "plain"  # type: ignore[union-attr]
 
 
+def test_a_template_that_cannot_be_used_is_refused_by_the_file_alone(tmp_path: Path) -> None:
+    (found,) = complaints(tmp_path, job("{name: supervised_finetuning, chat_template: chatml}", MESSAGES))
+    assert "stages[0].objective: chat_template 'chatml' needs the tokens <|im_start|>" in found
+    (tmp_path / "dated.jinja").write_text("{{ strftime_now('%d') }}")
+    objective = "{name: supervised_finetuning, chat_template: dated.jinja"
+    (found,) = complaints(tmp_path, job(objective + "}", MESSAGES))
+    assert "writes today's date (strftime_now)" in found
+    load(tmp_path, job(objective + ", chat_date: 2026-12-31}", MESSAGES))
+
+
 def test_a_chat_date_is_a_day(tmp_path: Path) -> None:
     for day in ("2026-12-31", "'2026-12-31'"):
         text = job(f"{{name: supervised_finetuning, chat_date: {day}}}", MESSAGES)
