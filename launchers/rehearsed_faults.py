@@ -103,7 +103,9 @@ def _corrupt(run: RehearsedRun, job: Job, changes: Changes) -> int:
 
 def _stop_and_go_on(run: RehearsedRun, job: Job, changes: Changes) -> int:
     """SIGTERM, as a scheduler sends it; then the same command, perhaps with something changed."""
-    exit_code = run.run_until_stopped(job.stages[-1].name, FAULT_STEP)
+    # All ranks: one that waits for another in a collective would look as if it hung.
+    _plan(run, job, "wait", phase="compute", rank=None)
+    exit_code = run.run_until_stopped()
     if exit_code != STOPPED:
         return exit_code
     return run.changed(changes).run()

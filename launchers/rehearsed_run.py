@@ -18,8 +18,8 @@ import psutil
 from orchestrator.checkpoint.layout import RunLayout
 from orchestrator.spec.job import MAX_NAME_LENGTH, Job
 from orchestrator.spec.load import dump_resolved
-from orchestrator.tracking.events import read_events, read_json_lines
-from orchestrator.train.rehearsed import EVENT
+from orchestrator.tracking.events import read_events
+from orchestrator.train.rehearsed import EVENT, WAITING
 
 POLL_SECONDS = 0.1
 # Of a driver's output, where its last message is.
@@ -102,22 +102,22 @@ class RehearsedRun:
         """
 
         def kill(process: subprocess.Popen[bytes]) -> None:
-            if self._has_met_fault():
+            if self._has_come_to(EVENT):
                 kill_tree(process.pid)
 
         self._watch(kill)
-        return self._has_met_fault()
+        return self._has_come_to(EVENT)
 
-    def _has_met_fault(self) -> bool:
-        return any(event["event"] == EVENT for event in read_events(self.layout.events))
+    def _has_come_to(self, name: str) -> bool:
+        return any(event["event"] == name for event in read_events(self.layout.events))
 
-    def run_until_stopped(self, stage: str, step: int) -> int:
-        """Run, and send SIGTERM once a stage has made some steps; the exit code."""
-        metrics, sent = self.layout.stage(stage).metrics, False
+    def run_until_stopped(self) -> int:
+        """Run, and send SIGTERM once its workers wait for it; the exit code."""
+        sent = False
 
         def stop(process: subprocess.Popen[bytes]) -> None:
             nonlocal sent
-            if not sent and any(line["step"] >= step for line in read_json_lines(metrics)):
+            if not sent and self._has_come_to(WAITING):
                 sent = True
                 process.send_signal(signal.SIGTERM)
 

@@ -2,6 +2,7 @@
 
 A run directory with a ``rehearsal.json`` is one of a rehearsal. The faults happen inside the workers, so that
 they reach every machine of a cluster, and each happens once, however often the workers are started again.
+For a fault that comes from outside, workers wait at its step, so that it finds them there.
 """
 
 from __future__ import annotations
@@ -21,9 +22,15 @@ from orchestrator.tracking.events import append_event
 from orchestrator.train.phases import Phase, PhaseClock
 
 EVENT = "rehearsed_fault"
-FaultKind = Literal["kill", "hang", "freeze"]
+WAITING = "rehearsed_wait"
+"""Not a fault yet: a worker is where one is to come from outside."""
+FaultKind = Literal["kill", "hang", "freeze", "wait"]
 # Long enough that whoever waits for it has given up.
 FOR_EVER = 10**6
+# Whoever is to ask for the stop looks every 0.1 s and its driver every 0.2 s, which on a cluster gives notice
+# 10 s before it asks; what has not come by then does not come.
+WAIT_SECONDS = 60.0
+POLL_SECONDS = 0.02
 
 
 @dataclass(frozen=True)
@@ -31,7 +38,8 @@ class RehearsedFault:
     """What happens to which rank, and when."""
 
     kind: FaultKind
-    """``kill``: SIGKILL to itself; ``freeze``: SIGSTOP to itself; ``hang``: sleep and never come back."""
+    """``kill``: SIGKILL to itself; ``freeze``: SIGSTOP to itself; ``hang``: sleep and never come back;
+    ``wait``: go on once the run has been asked to stop."""
     rank: int | None
     """``None``: every rank."""
     stage: str
@@ -68,6 +76,11 @@ class FaultyClock(PhaseClock):
             return
         if self._fault.delay_seconds:
             threading.Timer(self._fault.delay_seconds, self._happen).start()
+        elif self._fault.kind == "wait":
+            # Nobody takes it for a hang, nor as the measure of one.
+            super().enter("save_wait")
+            self._happen()
+            super().enter(phase)
         else:
             self._happen()
 
@@ -86,13 +99,23 @@ def _happen(fault: RehearsedFault, layout: RunLayout, rank: int) -> None:
     """Let the fault happen, unless it has happened before."""
     if not _is_first_time(layout.rehearsal.with_suffix(f".rank-{rank}")):
         return
-    append_event(layout.events, EVENT, stage=fault.stage, rank=rank, kind=fault.kind, step=fault.step)
-    if fault.kind == "kill":
+    event = WAITING if fault.kind == "wait" else EVENT
+    append_event(layout.events, event, stage=fault.stage, rank=rank, kind=fault.kind, step=fault.step)
+    if fault.kind == "wait":
+        _wait_for(layout.stop_request)
+    elif fault.kind == "kill":
         os.kill(os.getpid(), signal.SIGKILL)
     elif fault.kind == "freeze":
         os.kill(os.getpid(), signal.SIGSTOP)
     else:
         time.sleep(FOR_EVER)
+
+
+def _wait_for(path: Path) -> None:
+    """Wait until there is a file, or nobody can be going to write it any more."""
+    deadline = time.monotonic() + WAIT_SECONDS
+    while not path.exists() and time.monotonic() < deadline:
+        time.sleep(POLL_SECONDS)
 
 
 def _is_first_time(marker: Path) -> bool:

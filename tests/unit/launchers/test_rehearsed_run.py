@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ from launchers.rehearsed_faults import FAULTS, Fault
 from launchers.rehearsed_run import OverdueError, RehearsedRun
 from orchestrator.spec.job import Job
 from orchestrator.spec.load import dump_resolved, parse_resolved
-from orchestrator.tracking.events import append_event
+from orchestrator.tracking.events import append_event, read_json_lines
 from tests.unit.launchers.test_run_directory import make_job
 
 
@@ -107,3 +108,46 @@ def test_an_elastic_run_meets_its_fault_at_a_rank_that_there_is(
     findings = rehearsal.rehearse(job, None, ["first", "second"], tmp_path, lambda line: None)
     assert met == [2, 2]
     assert [finding.ok for finding in findings] == [False, False]
+
+
+QUICK_DRIVER = """
+import signal, sys
+from pathlib import Path
+from orchestrator.checkpoint.layout import RunLayout
+from orchestrator.tracking.events import append_event
+from orchestrator.tracking.jsonl import JSONLTracker
+from orchestrator.train.rehearsed import clock_for
+
+layout = RunLayout(Path(sys.argv[1]))
+layout.stop_request.unlink(missing_ok=True)
+signal.signal(signal.SIGTERM, lambda *arguments: layout.stop_request.touch())
+clock = clock_for(layout, "pretrain", 0, 0)
+tracker = JSONLTracker(layout.stage("pretrain").metrics, resume_step=0)
+for step in range(12):
+    clock.enter("data")
+    clock.enter("compute" if step else "first_step")
+    if layout.stop_request.exists():
+        append_event(layout.events, "run_stopped", step=step)
+        sys.exit(75)
+    tracker.log(step + 1, {"train/loss": 1.0})
+append_event(layout.events, "run_finished")
+"""
+
+
+class Quick(RehearsedRun):
+    """A run whose steps take no time."""
+
+    def _start(self) -> subprocess.Popen[bytes]:
+        self.open().stage("pretrain").root.mkdir(exist_ok=True)
+        return subprocess.Popen([sys.executable, "-c", QUICK_DRIVER, str(self.layout.root)])
+
+
+@pytest.mark.parametrize("fault", ["preempt", "resize", "switch-strategy"])
+def test_a_stop_from_outside_finds_the_quickest_job_at_its_step(
+    fault: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = Quick(make_job(), fault, tmp_path, 50.0)
+    monkeypatch.setattr(RehearsedRun, "changed", lambda self, changes: run)
+    assert FAULTS[fault].meet(run, run.job, {}) == 0
+    ends = [event for event in read_json_lines(run.layout.events) if event["event"].startswith("run_")]
+    assert [(end["event"], end.get("step")) for end in ends] == [("run_stopped", 6), ("run_finished", None)]
