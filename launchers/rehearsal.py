@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -20,6 +21,7 @@ from typing import Any
 from launchers.rehearsed_faults import FAULTS, SAVE_EVERY, NotPossibleError
 from launchers.rehearsed_job import STEPS, shortened
 from launchers.rehearsed_run import OverdueError, RehearsedRun
+from launchers.run_directory import held
 from launchers.verification import verify_run
 from orchestrator.checkpoint.layout import RunLayout
 from orchestrator.counts import counted
@@ -61,9 +63,39 @@ def rehearse(
         say: Takes a line about what is being done.
 
     Raises:
-        PlanError: There is no such stage, or the copy does not run even without faults.
+        PlanError: There is no such stage, the copy does not run even without faults, or ``runs_dir`` cannot
+            be made.
+        LaunchError: Somebody else is rehearsing a job of this name here.
     """
     copy = shortened(job, stage_name)
+    with _only_rehearsal(job.name, runs_dir):
+        return _rehearse_all(copy, faults, runs_dir, say)
+
+
+@contextmanager
+def _only_rehearsal(job_name: str, runs_dir: Path) -> Iterator[None]:
+    """Hold the lock of the job's rehearsals, whose runs have the same folders."""
+    root = runs_dir.resolve() / job_name
+    # Not in a folder that a rehearsal removes.
+    locks = RunLayout(root).cache / "rehearsals"
+    try:
+        locks.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise PlanError(
+            f"the folder {locks} cannot be made: {error.strerror}. Name a folder that can be written with"
+            " --runs-dir"
+        ) from error
+    advice = "wait for its end, or give this one another --runs-dir or another name (--set name=NAME)"
+    with held(
+        locks / f"{job_name}.lock", lambda owner: f"{root}: already being rehearsed by {owner}; {advice}"
+    ):
+        yield
+
+
+def _rehearse_all(
+    copy: Job, faults: Iterable[str], runs_dir: Path, say: Callable[[str], None]
+) -> list[Finding]:
+    """Run ``copy`` without a fault and with each of ``faults``."""
     stage = copy.stages[-1]
     assert isinstance(stage, TrainStage)
     say(f"rehearsing stage '{stage.name}': {STEPS} steps, a checkpoint every {SAVE_EVERY}")

@@ -15,6 +15,7 @@ from typing import Any
 
 import psutil
 
+from launchers.run_directory import only_driver
 from orchestrator.checkpoint.layout import RunLayout
 from orchestrator.spec.job import MAX_NAME_LENGTH, Job
 from orchestrator.spec.load import dump_resolved
@@ -59,7 +60,15 @@ class RehearsedRun:
         return run
 
     def remove(self) -> None:
-        """Remove the run's folder, which is of this rehearsal or one before."""
+        """Remove the run's folder, which is of this rehearsal or one before.
+
+        Raises:
+            LaunchError: It is in use: a rehearsal that was killed could not end its driver.
+        """
+        if not self.layout.root.exists():
+            return
+        with only_driver(self.layout):
+            pass
         shutil.rmtree(self.layout.root, ignore_errors=True)
 
     def open(self) -> RunLayout:

@@ -11,7 +11,7 @@ import json
 import os
 import shlex
 import socket
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from threading import Timer
@@ -143,16 +143,28 @@ def only_driver(layout: RunLayout) -> Iterator[None]:
     Raises:
         LaunchError: Another driver holds it.
     """
-    with layout.driver_lock.open("a+") as lock:
+    root = shlex.quote(str(layout.root))
+    advice = f"follow it with 'orchestrator logs {root} -f', or stop it with 'orchestrator cancel {root}'"
+    with held(layout.driver_lock, lambda owner: f"{layout.root}: already being run by {owner}; {advice}"):
+        yield
+
+
+@contextmanager
+def held(path: Path, refusal: Callable[[str], str]) -> Iterator[None]:
+    """Hold a lock file, with this process named in it.
+
+    Args:
+        refusal: What to say where the process that it is given holds it.
+
+    Raises:
+        LaunchError: Another process holds it.
+    """
+    with path.open("a+") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             lock.seek(0)
-            raise LaunchError(
-                f"{layout.root}: already being run by {lock.read().strip() or 'another process'};"
-                f" follow it with 'orchestrator logs {shlex.quote(str(layout.root))} -f',"
-                f" or stop it with 'orchestrator cancel {shlex.quote(str(layout.root))}'"
-            ) from error
+            raise LaunchError(refusal(lock.read().strip() or "another process")) from error
         lock.truncate(0)
         lock.write(f"process {os.getpid()} on {socket.gethostname()}")
         lock.flush()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +13,8 @@ import pytest
 from launchers import rehearsal
 from launchers.rehearsed_faults import FAULTS, Fault
 from launchers.rehearsed_run import OverdueError, RehearsedRun
+from launchers.run_directory import only_driver
+from orchestrator.errors import LaunchError, PlanError
 from orchestrator.spec.job import Job
 from orchestrator.spec.load import dump_resolved, parse_resolved
 from orchestrator.tracking.events import append_event, read_json_lines
@@ -151,3 +155,42 @@ def test_a_stop_from_outside_finds_the_quickest_job_at_its_step(
     assert FAULTS[fault].meet(run, run.job, {}) == 0
     ends = [event for event in read_json_lines(run.layout.events) if event["event"].startswith("run_")]
     assert [(end["event"], end.get("step")) for end in ends] == [("run_stopped", 6), ("run_finished", None)]
+
+
+def test_a_second_rehearsal_of_a_job_is_refused_and_leaves_the_first_as_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    refusals: list[str] = []
+
+    def run(self: RehearsedRun) -> int:
+        append_event(self.open().stage("pretrain").ledger, "", steps=[0, 12], world_size=1)
+        if not refusals:
+            refusals.append("not refused")
+            with pytest.raises(LaunchError) as refused:
+                rehearsal.rehearse(make_job(), None, [], tmp_path, lambda line: None)
+            refusals.append(str(refused.value))
+        return 0 if self.layout.stage("pretrain").ledger.exists() else 1
+
+    monkeypatch.setattr(RehearsedRun, "run", run)
+    assert rehearsal.rehearse(make_job(), None, [], tmp_path, lambda line: None) == []
+    owner = f"process {os.getpid()} on {socket.gethostname()}"
+    assert refusals[1] == (
+        f"{tmp_path / 'job'}: already being rehearsed by {owner}; wait for its end, or give this one another"
+        " --runs-dir or another name (--set name=NAME)"
+    )
+    assert [path.name for path in tmp_path.iterdir()] == [".cache"]
+
+
+def test_a_runs_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:
+    (tmp_path / "runs").touch()
+    with pytest.raises(PlanError, match=r"rehearsals cannot be made: Not a directory\. Name a"):
+        rehearsal.rehearse(make_job(), None, [], tmp_path / "runs", lambda line: None)
+
+
+def test_the_folder_of_a_driver_that_outlived_its_rehearsal_is_not_removed(tmp_path: Path) -> None:
+    run = RehearsedRun(make_job(), "reference", tmp_path)
+    with only_driver(run.open()), pytest.raises(LaunchError, match=f"by process {os.getpid()} on .*cancel"):
+        run.remove()
+    assert run.layout.driver_lock.exists()
+    run.remove()
+    assert not run.layout.root.exists()
