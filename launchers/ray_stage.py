@@ -114,8 +114,7 @@ def _run_on_ray(job: Job, stage_names: list[str], run_dir: Path, *, max_failures
         seconds = max(FROZEN_SECONDS, 2 * resources.hang_timeout_seconds)
         os.environ.setdefault("RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S", str(seconds))
     # Ray's own record of the run is not a source of truth here, so it gets a new folder at every start.
-    for left_behind in run_dir.glob("ray-*"):
-        shutil.rmtree(left_behind, ignore_errors=True)
+    remove_ray_records(run_dir)
     storage = Path(tempfile.mkdtemp(prefix="ray-", dir=run_dir))
     trainer = StageTrainer(
         train_function,
@@ -146,6 +145,12 @@ def _run_on_ray(job: Job, stage_names: list[str], run_dir: Path, *, max_failures
         raise LaunchError(_in_short(error)) from error
     finally:
         shutil.rmtree(storage, ignore_errors=True)
+
+
+def remove_ray_records(run_dir: Path) -> None:
+    """Remove what a driver that was killed could not remove; none may be at work there."""
+    for left_behind in run_dir.glob("ray-*"):
+        shutil.rmtree(left_behind, ignore_errors=True)
 
 
 def _in_short(error: Exception) -> str:

@@ -15,6 +15,7 @@ from typing import Any
 
 import psutil
 
+from launchers.ray_stage import remove_ray_records
 from launchers.run_directory import only_driver
 from orchestrator.checkpoint.layout import RunLayout
 from orchestrator.spec.job import MAX_NAME_LENGTH, Job
@@ -149,6 +150,7 @@ class RehearsedRun:
             if process.poll() is None:
                 kill_tree(process.pid)
                 process.wait()
+                remove_ray_records(self.layout.root)
 
     def last_words(self) -> str:
         """The end of what the driver printed."""

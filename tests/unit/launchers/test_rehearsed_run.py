@@ -30,11 +30,13 @@ class Sleeper(RehearsedRun):
         return self.process
 
 
-def test_a_start_that_takes_too_long_is_ended(tmp_path: Path) -> None:
+def test_a_start_that_takes_too_long_is_ended_and_nothing_of_ray_is_left(tmp_path: Path) -> None:
     run = Sleeper(make_job(), "hang", tmp_path, 0.2)
+    (run.open().root / "ray-x1y2").mkdir()
     with pytest.raises(OverdueError, match="0 s"):
         run.run()
     assert run.process.poll() is not None
+    assert list(run.layout.root.iterdir()) == []
     assert isinstance(run.changed({"num_workers": 2}), RehearsedRun)
 
 
