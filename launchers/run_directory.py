@@ -82,12 +82,17 @@ def refuse_remote_steps(job: Job, stages: Sequence[Stage]) -> None:
         if not isinstance(stage, TrainStage) or stage.checkpoint.remote is None:
             continue
         url = stage_url(stage.checkpoint.remote, job.name, stage.name)
-        steps = RemoteSteps(url).complete_steps()
-        if steps:
+        remote = RemoteSteps(url)
+        steps, damaged = remote.complete_steps(), remote.damaged()
+        if steps or damaged:
+            held = (
+                f"{url} holds checkpoints up to step {steps[-1]}, and a start would go on from them"
+                if steps
+                else f"{', '.join(damaged)}: damaged checkpoints of the stage, which a start would count"
+            )
             raise PlanError(
-                f"to start over: {url} holds checkpoints up to step {steps[-1]}, and a start would go on from"
-                f" them. Move them away, or give the job another name than '{job.name}' or another"
-                " checkpoint.remote"
+                f"to start over: {held}. Move them away, or give the job another name than '{job.name}' or"
+                " another checkpoint.remote"
             )
 
 

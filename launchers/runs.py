@@ -213,13 +213,13 @@ def _stage_state(stage: StageLayout, events: list[dict[str, Any]], run_state: st
 
 
 def _damaged(layout: RunLayout, events: list[dict[str, Any]], stage: str) -> list[dict[str, Any]]:
-    """Checkpoints of a stage that were set aside and are still there."""
+    """Checkpoints of a stage that were set aside and are still there; nobody asks remote storage for its."""
     return [
         {key: event[key] for key in ("step", "problem", "kept_as")}
         for event in events
         if event.get("event") == DAMAGED
         and event.get("stage") == stage
-        and (layout.root / str(event["kept_as"])).exists()
+        and ("://" in str(event["kept_as"]) or (layout.root / str(event["kept_as"])).exists())
     ]
 
 

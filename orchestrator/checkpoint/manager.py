@@ -26,7 +26,7 @@ from orchestrator.checkpoint.peers import from_first, my_rank, tell_all
 from orchestrator.checkpoint.remote import RemoteSteps, fetch_newer
 from orchestrator.checkpoint.retention import Retention
 from orchestrator.checkpoint.saving import DirectSaver
-from orchestrator.checkpoint.steps import StepFolder, list_steps, step_name
+from orchestrator.checkpoint.steps import QUARANTINE, StepFolder, list_steps
 from orchestrator.checkpoint.storage import ShardReader, StoredTensor, read_index, read_tensors
 from orchestrator.errors import CheckpointError
 
@@ -67,6 +67,7 @@ class CheckpointManager:
         self._on_damage = on_damage
         self._remote = remote
         self._verified: Path | None = None
+        self._damaged: list[str] = []
 
     def save(self, step: int, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
         """Commit ``tensors`` (an engine's neutral state) and ``state`` (JSON) as ``step``; see ``Saver``."""
@@ -83,10 +84,16 @@ class CheckpointManager:
         """
         found: Path | None = None
         problem: str | None = None
+        damaged: list[str] = []
         if my_rank() == 0:
             try:
                 found = self._newest_here()
-                found = (self._fetch_newer(self._remote, found) if self._remote else None) or found
+                damaged = [
+                    str(path) for path in sorted(self._folder.glob(f"{QUARANTINE}step-*"), reverse=True)
+                ]
+                if self._remote is not None:
+                    fetched, damaged_there = self._fetch_newer(self._remote, found)
+                    found, damaged = fetched or found, damaged + damaged_there
             except CheckpointError as error:
                 problem = str(error)
             except OSError as error:
@@ -94,15 +101,16 @@ class CheckpointManager:
                     f"{self._folder}: a damaged checkpoint could not be set aside: {error}. Move it out of"
                     " the folder, or make the folder writable"
                 )
-        found, problem = from_first((found, problem))
+        found, self._damaged, problem = from_first((found, damaged, problem))
         if problem is not None:
             raise CheckpointError(problem)
         self._verified = found
         return found
 
-    def quarantined(self) -> list[Path]:
-        """Checkpoints that were set aside, by step, as rank 0 sees them."""
-        return from_first(sorted(self._folder.glob("quarantine-step-*")))
+    @property
+    def damaged(self) -> list[str]:
+        """Damaged checkpoints that the last ``newest`` knew of: paths, then URLs, each newest first."""
+        return list(self._damaged)
 
     def _newest_here(self) -> Path | None:
         """As ``newest``, in one process and one folder."""
@@ -115,22 +123,24 @@ class CheckpointManager:
             self._tell(_set_aside(found, problem))
         return None
 
-    def _fetch_newer(self, remote: RemoteSteps, here: Path | None) -> Path | None:
-        """The newest good remote step, in the folder now; ``None``: none is newer than ``here``.
+    def _fetch_newer(self, remote: RemoteSteps, here: Path | None) -> tuple[Path | None, list[str]]:
+        """The newest good remote step, in the folder now, ``None``: none is newer; URLs of damaged ones.
 
         Raises:
             CheckpointError: Nobody can say what is there.
         """
         try:
-            found, damaged = fetch_newer(remote, self._folder, here)
+            found, met = fetch_newer(remote, self._folder, here)
+            damaged = remote.damaged()
         except Exception as error:
             raise CheckpointError(
                 f"{remote.url} may hold newer checkpoints, and could not be read: {type(error).__name__}:"
                 f" {error}. Mend that, or leave checkpoint.remote out to go on from what is here"
             ) from error
-        for step, problem in damaged:
-            self._tell(Damage(step, problem, f"{remote.url}/{step_name(step)}"))
-        return found
+        for step, problem, kept_as in met:
+            self._tell(Damage(step, problem, kept_as))
+        left = [kept_as for _, _, kept_as in met if kept_as not in damaged]
+        return found, left + damaged
 
     def _tell(self, damage: Damage) -> None:
         """Tell whoever wants to know."""
@@ -217,11 +227,11 @@ class CheckpointManager:
 
 def _set_aside(found: StepFolder, problem: str) -> Damage:
     """Rename a damaged checkpoint to a name that nothing else has."""
-    target = found.path.with_name(f"quarantine-{found.path.name}")
+    target = found.path.with_name(f"{QUARANTINE}{found.path.name}")
     count = 1
     while target.exists():
         count += 1
-        target = found.path.with_name(f"quarantine-{found.path.name}-{count}")
+        target = found.path.with_name(f"{QUARANTINE}{found.path.name}-{count}")
     os.rename(found.path, target)
     logger.warning("%s is damaged (%s); set aside as %s", found.path, problem, target.name)
     return Damage(found.step, problem, str(target))

@@ -7,7 +7,7 @@
    compares digests, and only then gives it its name.
 
 The remote is never the only place of a step that is being written. What is damaged there, twice in a row, is
-complete no more: it stays until a good step of that number takes its place.
+renamed to ``quarantine-...`` as it is locally, and stays as it is where nobody may rename it.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from typing import Any
 
 from orchestrator.checkpoint import seal
 from orchestrator.checkpoint.retention import Retention
-from orchestrator.checkpoint.steps import COMPLETE, STEP_PATTERN, list_steps, step_name
+from orchestrator.checkpoint.steps import COMPLETE, QUARANTINE, STEP_PATTERN, list_steps, step_name
 from orchestrator.errors import CheckpointError
 
 logger = logging.getLogger(__name__)
@@ -46,14 +46,17 @@ class RemoteSteps:
 
     def complete_steps(self) -> list[int]:
         """Steps with a ``COMPLETE``, rising."""
-        # Listings are remembered by some file systems, and another machine may have written.
-        self._files.invalidate_cache()
-        try:
-            names = self._names(self._root)
-        except FileNotFoundError:
-            return []
-        steps = [int(match[1]) for name in names if (match := STEP_PATTERN.fullmatch(name))]
+        steps = [int(match[1]) for name in self._listed() if (match := STEP_PATTERN.fullmatch(name))]
         return sorted(step for step in steps if self._files.exists(f"{self._at(step)}/{COMPLETE}"))
+
+    def damaged(self) -> list[str]:
+        """URLs of those that were set aside, newest first."""
+        names = sorted(
+            (name for name in self._listed() if name.startswith(f"{QUARANTINE}step-")), reverse=True
+        )
+        # Without it a rename by copying was interrupted, and the step is where it was, too.
+        whole = [name for name in names if self._files.exists(f"{self._root}/{name}/{COMPLETE}")]
+        return [f"{self.url}/{name}" for name in whole]
 
     def upload(self, step: int, path: Path) -> None:
         """Copy the complete step in ``path``; what an interrupted copy left is replaced."""
@@ -88,15 +91,31 @@ class RemoteSteps:
             raise CheckpointError(f"{folder}: {error}") from error
         return seal.sealed_state(folder, sealed, manifest, state)
 
-    def set_aside(self, step: int) -> None:
-        """Make a damaged step incomplete, so that a good one may take its place."""
-        complete = f"{self._at(step)}/{COMPLETE}"
-        self._files.mv(complete, f"{complete}.damaged")
+    def set_aside(self, step: int) -> str:
+        """Rename a damaged step, so that a good one may take its place; its URL.
+
+        A store that renames by copying, and is interrupted, removes nothing that it has not copied.
+        """
+        name, count = f"{QUARANTINE}{step_name(step)}", 1
+        while self._files.exists(f"{self._root}/{name}"):
+            count += 1
+            name = f"{QUARANTINE}{step_name(step)}-{count}"
+        self._files.mv(self._at(step), f"{self._root}/{name}", recursive=True)
+        return f"{self.url}/{name}"
 
     def remove(self, step: int) -> None:
         """Remove a step."""
         self._files.rm_file(f"{self._at(step)}/{COMPLETE}")
         self._files.rm(self._at(step), recursive=True)
+
+    def _listed(self) -> set[str]:
+        """Names under the URL; none where it does not exist."""
+        # Listings are remembered by some file systems, and another machine may have written.
+        self._files.invalidate_cache()
+        try:
+            return self._names(self._root)
+        except FileNotFoundError:
+            return set()
 
     def _names(self, folder: str) -> set[str]:
         """Names in a folder of the file system."""
@@ -139,16 +158,16 @@ class Mirror:
 
 def fetch_newer(
     remote: RemoteSteps, folder: Path, here: Path | None
-) -> tuple[Path | None, list[tuple[int, str]]]:
+) -> tuple[Path | None, list[tuple[int, str, str]]]:
     """Bring the newest good remote step into ``folder``.
 
     Args:
         here: The newest good step of ``folder``; only a newer one is worth fetching.
 
     Returns:
-        Its path, ``None`` where none is newer; and step and problem of each damaged one that was met.
+        Its path, ``None`` where none is newer; and step, problem and URL of each damaged one that was met.
     """
-    damaged: list[tuple[int, str]] = []
+    damaged: list[tuple[int, str, str]] = []
     for step in reversed(remote.complete_steps()):
         path = folder / step_name(step)
         # Names sort as numbers do.
@@ -158,12 +177,13 @@ def fetch_newer(
         problem = _download(remote, step, temporary)
         if problem is not None:
             shutil.rmtree(temporary)
-            damaged.append((step, problem))
+            kept_as = f"{remote.url}/{step_name(step)}"
             try:
-                remote.set_aside(step)
+                kept_as = remote.set_aside(step)
             except Exception:
                 # Whatever its library raises, as where nobody may write: an older step may still be good.
                 logger.warning("%s: step %d stays there as it is", remote.url, step, exc_info=True)
+            damaged.append((step, problem, kept_as))
             continue
         # What a save of this step that was interrupted has left.
         shutil.rmtree(path, ignore_errors=True)

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 COMPLETE = "COMPLETE"
+QUARANTINE = "quarantine-"
+"""Before the name of a damaged one that was set aside."""
 STEP_PATTERN = re.compile(r"step-(\d{8,})")
 
 

@@ -28,6 +28,8 @@ from orchestrator.train.saves import agreed, check_best
 from orchestrator.train.witnesses import WITNESSED
 
 logger = logging.getLogger(__name__)
+# A message names this many damaged checkpoints.
+NUM_NAMED = 5
 JOB_FILE = "job_file"
 """Key of a checkpoint's state: the resolved job that wrote it, as text."""
 
@@ -60,13 +62,10 @@ def restore(engine: Engine, manager: CheckpointManager, identity: Mapping[str, A
     """
     newest = manager.newest()
     if newest is None:
-        damaged = manager.quarantined()
+        damaged = manager.damaged
         # One alone is the first there was: an interval or two are lost, as by a kill before it.
         if len(damaged) > 1:
-            raise CheckpointError(
-                f"no checkpoint of the stage is good, and {len(damaged)} are damaged, the newest of them"
-                f" {damaged[-1]}: mend or bring back one, or start the stage over with --redo"
-            )
+            raise CheckpointError(_none_is_good(damaged))
         return Start(0, None)
     tensors = engine.neutral_state()
     state = manager.load(newest, tensors)
@@ -95,6 +94,20 @@ def restore(engine: Engine, manager: CheckpointManager, identity: Mapping[str, A
         since=state.get("recorded"),
         left_out=tuple((first, end) for first, end in state.get("left_out", [])),
         loss_scale=state.get("loss_scale"),
+    )
+
+
+def _none_is_good(damaged: Sequence[str]) -> str:
+    """What a person is told of a stage whose checkpoints, paths and then URLs, are all damaged."""
+    names = ", ".join(damaged[:NUM_NAMED]) + (", ..." if len(damaged) > NUM_NAMED else "")
+    message = (
+        f"no checkpoint of the stage is good, and {len(damaged)} are damaged: {names}. Mend or bring back one"
+    )
+    if "://" not in damaged[-1]:
+        return f"{message}, or start the stage over with --redo"
+    return (
+        f"{message} under its name step-...; or, to start the stage over, move those of remote storage away,"
+        " or give the job another name or checkpoint.remote"
     )
 
 

@@ -25,7 +25,9 @@ RETENTION = Retention(2)
 def remote(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[RemoteSteps]:
     base = "memory://bucket" if request.param == "memory" else f"file://{tmp_path}/bucket"
     yield RemoteSteps(stage_url(f"{base}/prefix/", "run", "pretrain"))
-    fsspec.filesystem("memory").store.clear()
+    memory = fsspec.filesystem("memory")
+    memory.store.clear()
+    memory.pseudo_dirs[:] = [""]
 
 
 def put(
@@ -117,15 +119,36 @@ def test_damage_there_is_noticed_and_an_older_step_taken(
     content = bytearray(remote._files.cat_file(at))
     content[len(content) // 2] ^= 1
     remote._files.pipe_file(at, bytes(content))
+    assert content != (tmp_path / "here" / step_name(2) / name).read_bytes()
     told: list[Damage] = []
     manager = CheckpointManager(tmp_path / "there", remote=remote, on_damage=told.append)
     assert manager.newest() == tmp_path / "there" / step_name(1)
-    assert [(damage.step, damage.kept_as) for damage in told] == [(2, f"{remote.url}/{step_name(2)}")]
-    # It stays, and is complete no more, so that the same step takes its place when it is made again.
-    assert names(remote, 2) == sorted({*FILES, "COMPLETE.damaged"} - {"COMPLETE"})
-    put(tmp_path / "there", remote, 2)
-    assert names(remote, 2) == sorted(FILES)
-    assert CheckpointManager(tmp_path / "else", remote=remote).newest() == tmp_path / "else" / step_name(2)
+    kept = f"quarantine-{step_name(2)}"
+    assert [(damage.step, damage.kept_as) for damage in told] == [(2, f"{remote.url}/{kept}")]
+    assert not remote._files.exists(remote._at(2))
+    # It stays when the same step is made again.
+    put(tmp_path / "there", remote, 2, 3, 4)
+    assert remote.complete_steps() == [3, 4]
+    assert remote._names(f"{remote._root}/{kept}") == set(FILES)
+    assert remote._files.cat_file(f"{remote._root}/{kept}/{name}") == content
+    assert CheckpointManager(tmp_path / "else", remote=remote).newest() == tmp_path / "else" / step_name(4)
+
+
+def test_all_that_is_damaged_there_is_kept_and_known_at_every_start(
+    remote: RemoteSteps, tmp_path: Path
+) -> None:
+    put(tmp_path / "here", remote, 1, 2)
+    for _ in range(2):
+        for step in remote.complete_steps():
+            remote._files.pipe_file(f"{remote._at(step)}/state.json", b"{}")
+        manager = CheckpointManager(tmp_path / "there", remote=remote)
+        assert manager.newest() is None
+        assert manager.damaged == [f"{remote.url}/quarantine-{step_name(step)}" for step in (2, 1)]
+    put(tmp_path / "else", remote, 2)
+    remote._files.pipe_file(f"{remote._at(2)}/state.json", b"{}")
+    assert manager.newest() is None
+    assert manager.damaged[0] == f"{remote.url}/quarantine-{step_name(2)}-2"
+    assert len(manager.damaged) == 3
 
 
 def test_damage_where_nobody_may_write_costs_no_older_step(
@@ -134,12 +157,18 @@ def test_damage_where_nobody_may_write_costs_no_older_step(
     put(tmp_path / "here", remote, 1, 2)
     remote._files.pipe_file(f"{remote._at(2)}/state.json", b"{}")
 
-    def refuse(self: RemoteSteps, step: int) -> None:
+    def refuse(*arguments: Any, **options: Any) -> None:
         raise PermissionError("read-only")
 
-    monkeypatch.setattr(RemoteSteps, "set_aside", refuse)
-    found = CheckpointManager(tmp_path / "there", remote=remote).newest()
-    assert found == tmp_path / "there" / step_name(1)
+    monkeypatch.setattr(type(remote._files), "mv", refuse)
+    told: list[Damage] = []
+    manager = CheckpointManager(tmp_path / "there", remote=remote, on_damage=told.append)
+    assert manager.newest() == tmp_path / "there" / step_name(1)
+    stays = f"{remote.url}/{step_name(2)}"
+    assert ([damage.kept_as for damage in told], manager.damaged) == ([stays], [stays])
+    # Nor is it overwritten.
+    assert put(tmp_path / "there", remote, 2) == []
+    assert remote._files.cat_file(f"{remote._at(2)}/state.json") == b"{}"
 
 
 def test_a_copy_that_was_damaged_on_its_way_is_made_once_more(

@@ -195,6 +195,11 @@ def test_damaged_checkpoints_are_told_while_they_are_there(console: Console, tmp
     (run.layout.root / kept_as).rmdir()
     assert console(*status, "--json").json()["stages"][0]["damaged"] == []
     assert "damaged" not in console(*status).output
+    # Nobody asks remote storage.
+    damage["kept_as"] = "s3://bucket/tiny/pretrain/quarantine-step-00000004"
+    run.event("checkpoint_damaged", stage="pretrain", **damage)
+    assert console(*status, "--json").json()["stages"][0]["damaged"] == [damage]
+    assert f"it is kept as {damage['kept_as']}" in console(*status).output
 
 
 def test_all_runs_are_listed(console: Console, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

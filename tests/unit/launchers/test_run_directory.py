@@ -223,6 +223,9 @@ def test_starting_over_is_refused_while_the_remote_holds_steps(tmp_path: Path) -
         f"to start over: file://{tmp_path}/job/pretrain holds checkpoints up to step 40, and a start would go"
         " on from them. Move them away, or give the job another name than 'job' or another checkpoint.remote"
     )
+    step.rename(step.with_name(f"quarantine-{step.name}"))
+    with pytest.raises(PlanError, match=r"/pretrain/quarantine-step-00000040: damaged"):
+        refuse_remote_steps(job, job.stages)
 
 
 def test_a_stage_is_done_again_in_an_empty_folder_and_the_others_stay(tmp_path: Path) -> None:

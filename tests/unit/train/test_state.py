@@ -11,6 +11,8 @@ from torch import Tensor
 
 from orchestrator.checkpoint.layout import RunLayout
 from orchestrator.checkpoint.manager import CheckpointManager
+from orchestrator.checkpoint.remote import Mirror, RemoteSteps
+from orchestrator.checkpoint.saving import DirectSaver
 from orchestrator.checkpoint.steps import step_name
 from orchestrator.errors import CheckpointError
 from orchestrator.spec.load import dump_resolved
@@ -137,3 +139,26 @@ def test_a_stage_of_damaged_checkpoints_alone_does_not_begin_anew_by_itself(tmp_
     for _ in range(2):
         with pytest.raises(CheckpointError, match=r"no checkpoint of the stage is good, and 2 are damaged"):
             restore(OneWeight(), manager, IDENTITY)  # type: ignore[arg-type]
+
+
+def test_a_lost_folder_whose_remote_copies_are_all_damaged_does_not_begin_anew(tmp_path: Path) -> None:
+    remote = RemoteSteps(f"file://{tmp_path}/remote/job/pretrain")
+    saver = DirectSaver(tmp_path / "lost", None, Mirror(remote, None, pytest.fail))
+    for step in (3, 6, 9):
+        saver.save(step, {"model.weight": torch.ones(3)}, {**IDENTITY, "step": step}, lambda: None)
+        shard = tmp_path / "remote/job/pretrain" / step_name(step) / "shard-00000.bin"
+        shard.write_bytes(bytes([shard.read_bytes()[0] ^ 1]) + shard.read_bytes()[1:])
+    manager = CheckpointManager(tmp_path / "new", remote=remote)
+    for _ in range(2):
+        with pytest.raises(CheckpointError) as caught:
+            restore(OneWeight(), manager, IDENTITY)  # type: ignore[arg-type]
+        names = ", ".join(f"{remote.url}/quarantine-{step_name(step)}" for step in (9, 6, 3))
+        assert str(caught.value) == (
+            f"no checkpoint of the stage is good, and 3 are damaged: {names}. Mend or bring back one under"
+            " its name step-...; or, to start the stage over, move those of remote storage away, or give the"
+            " job another name or checkpoint.remote"
+        )
+    assert len(list((tmp_path / "remote").rglob("shard-00000.bin"))) == 3
+    whole = tmp_path / "lost" / step_name(6)
+    whole.rename(tmp_path / "remote/job/pretrain" / step_name(6))
+    assert restore(OneWeight(), manager, IDENTITY).step == 6  # type: ignore[arg-type]
