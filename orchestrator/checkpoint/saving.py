@@ -28,7 +28,6 @@ from orchestrator.checkpoint.retention import Retention
 from orchestrator.checkpoint.shard_file import live_parts, write_shard
 from orchestrator.checkpoint.shard_plan import ShardPlan, plan_shards
 from orchestrator.checkpoint.steps import COMPLETE, list_steps, step_name
-from orchestrator.checkpoint.storage import METADATA
 from orchestrator.errors import CheckpointError, ReplacedError, TrainingError
 
 logger = logging.getLogger(__name__)
@@ -282,7 +281,7 @@ def _commit(
     """Write the index and the state, and seal the folder."""
     assert plan.index is not None
     written = {
-        METADATA: seal.write_bytes(path / METADATA, plan.index),
+        seal.METADATA: seal.write_bytes(path / seal.METADATA, plan.index),
         seal.STATE: seal.write_json(path / seal.STATE, dict(state)),
     }
     seal.seal(path, {**files, **written})

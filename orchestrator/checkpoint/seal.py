@@ -2,7 +2,8 @@
 
 ``manifest.json`` lists every file with its size and digest. ``COMPLETE`` appears last, by a rename, and holds
 the digest of the manifest. So nothing in the folder is parsed before its digest was compared, and damage is
-found in every file of it, in the manifest and ``COMPLETE`` as well.
+found in every file of it, in the manifest and ``COMPLETE`` as well. Damaged is also what was sealed and
+is no checkpoint, as a bug might write it.
 
 ``COMPLETE`` waits under another name before the manifest is there. So a manifest without either name tells
 of a ``COMPLETE`` that was lost, and never of a save, or of a removal, that was interrupted.
@@ -26,6 +27,9 @@ from orchestrator.errors import CheckpointError
 MANIFEST = "manifest.json"
 WAITING = f"{COMPLETE}.tmp"
 STATE = "state.json"
+METADATA = "metadata.json"
+"""Where the tensors are; ``storage.py`` reads it."""
+FORMAT = "orchestrator-tensors-1"
 # Large enough that hashing (about 6 GB/s a core) and not the loop decides the speed.
 READ_BYTES = 1 << 22
 
@@ -76,13 +80,26 @@ def read_json(path: Path) -> dict[str, Any]:
     Raises:
         CheckpointError: It holds something else.
     """
+    return _parse(str(path), path.read_bytes())
+
+
+def _parse(where: str, content: bytes) -> dict[str, Any]:
+    """As ``read_json``, of a file's content."""
     try:
-        value = json.loads(path.read_bytes())
-    except ValueError as error:
-        raise CheckpointError(f"{path}: not JSON: {error}; it was not written by a save") from error
+        value = json.loads(content)
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"{where}: not JSON: {error}; it was not written by a save") from error
     if not isinstance(value, dict):
-        raise CheckpointError(f"{path}: found a {type(value).__name__}, expected a JSON object")
+        raise CheckpointError(f"{where}: found a {type(value).__name__}, expected a JSON object")
     return value
+
+
+def _parse_state(content: bytes) -> dict[str, Any]:
+    """What ``state.json`` says, its step at least."""
+    state = _parse(STATE, content)
+    if type(state.get("step")) is not int:
+        raise CheckpointError(f"{STATE}: found step {state.get('step')!r}, expected a number of steps")
+    return state
 
 
 def write_through(path: Path, content: bytes) -> None:
@@ -135,6 +152,8 @@ def verify(path: Path) -> str | None:
     """What is wrong with the checkpoint in ``path``; ``None``: it is what was written."""
     try:
         return _find_problem(path)
+    except CheckpointError as error:
+        return str(error)
     except OSError as error:
         return f"{error.filename or path}: {error.strerror or error}"
 
@@ -145,25 +164,33 @@ def _find_problem(path: Path) -> str | None:
         return f"no {COMPLETE} file, though it was complete once: somebody or something has removed it"
     if not (path / COMPLETE).is_file():
         return f"no {COMPLETE} file, so it was interrupted while saving"
-    files = _sealed_files(path)
-    if isinstance(files, str):
-        return files
+    files = _files_in((path / COMPLETE).read_bytes(), (path / MANIFEST).read_bytes())
     problems = (_file_problem(path, name, expected) for name, expected in files.items())
     problem = next((problem for problem in problems if problem is not None), None)
-    return problem or (_step_problem(path) if STATE in files else None)
+    return problem or _step_problem(path) or _index_problem(path, files)
 
 
-def _sealed_files(path: Path) -> dict[str, FileDigest] | str:
-    """Files of a complete folder as they were sealed, or what is wrong with that."""
-    return _files_in((path / COMPLETE).read_bytes(), (path / MANIFEST).read_bytes())
+def _files_in(sealed: bytes, manifest: bytes) -> dict[str, FileDigest]:
+    """Files of a manifest that is as it was sealed.
 
-
-def _files_in(sealed: bytes, manifest: bytes) -> dict[str, FileDigest] | str:
-    """Files of a manifest that is as it was sealed, or what is wrong with it."""
+    Raises:
+        CheckpointError: It is not, or lists no checkpoint.
+    """
     digest = xxhash.xxh3_128(manifest).hexdigest()
     if sealed != digest.encode():
-        return f"{MANIFEST}: digest {digest}, {COMPLETE} says {sealed[:64]!r}"
-    return {name: FileDigest(**entry) for name, entry in json.loads(manifest).items()}
+        raise CheckpointError(f"{MANIFEST}: digest {digest}, {COMPLETE} says {sealed[:64]!r}")
+    files = {}
+    for name, entry in _parse(MANIFEST, manifest).items():
+        try:
+            files[name] = FileDigest(**entry)
+        except TypeError as error:
+            raise CheckpointError(
+                f"{MANIFEST}: '{name}' is {entry!r}, expected its size and digest"
+            ) from error
+    missing = [name for name in (STATE, METADATA) if name not in files]
+    if missing:
+        raise CheckpointError(f"{MANIFEST}: lists no {missing[0]}, found {', '.join(files) or 'nothing'}")
+    return files
 
 
 def _file_problem(path: Path, name: str, expected: FileDigest) -> str | None:
@@ -183,13 +210,31 @@ def _difference(name: str, found: FileDigest, expected: FileDigest) -> str | Non
 
 def _step_problem(path: Path) -> str | None:
     """A sound checkpoint under the name of another step."""
-    try:
-        step = read_json(path / STATE).get("step")
-    except CheckpointError as error:
-        return str(error)
-    if STEP_PATTERN.fullmatch(path.name) is None or step is None or step_name(step) == path.name:
+    step = _parse_state((path / STATE).read_bytes())["step"]
+    if STEP_PATTERN.fullmatch(path.name) is None or step_name(step) == path.name:
         return None
     return f"{STATE}: of step {step}, and the folder is called {path.name}"
+
+
+def _index_problem(path: Path, files: Mapping[str, FileDigest]) -> str | None:
+    """An index that says nothing, or names bytes that no file has."""
+    index = _parse(METADATA, (path / METADATA).read_bytes())
+    if index.get("format") != FORMAT:
+        # A name of another version is refused when it is read, and not damaged.
+        said = index.get("format")
+        return None if isinstance(said, str) else f"{METADATA}: found format {said!r}, expected '{FORMAT}'"
+    try:
+        for name, entry in index["tensors"].items():
+            for chunk in entry["chunks"]:
+                end = chunk["position"] + chunk["length"]
+                if end > files[chunk["file"]].bytes:
+                    return (
+                        f"{METADATA}: '{name}' ends at byte {end} of {chunk['file']}, which has"
+                        f" {files[chunk['file']].bytes}"
+                    )
+    except (KeyError, TypeError, AttributeError) as error:
+        return f"{METADATA}: {error!r}, expected tensors with their chunks in the files of {MANIFEST}"
+    return None
 
 
 def read_state(path: Path) -> dict[str, Any]:
@@ -215,11 +260,9 @@ def sealed_state(where: str, sealed: bytes, manifest: bytes, state: bytes) -> di
         CheckpointError: They do not belong together.
     """
     try:
-        files = _files_in(sealed, manifest)
-        problem = files if isinstance(files, str) else _difference(STATE, digest_bytes(state), files[STATE])
+        problem = _difference(STATE, digest_bytes(state), _files_in(sealed, manifest)[STATE])
         if problem is None:
-            found: dict[str, Any] = json.loads(state)
-            return found
-    except (ValueError, KeyError, TypeError) as error:
-        problem = f"{MANIFEST}: {error!r}"
+            return _parse_state(state)
+    except CheckpointError as error:
+        raise CheckpointError(f"{where}: {error}") from error
     raise CheckpointError(f"{where}: {problem}")

@@ -23,8 +23,8 @@ from torch.distributed.checkpoint.metadata import MetadataIndex, TensorStorageMe
 from torch.distributed.checkpoint.planner import SavePlan, WriteItem, WriteItemType
 
 from orchestrator.checkpoint.peers import my_rank, tell_all
-from orchestrator.checkpoint.seal import json_bytes
-from orchestrator.checkpoint.storage import ALIGNMENT, FORMAT, Place
+from orchestrator.checkpoint.seal import FORMAT, json_bytes
+from orchestrator.checkpoint.storage import ALIGNMENT, Place
 from orchestrator.errors import CheckpointError
 
 

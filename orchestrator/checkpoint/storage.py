@@ -31,11 +31,9 @@ from torch.distributed.checkpoint.planner import LoadPlan, LoadPlanner
 from torch.distributed.checkpoint.storage import StorageReader
 from torch.futures import Future
 
-from orchestrator.checkpoint.seal import read_json
+from orchestrator.checkpoint.seal import FORMAT, METADATA, read_json
 from orchestrator.errors import CheckpointError
 
-METADATA = "metadata.json"
-FORMAT = "orchestrator-tensors-1"
 # A cache line, and a multiple of every element size, so that a mapped chunk is a valid tensor.
 ALIGNMENT = 64
 
@@ -64,7 +62,7 @@ def read_index(folder: Path) -> dict[str, StoredTensor]:
     """The index of a folder whose digests have been checked.
 
     Raises:
-        CheckpointError: Not JSON, or a format that this version does not know.
+        CheckpointError: Not JSON, a format that this version does not know, or no index at all.
     """
     index = read_json(folder / METADATA)
     if index.get("format") != FORMAT:
@@ -72,7 +70,13 @@ def read_index(folder: Path) -> dict[str, StoredTensor]:
             f"{folder / METADATA}: format {index.get('format')!r}, expected {FORMAT!r};"
             " read it with the version that wrote it"
         )
-    return {name: _parse_entry(entry) for name, entry in index["tensors"].items()}
+    try:
+        return {name: _parse_entry(entry) for name, entry in index["tensors"].items()}
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise CheckpointError(
+            f"{folder / METADATA}: {error!r}, expected dtype, shape and chunks of each tensor; it was not"
+            " written by a save: use another checkpoint"
+        ) from error
 
 
 def _parse_entry(entry: Mapping[str, Any]) -> StoredTensor:
@@ -85,7 +89,8 @@ def _parse_entry(entry: Mapping[str, Any]) -> StoredTensor:
         for chunk in entry["chunks"]
     )
     dtype = getattr(torch, entry["dtype"])
-    assert isinstance(dtype, torch.dtype)
+    if not isinstance(dtype, torch.dtype):
+        raise TypeError(f"dtype {entry['dtype']!r} is none of torch")
     return StoredTensor(dtype, torch.Size(entry["shape"]), chunks)
 
 

@@ -94,8 +94,8 @@ def test_training_goes_on_while_the_state_of_its_step_is_written(tmp_path: Path)
 
 def test_a_save_waits_for_the_one_before(tmp_path: Path) -> None:
     saver, gate = gated(tmp_path)
-    saver.save(1, make_tensors(1), {}, nothing)
-    second = threading.Thread(target=saver.save, args=(2, make_tensors(2), {}, nothing))
+    saver.save(1, make_tensors(1), {"step": 1}, nothing)
+    second = threading.Thread(target=saver.save, args=(2, make_tensors(2), {"step": 2}, nothing))
     second.start()
     second.join(0.2)
     assert second.is_alive()

@@ -20,7 +20,7 @@ from orchestrator.checkpoint import seal
 from orchestrator.checkpoint.manager import CheckpointManager, Damage
 from orchestrator.checkpoint.steps import step_name
 from orchestrator.errors import CheckpointError
-from tests.unit.checkpoint.saved import FILES, assert_equal, load, make_tensors, save
+from tests.unit.checkpoint.saved import FILES, assert_equal, load, make_tensors, reseal, save
 
 NUM_FLIPS = 24
 
@@ -146,12 +146,6 @@ class Bomb:
 
     def __reduce__(self) -> tuple[Any, ...]:
         return (Path.touch, (self._marker,))
-
-
-def reseal(path: Path) -> None:
-    """Make whatever is in ``path`` verify."""
-    names = [item.name for item in path.iterdir() if item.name not in ("manifest.json", "COMPLETE")]
-    seal.seal(path, {name: seal.digest_file(path / name) for name in names})
 
 
 @pytest.mark.parametrize("is_resealed", [False, True])

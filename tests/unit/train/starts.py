@@ -108,8 +108,9 @@ class TrainedStage:
         path = self.layout.checkpoints / step_name(step)
         path.mkdir(parents=True, exist_ok=True)
         state = {"step": step, "world_size": workers, "recorded": recorded, "left_out": []}
-        digest = seal.write_json(path / seal.STATE, state)
-        seal.seal(path, {seal.STATE: digest})
+        index = {"format": seal.FORMAT, "tensors": {}}
+        contents = {seal.STATE: state, seal.METADATA: index}
+        seal.seal(path, {name: seal.write_json(path / name, value) for name, value in contents.items()})
         self.saved_by[step] = workers
         return state
 
