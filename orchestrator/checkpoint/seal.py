@@ -80,7 +80,7 @@ def read_json(path: Path) -> dict[str, Any]:
     Raises:
         CheckpointError: It holds something else.
     """
-    return _parse(str(path), path.read_bytes())
+    return _parse(str(path), read_file(path))
 
 
 def _parse(where: str, content: bytes) -> dict[str, Any]:
@@ -100,6 +100,23 @@ def _parse_state(content: bytes) -> dict[str, Any]:
     if type(state.get("step")) is not int:
         raise CheckpointError(f"{STATE}: found step {state.get('step')!r}, expected a number of steps")
     return state
+
+
+def read_file(path: Path) -> bytes:
+    """A regular file's content; of another kind, such as a pipe, there may never be an end.
+
+    Raises:
+        CheckpointError: It is of another kind.
+    """
+    if not path.is_file() and path.exists():
+        raise CheckpointError(f"{path}: found a {_kind(path)}, expected a regular file")
+    return path.read_bytes()
+
+
+def _kind(path: Path) -> str:
+    """What else than a regular file is there."""
+    kinds = {"folder": Path.is_dir, "named pipe": Path.is_fifo, "socket": Path.is_socket}
+    return next((kind for kind, is_kind in kinds.items() if is_kind(path)), "device")
 
 
 def write_through(path: Path, content: bytes) -> None:
@@ -164,7 +181,7 @@ def _find_problem(path: Path) -> str | None:
         return f"no {COMPLETE} file, though it was complete once: somebody or something has removed it"
     if not (path / COMPLETE).is_file():
         return f"no {COMPLETE} file, so it was interrupted while saving"
-    files = _files_in((path / COMPLETE).read_bytes(), (path / MANIFEST).read_bytes())
+    files = _files_in(read_file(path / COMPLETE), read_file(path / MANIFEST))
     problems = (_file_problem(path, name, expected) for name, expected in files.items())
     problem = next((problem for problem in problems if problem is not None), None)
     return problem or _step_problem(path) or _index_problem(path, files)
@@ -210,7 +227,7 @@ def _difference(name: str, found: FileDigest, expected: FileDigest) -> str | Non
 
 def _step_problem(path: Path) -> str | None:
     """A sound checkpoint under the name of another step."""
-    step = _parse_state((path / STATE).read_bytes())["step"]
+    step = _parse_state(read_file(path / STATE))["step"]
     if STEP_PATTERN.fullmatch(path.name) is None or step_name(step) == path.name:
         return None
     return f"{STATE}: of step {step}, and the folder is called {path.name}"
@@ -218,7 +235,7 @@ def _step_problem(path: Path) -> str | None:
 
 def _index_problem(path: Path, files: Mapping[str, FileDigest]) -> str | None:
     """An index that says nothing, or names bytes that no file has."""
-    index = _parse(METADATA, (path / METADATA).read_bytes())
+    index = _parse(METADATA, read_file(path / METADATA))
     if index.get("format") != FORMAT:
         # A name of another version is refused when it is read, and not damaged.
         said = index.get("format")
@@ -244,7 +261,7 @@ def read_state(path: Path) -> dict[str, Any]:
         CheckpointError: It is not what was written.
     """
     try:
-        contents = [(path / name).read_bytes() for name in (COMPLETE, MANIFEST, STATE)]
+        contents = [read_file(path / name) for name in (COMPLETE, MANIFEST, STATE)]
     except OSError as error:
         raise CheckpointError(f"{path}: {error}") from error
     return sealed_state(str(path), *contents)

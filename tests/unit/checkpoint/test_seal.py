@@ -1,7 +1,10 @@
-"""A sealed folder that is no checkpoint is damaged like one that has changed."""
+"""A sealed folder that is no checkpoint is damaged like one that has changed; nothing waits for its files."""
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -11,7 +14,7 @@ from orchestrator.checkpoint.manager import CheckpointManager, Damage
 from orchestrator.checkpoint.steps import step_name
 from orchestrator.checkpoint.storage import read_index
 from orchestrator.errors import CheckpointError
-from tests.unit.checkpoint.saved import reseal, save
+from tests.unit.checkpoint.saved import FILES, reseal, save
 
 
 def forge_manifest(path: Path, content: str) -> None:
@@ -73,3 +76,22 @@ def test_an_index_that_cannot_be_read_is_named(tensors: str, tmp_path: Path) -> 
     (tmp_path / "metadata.json").write_text(f'{{"format": "orchestrator-tensors-1", "tensors": {tensors}}}')
     with pytest.raises(CheckpointError, match=r"metadata\.json: .* expected dtype, shape and chunks"):
         read_index(tmp_path)
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_named_pipe_in_place_of_any_file_is_damage_and_nobody_waits_for_it(
+    name: str, tmp_path: Path
+) -> None:
+    save(tmp_path, 1)
+    path = tmp_path / step_name(1)
+    (path / name).unlink()
+    os.mkfifo(path / name)
+    program = "import sys, pathlib; from orchestrator.checkpoint import seal; "
+    program += "print(seal.verify(pathlib.Path(sys.argv[1])))"
+    command = [sys.executable, "-c", program, str(path)]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[3], timeout=30)
+    assert name in done.stdout, done.stderr
+    if name == "manifest.json":
+        assert done.stdout == f"{path}/{name}: found a named pipe, expected a regular file\n"
+        with pytest.raises(CheckpointError, match="named pipe"):
+            CheckpointManager.read_state(path)
