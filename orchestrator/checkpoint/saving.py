@@ -27,7 +27,7 @@ from orchestrator.checkpoint.remote import Mirror
 from orchestrator.checkpoint.retention import Retention
 from orchestrator.checkpoint.shard_file import live_parts, write_shard
 from orchestrator.checkpoint.shard_plan import ShardPlan, plan_shards
-from orchestrator.checkpoint.steps import COMPLETE, list_steps, step_name
+from orchestrator.checkpoint.steps import COMPLETE, InTheWayError, list_steps, make_empty, step_name
 from orchestrator.errors import CheckpointError, ReplacedError, TrainingError
 
 logger = logging.getLogger(__name__)
@@ -120,12 +120,14 @@ class _Problem:
     """The state itself is not fit to be saved."""
     is_replaced: bool
     """Others write the folder by now."""
+    is_in_the_way: bool
+    """Something else has the name of the step."""
 
     @classmethod
     def of(cls, error: Exception) -> _Problem:
         """What this rank met."""
-        kinds = isinstance(error, NotFiniteError), isinstance(error, ReplacedError)
-        return cls(f"rank {my_rank()}: {error}", *kinds)
+        kinds = (NotFiniteError, ReplacedError, InTheWayError)
+        return cls(f"rank {my_rank()}: {error}", *(isinstance(error, kind) for kind in kinds))
 
     def __str__(self) -> str:
         """For a message."""
@@ -174,7 +176,7 @@ class StepWriter:
         self, path: Path, plan: ShardPlan, parts: Iterable[memoryview], state: Mapping[str, Any]
     ) -> None:
         """Write and commit a step that is not there yet."""
-        problem = self._try_on_first(lambda: _prepare(path))
+        problem = self._try_on_first(lambda: make_empty(path))
         files: dict[str, seal.FileDigest] = {}
         if problem is None:
             files, problem = self._write_shards(path, plan, parts)
@@ -216,6 +218,8 @@ class StepWriter:
         """Remove what was written and raise on every rank."""
         if problem.is_replaced:
             raise ReplacedError(f"{path}: not saved: {problem}")
+        if problem.is_in_the_way:
+            raise CheckpointError(f"{path}: not saved: {problem}, and run the same command again")
         free_bytes = 0
         if my_rank() == 0:
             free_bytes = _free_bytes(self.folder)
@@ -266,13 +270,6 @@ class StepWriter:
                 f"{path} is complete, but could not be recorded: {problem}; make room and run the same"
                 " command again"
             )
-
-
-def _prepare(path: Path) -> None:
-    """An empty folder for the step."""
-    if path.exists():
-        shutil.rmtree(path)
-    path.mkdir(parents=True)
 
 
 def _commit(

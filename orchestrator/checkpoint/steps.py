@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import re
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
+
+from orchestrator.errors import CheckpointError
 
 COMPLETE = "COMPLETE"
 QUARANTINE = "quarantine-"
 """Before the name of a damaged one that was set aside."""
 STEP_PATTERN = re.compile(r"step-(\d{8,})")
+
+
+class InTheWayError(CheckpointError):
+    """Something that no save has made has the name of a step."""
 
 
 @dataclass(frozen=True)
@@ -26,6 +33,20 @@ class StepFolder:
 def step_name(step: int) -> str:
     """Name of the folder of ``step``, such that names sort as numbers do."""
     return f"step-{step:08d}"
+
+
+def make_empty(path: Path) -> None:
+    """Make the folder of a step, clearing what an interrupted save has left.
+
+    Raises:
+        InTheWayError: Its name is another thing's, which nobody clears.
+    """
+    if path.is_symlink() or (path.exists() and not path.is_dir()):
+        found = f"a link to {path.readlink()}" if path.is_symlink() else "a file"
+        raise InTheWayError(f"found {found}, expected no such name, or a folder: move it away")
+    if path.exists():
+        shutil.rmtree(path)
+    path.mkdir(parents=True)
 
 
 def newest_step(folder: Path) -> int | None:

@@ -95,6 +95,26 @@ def test_state_that_is_not_json_fails_the_save_and_leaves_nothing(tmp_path: Path
     assert manager.newest() == tmp_path / step_name(1)
 
 
+@pytest.mark.parametrize("thing", ["file", "link to a folder", "link to nothing"])
+def test_what_has_the_name_of_the_next_step_is_named_and_stays(thing: str, tmp_path: Path) -> None:
+    manager = save(tmp_path, 1)
+    path, found = tmp_path / step_name(2), "a file"
+    if thing == "file":
+        path.write_text("notes")
+    else:
+        target = tmp_path if thing == "link to a folder" else tmp_path / "nothing"
+        path.symlink_to(target)
+        found = f"a link to {target}"
+    with pytest.raises(CheckpointError) as caught:
+        manager.save(2, make_tensors(2), {"step": 2})
+    assert str(caught.value) == (
+        f"{path}: not saved: rank 0: found {found}, expected no such name, or a folder: move it away, and run"
+        " the same command again"
+    )
+    assert path.is_symlink() or path.read_text() == "notes"
+    assert manager.newest() == tmp_path / step_name(1)
+
+
 def test_metadata_is_json_that_says_where_each_chunk_is(tmp_path: Path) -> None:
     save(tmp_path, 1)
     index = json.loads((tmp_path / step_name(1) / "metadata.json").read_text())
