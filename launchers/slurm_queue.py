@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import subprocess
@@ -14,6 +15,23 @@ from orchestrator.errors import LaunchError
 TIMEOUT_SECONDS = 60
 # States in squeue of a job that waits; a requeued one is among them.
 WAITING = ("PENDING", "REQUEUED", "REQUEUE_HOLD", "REQUEUE_FED", "SPECIAL_EXIT", "SUSPENDED")
+# Of the variables that SLURM sets in a job or reads: a site's, for reaching its controller. The rest is an
+# outer job's, whose array, restarts and GPUs sbatch would pass on to the new job as that one's own.
+SITE_VARIABLES = (
+    *("SLURM_CONF", "SLURM_CONF_SERVER", "SLURM_CLUSTERS", "SLURM_DEBUG_FLAGS"),
+    *("SLURM_JWT", "SLURM_SACK_KEY", "SLURM_SACK_JWKS"),
+)
+# Flags of sbatch by variable that make another submission of it; what a site demands of its jobs - account,
+# partition, qos, reservation, sizes - stays.
+BREAKING_VARIABLES = tuple(
+    f"SBATCH_{name}"
+    for name in (
+        *("ARRAY_INX", "WAIT", "TEST_ONLY", "PARSABLE", "JOB_NAME", "DEPENDENCY", "SIGNAL"),
+        *("REQUEUE", "NO_REQUEUE", "OPEN_MODE", "INPUT", "OUTPUT", "ERROR"),
+    )
+)
+# Defaults of a person's own listings, such as SQUEUE_STATES, which would hide jobs.
+LISTING_PREFIXES = ("SQUEUE_", "SCANCEL_", "SCONTROL_", "SACCT_")
 ADVICE = (
     (
         "invalid partition",
@@ -78,7 +96,12 @@ def run_command(command: Sequence[str]) -> subprocess.CompletedProcess[str]:
     """
     try:
         return subprocess.run(
-            command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=TIMEOUT_SECONDS
+            command,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=TIMEOUT_SECONDS,
+            env=command_environment(),
         )
     except FileNotFoundError as error:
         raise RefusedJobError(
@@ -90,3 +113,13 @@ def run_command(command: Sequence[str]) -> subprocess.CompletedProcess[str]:
             f"{command[0]} has not answered for {TIMEOUT_SECONDS} s: is the SLURM controller up"
             " ('scontrol ping')?"
         ) from error
+
+
+def command_environment() -> dict[str, str]:
+    """This process's variables without those that would change what a command of SLURM does."""
+    return {
+        name: value
+        for name, value in os.environ.items()
+        if name in SITE_VARIABLES
+        or not (name.startswith(("SLURM_", *LISTING_PREFIXES)) or name in BREAKING_VARIABLES)
+    }

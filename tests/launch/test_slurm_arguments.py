@@ -28,6 +28,7 @@ HOSTILE = (
 )
 FAKE = """#!/bin/bash
 printf '%s\\0' "${0##*/}" "$@" >>"$FAKE_LOG"
+env -0 >"$FAKE_ANSWERS/${0##*/}.environment"
 cat "$FAKE_ANSWERS/${0##*/}" 2>/dev/null
 cat "$FAKE_ANSWERS/${0##*/}.errors" >&2 2>/dev/null
 exit "$(cat "$FAKE_ANSWERS/${0##*/}.code" 2>/dev/null || echo 0)"
@@ -55,6 +56,11 @@ class FakeSlurm:
         (answers / name).write_text(output)
         (answers / f"{name}.errors").write_text(errors)
         (answers / f"{name}.code").write_text(str(code))
+
+    def environment(self, name: str) -> dict[str, str]:
+        """What a program found in its environment when it was called last."""
+        text = (self._folder / "sbatch.answers" / f"{name}.environment").read_text()
+        return dict(entry.split("=", 1) for entry in text.split("\0")[:-1])
 
     def calls(self) -> list[str]:
         """Programs and arguments, in one list."""
@@ -112,6 +118,41 @@ def test_a_dry_run_shows_exactly_what_a_fake_sbatch_receives(
     ]
     assert slurm.calls()[: len(expected)] == expected
     assert shlex.split(shown.output) == expected
+
+
+def test_sbatch_finds_no_variable_of_an_outer_job_and_those_of_the_site(
+    slurm: FakeSlurm, job: Path, tmp_path: Path, console: Console, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    foreign = {
+        "SLURM_JOB_ID": "90",
+        "SLURM_ARRAY_JOB_ID": "88",
+        "SLURM_ARRAY_TASK_ID": "3",
+        "SLURM_RESTART_COUNT": "10",
+        "SLURM_GPUS_ON_NODE": "8",
+        "SBATCH_ARRAY_INX": "0-2",
+        "SBATCH_WAIT": "1",
+        "SBATCH_JOB_NAME": "other",
+        "SBATCH_NO_REQUEUE": "1",
+        "SBATCH_ERROR": "elsewhere",
+        "SQUEUE_STATES": "RUNNING",
+        "SCANCEL_INTERACTIVE": "1",
+    }
+    kept = {
+        "SLURM_CONF": "/etc/slurm/slurm.conf",
+        "SLURM_CLUSTERS": "here",
+        "SBATCH_ACCOUNT": "lab",
+        "SBATCH_PARTITION": "gpu",
+        "SBATCH_QOS": "high",
+        "SBATCH_RESERVATION": "course",
+        "HF_HOME": "/shared",
+    }
+    for name, value in {**foreign, **kept}.items():
+        monkeypatch.setenv(name, value)
+    assert console("submit", job, "--launcher", "slurm", "--runs-dir", tmp_path / "runs").code == 0
+    for program in ("sbatch", "squeue"):
+        found = slurm.environment(program)
+        assert foreign.keys() & found.keys() == set()
+        assert {name: found.get(name) for name in kept} == kept
 
 
 def test_a_run_waits_for_those_that_come_first_and_are_not_finished(

@@ -62,6 +62,25 @@ def test_a_queued_job_is_shown_and_a_second_submission_refused_by_name(
     cluster.command("scancel", third)
 
 
+def test_a_run_that_is_submitted_from_a_task_of_an_array_is_one_job_of_its_own(
+    command: tuple[str | Path, ...], cluster: Cluster, tmp_path: Path, console: Console,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    for name in ("SLURM_ARRAY_JOB_ID", "SLURM_ARRAY_TASK_ID", "SLURM_RESTART_COUNT", "SLURM_GPUS_ON_NODE"):
+        monkeypatch.setenv(name, "7")
+    monkeypatch.setenv("SBATCH_ARRAY_INX", "0-2")
+    monkeypatch.setenv("SBATCH_WAIT", "1")
+    scripts = tmp_path / "slurm"
+    scripts.mkdir()
+    (scripts / "ray.sbatch").write_text("#!/bin/bash\nenv | grep ^SLURM_\n")
+    job_id = console(*command, "--json", "--set", f"launcher.options.scripts={scripts}").json()["job_id"]
+    cluster.ended(job_id)
+    assert cluster.command("squeue", "--noheader") == ""
+    found = (tmp_path / "runs" / "tiny" / f"tiny-{job_id}.out").read_text()
+    assert f"SLURM_JOB_ID={job_id}\n" in found
+    assert not any(name in found for name in ("SLURM_ARRAY", "SLURM_RESTART_COUNT", "SLURM_GPUS"))
+
+
 def test_a_run_waits_for_the_one_before_it_and_goes_when_that_is_cancelled(
     command: tuple[str | Path, ...], cluster: Cluster, tmp_path: Path, console: Console
 ) -> None:
