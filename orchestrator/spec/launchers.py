@@ -20,9 +20,15 @@ SIGNAL_EARLY_SECONDS = 60
 FLAG = re.compile(r"--([a-z][a-z0-9-]*)(=[^\x00-\x1f\x7f]*)?")
 OWN_FLAGS = {
     "array": "it is made of the job's sweep",
+    "error": "it goes to the run's output, which 'orchestrator logs RUN' shows",
+    "help": "type 'sbatch --help'",
     "job-name": "it is the run's name",
+    "open-mode": "each turn of a run adds to its output",
+    "output": "it lies in the run directory, where 'orchestrator logs RUN' reads it",
     "parsable": "the launcher reads the job id itself",
     "test-only": "use --dry-run",
+    "usage": "type 'sbatch --usage'",
+    "version": "type 'sbatch --version'",
     "wait": "follow the run with 'orchestrator logs RUN -f'",
     "wrap": "the script is slurm/ray.sbatch",
 }
@@ -97,8 +103,11 @@ class SlurmOptions(Section):
             found = FLAG.fullmatch(flag)
             if found is None:
                 raise ValueError(f"flags: expected '--name' or '--name=value' in one line, found {flag!r}")
-            if found[1] in OWN_FLAGS:
-                raise ValueError(f"flags: '--{found[1]}' cannot be given: {OWN_FLAGS[found[1]]}")
+            # sbatch takes every beginning of a flag for it; none of them is another flag's whole name.
+            own = next((name for name in OWN_FLAGS if name.startswith(found[1])), None)
+            if own is not None:
+                meant = "" if own == found[1] else f", which sbatch takes for '--{own}',"
+                raise ValueError(f"flags: '--{found[1]}'{meant} cannot be given: {OWN_FLAGS[own]}")
 
 
 def _limit_seconds(time: str) -> int | None:

@@ -321,11 +321,35 @@ def test_where_the_queue_cannot_be_asked_status_shows_the_run_directory_and_says
     assert "there is no squeue on PATH" in console("status", "tiny", "--runs-dir", runs).errors
 
 
-def test_flags_that_belong_to_the_launcher_are_refused(job: Path, console: Console) -> None:
-    for flag, reason in (("--wrap=x", "the script is slurm/ray.sbatch"), ("--wait", "orchestrator logs")):
-        ended = console("submit", job, "--launcher", "slurm", "--dry-run", "--", flag)
-        assert ended.code == 2
-        assert reason in ended.errors
+@pytest.mark.parametrize(
+    ("flag", "reason"),
+    [
+        ("--wrap=x", "'--wrap' cannot be given: the script is slurm/ray.sbatch"),
+        ("--wait", "orchestrator logs"),
+        ("--output=x", "'orchestrator logs RUN' reads it"),
+        ("--open-mode=truncate", "each turn of a run adds to its output"),
+        ("--arra=0-2", "'--arra', which sbatch takes for '--array', cannot be given: it is made of"),
+        ("--job-nam=x", "it is the run's name"),
+        ("--wai", "orchestrator logs"),
+        ("--outp=x", "'orchestrator logs RUN' reads it"),
+        ("--test", "use --dry-run"),
+    ],
+)
+def test_flags_that_belong_to_the_launcher_are_refused_and_beginnings_of_them(
+    flag: str, reason: str, job: Path, console: Console
+) -> None:
+    ended = console("submit", job, "--launcher", "slurm", "--dry-run", "--", flag)
+    assert ended.code == 2
+    assert reason in ended.errors
+
+
+def test_flags_that_share_letters_with_those_of_the_launcher_are_passed_on(
+    job: Path, console: Console
+) -> None:
+    given = ("--wait-all-nodes=1", "--overcommit", "--exclusive", "--hold", "--tmp=1G", "--uid=0")
+    ended = console("submit", job, "--launcher", "slurm", "--dry-run", "--", *given)
+    assert (ended.code, ended.errors) == (0, "")
+    assert [flag for flag in shlex.split(ended.output) if flag in given] == list(given)
 
 
 def test_the_signal_is_one_that_the_script_listens_to(job: Path, console: Console) -> None:
