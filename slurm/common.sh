@@ -2,6 +2,22 @@
 # What ray.sbatch and torchrun.sbatch share: the nodes of the job and their addresses, steps, and how
 # a job gets another turn.
 
+# sbatch passes on the variables of a job that it is typed in, where they stand for what this job has not: an
+# array, turns, GPUs. SLURM's record of this job says which are its own; where SLURM does not answer they are
+# believed.
+forget_outer_job() {
+  local found
+  # Asked for the whole array's id, which is one task's own, SLURM shows all tasks. Only the details show the
+  # GPUs of a job that took whole nodes.
+  found=$(timeout 20 scontrol --details --oneliner show job "${SLURM_JOB_ID-}" 2>/dev/null)
+  found=$(grep -m1 "^JobId=${SLURM_JOB_ID-} " <<<"$found") || return
+  [[ $found == *" ArrayTaskId="* ]] || unset "${!SLURM_ARRAY_@}"
+  [[ $found =~ \ Restarts=([0-9]+) ]] && SLURM_RESTART_COUNT=${BASH_REMATCH[1]}
+  [[ $found =~ (GRES|TRES|Tres)[A-Za-z]*=[^\ ]*gpu ]] || unset SLURM_GPUS_ON_NODE
+  [[ $found == *" CPUs/Task=${SLURM_CPUS_PER_TASK-} "* ]] || unset SLURM_CPUS_PER_TASK
+}
+forget_outer_job
+
 # What scancel and scontrol are told: the job id of one task of an array may be that of the whole array.
 job_ref=${SLURM_ARRAY_TASK_ID:+${SLURM_ARRAY_JOB_ID-}_$SLURM_ARRAY_TASK_ID}
 job_ref=${job_ref:-${SLURM_JOB_ID-}}

@@ -77,3 +77,50 @@ def test_a_fake_scontrol_says_when_a_job_ends_or_nobody_knows(
         text=True,
     )
     assert (done.returncode, done.stdout, done.stderr) == (0, f"{expected}\n", "")
+
+
+OUTER = {
+    "SLURM_JOB_ID": "17",
+    "SLURM_ARRAY_JOB_ID": "9",
+    "SLURM_ARRAY_TASK_ID": "3",
+    "SLURM_RESTART_COUNT": "10",
+    "SLURM_GPUS_ON_NODE": "8",
+    "SLURM_CPUS_PER_TASK": "64",
+}
+RECORD = (
+    "JobName=x Requeue=1 Restarts={restarts} BatchFlag=1 NumCPUs=2 CPUs/Task={cpus} ReqB:S:C:T=0:0:*:* {gres}"
+)
+
+
+@pytest.mark.parametrize(
+    ("record", "expected"),
+    [
+        (
+            f"JobId=17 {RECORD.format(restarts=0, cpus=1, gres='JOB_GRES=(null)   Nodes=n1 GRES= ')}",
+            "17 0 - -",
+        ),
+        (
+            "JobId=12 ArrayJobId=17 ArrayTaskId=1 JobName=x Restarts=7\n"
+            "JobId=17 ArrayJobId=9 ArrayTaskId=3 "
+            + RECORD.format(restarts=2, cpus=64, gres="JOB_GRES=gpu:8   Nodes=n1 GRES=gpu:8(IDX:0-7) "),
+            "9_3 2 8 64",
+        ),
+        (f"JobId=17 {RECORD.format(restarts=1, cpus=1, gres='TresPerNode=gres:gpu:8 ')}", "17 1 8 -"),
+        ("", "9_3 10 8 64"),
+    ],
+    ids=["of-none", "all-its-own", "gpus-its-own", "no-answer"],
+)
+def test_variables_are_believed_where_a_fake_scontrol_says_that_they_are_the_jobs_own(
+    record: str, expected: str, tmp_path: Path
+) -> None:
+    (tmp_path / "record").write_text(record)
+    (tmp_path / "scontrol").write_text(f"#!/bin/bash\ncat {tmp_path}/record\n")
+    (tmp_path / "scontrol").chmod(0o755)
+    shown = "$job_ref ${SLURM_RESTART_COUNT--} ${SLURM_GPUS_ON_NODE--} ${SLURM_CPUS_PER_TASK--}"
+    done = subprocess.run(
+        ["bash", "-uc", f'source {SCRIPTS}/common.sh; echo "{shown}"'],
+        env={"PATH": f"{tmp_path}:{os.environ['PATH']}", **OUTER},
+        capture_output=True,
+        text=True,
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, f"{expected}\n", "")

@@ -81,6 +81,25 @@ def test_a_run_that_is_submitted_from_a_task_of_an_array_is_one_job_of_its_own(
     assert not any(name in found for name in ("SLURM_ARRAY", "SLURM_RESTART_COUNT", "SLURM_GPUS"))
 
 
+def test_a_script_by_hand_in_a_task_of_an_array_leaves_the_other_job_alone(
+    cluster: Cluster, tmp_path: Path
+) -> None:
+    sleep = "trap 'exit 9' TERM; sleep 60 & wait"
+    array = cluster.command(
+        "sbatch", "--parsable", "--array=3", "--output=/dev/null", f"--wrap={sleep}"
+    ).strip()
+    cluster.wait(f"{array}_3", lambda job: job["JobState"] == "RUNNING")
+    # A Ray that does not start: the job ends the way all do, by a signal to its own steps.
+    outer = (f"SLURM_ARRAY_JOB_ID={array}", "SLURM_ARRAY_TASK_ID=3", "SLURM_RESTART_COUNT=10")
+    flags = ("--parsable", f"--output={tmp_path}/out")
+    given = (f"--scripts={SCRIPTS}", "--python=/bin/false", f"--folder={tmp_path}", "job.yaml")
+    job_id = cluster.command("env", *outer, "sbatch", *flags, str(SCRIPTS / "ray.sbatch"), *given).strip()
+    assert cluster.ended(job_id)["JobState"] == "FAILED"
+    assert f"job {job_id}, start 0: the Ray head ended" in (tmp_path / "out").read_text()
+    assert cluster.job(f"{array}_3")["JobState"] == "RUNNING"
+    cluster.command("scancel", array)
+
+
 def test_a_run_waits_for_the_one_before_it_and_goes_when_that_is_cancelled(
     command: tuple[str | Path, ...], cluster: Cluster, tmp_path: Path, console: Console
 ) -> None:
