@@ -1,6 +1,6 @@
 # shellcheck shell=bash
-# What ray.sbatch and torchrun.sbatch share: the nodes of the job and their addresses, steps, and how
-# a job gets another turn.
+# What ray.sbatch and torchrun.sbatch share: the nodes of the job and their addresses, steps, how a job gets
+# another turn, and env.sh, which is read at the end.
 
 # sbatch passes on the variables of a job that it is typed in, where they stand for what this job has not: an
 # array, turns, GPUs. SLURM's record of this job says which are its own; where SLURM does not answer they are
@@ -88,3 +88,25 @@ requeue() {
   # SLURM ends this script then.
   scontrol requeue "$job_ref" && sleep 300
 }
+
+# What the scripts call with the status of reading this file.
+site_is_read() {
+  trap - EXIT
+  # Whatever env.sh has set.
+  set +e -uo pipefail
+  (($1 == 0)) || fail "$site_file returned $1, so the job ends; its messages stand above"
+}
+
+# Modules and environments read variables that nothing has set, and a last line that is false is no failure. As a
+# part of this file, so that a 'return' in it is told from such a line.
+# shellcheck disable=SC2034 # the scripts use them
+SRUN_OPTIONS=() CONTAINER=()
+site_file=${BASH_SOURCE[0]%/*}/env.sh
+bash -n "$site_file" ||
+  fail "$site_file cannot be read: correct it, or copy slurm/env.sh of the project there"
+trap 'fail "$site_file ended the job with exit code $?; its messages stand above"' EXIT
+set +u
+# shellcheck disable=SC2015 # 'say' does not fail
+eval "$(<"$site_file")" ||
+  say "the last command of $site_file ended with $?; the job goes on:" \
+    "'return 1' or 'exit 1' there would end it"

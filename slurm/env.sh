@@ -1,6 +1,7 @@
 # shellcheck shell=bash
 # What a site needs on its nodes: read by ray.sbatch and torchrun.sbatch on the first node of a job, and passed
-# on to all of its nodes. As it stands it sets nothing.
+# on to all of its nodes. As it stands it sets nothing. A last line that fails is told, and the job goes on;
+# 'return 1' and 'exit 1' end it.
 
 # Modules, and the environment that orchestrator is installed in. PYTHON is the interpreter on the nodes;
 # 'orchestrator submit' gives the one it runs on itself.

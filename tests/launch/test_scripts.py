@@ -71,7 +71,7 @@ def test_a_fake_scontrol_says_when_a_job_ends_or_nobody_knows(
     (tmp_path / "scontrol").write_text(f"#!/bin/bash\n{answer}\n")
     (tmp_path / "scontrol").chmod(0o755)
     done = subprocess.run(
-        ["bash", "-c", f"source {SCRIPTS}/common.sh; job_ends_at"],
+        ["bash", "-c", f"source {SCRIPTS}/common.sh; site_is_read 0; job_ends_at"],
         env={"PATH": f"{tmp_path}:{os.environ['PATH']}", "SLURM_JOB_ID": "17", "TZ": "UTC"},
         capture_output=True,
         text=True,
@@ -118,9 +118,41 @@ def test_variables_are_believed_where_a_fake_scontrol_says_that_they_are_the_job
     (tmp_path / "scontrol").chmod(0o755)
     shown = "$job_ref ${SLURM_RESTART_COUNT--} ${SLURM_GPUS_ON_NODE--} ${SLURM_CPUS_PER_TASK--}"
     done = subprocess.run(
-        ["bash", "-uc", f'source {SCRIPTS}/common.sh; echo "{shown}"'],
+        ["bash", "-uc", f'source {SCRIPTS}/common.sh; site_is_read 0; echo "{shown}"'],
         env={"PATH": f"{tmp_path}:{os.environ['PATH']}", **OUTER},
         capture_output=True,
         text=True,
     )
     assert (done.returncode, done.stdout, done.stderr) == (0, f"{expected}\n", "")
+
+
+@pytest.mark.parametrize("script", ["ray.sbatch", "torchrun.sbatch"])
+@pytest.mark.parametrize(
+    ("site", "message"),
+    [
+        ("[[ -n ${FOO-} ]] && export BAR=1", "the last command of {file} ended with 1; the job goes on"),
+        ("load() { return 3; }\nload none", "the last command of {file} ended with 3; the job goes on"),
+        ("echo $NOT_SET", ""),
+        ("set -e\n[[ $NOT_SET ]] && true\ntrue", ""),
+        ("[[ -d /no/such ]] || return 0\nfalse", ""),
+        ("false || return 4", "{file} returned 4, so the job ends"),
+        ("exit 5", "{file} ended the job with exit code 5"),
+        ("exit 0", "{file} ended the job with exit code 0"),
+        ("if true", "syntax error|{file} cannot be read: correct it"),
+    ],
+)  # fmt: skip
+def test_a_false_last_line_of_env_sh_is_told_and_an_end_by_it_is_not_wordless(
+    script: str, site: str, message: str, tmp_path: Path
+) -> None:
+    scripts = tmp_path / "slurm"
+    shutil.copytree(SCRIPTS, scripts)
+    (scripts / "env.sh").write_text(f"{site}\n")
+    command = ["bash", scripts / script, f"--scripts={scripts}"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    said = done.stdout + done.stderr
+    for part in message.format(file=scripts / "env.sh").split("|"):
+        assert part in said
+    goes_on = "goes on" in message or not message
+    assert ("no job file given" in said or "expected one run directory, found 0" in said) == goes_on
+    assert done.returncode == (2 if goes_on else 1)
+    assert message or len(said.splitlines()) <= 2
