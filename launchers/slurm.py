@@ -14,7 +14,14 @@ from typing import TYPE_CHECKING, Any
 
 from launchers.base import PlaceState, RefusedJobError, workers_per_node
 from launchers.runs import run_status
-from launchers.slurm_queue import advice_on, ending, queued_jobs, run_command
+from launchers.slurm_queue import (
+    UnansweredError,
+    advice_on,
+    ending,
+    queued_after_all,
+    queued_jobs,
+    run_command,
+)
 from launchers.submitted import read_submission
 from orchestrator.checkpoint.layout import RunLayout
 from orchestrator.errors import LaunchError
@@ -166,7 +173,7 @@ class SlurmLauncher:
         Raises:
             LaunchError: sbatch is not there, or refused the job.
         """
-        job_id = self._submit(self.render(job_file, run_dir))
+        job_id = self._submit(self.render(job_file, run_dir), run_dir.name, run_dir / run_dir.name)
         self._refuse_hopeless(job_id, job_id)
         return job_id
 
@@ -176,12 +183,17 @@ class SlurmLauncher:
         Raises:
             LaunchError: sbatch is not there, or refused the jobs.
         """
-        job_id = self._submit(self.render_array(name, job_files, at_once=at_once))
+        command = self.render_array(name, job_files, at_once=at_once)
+        job_id = self._submit(command, name, job_files[0].parents[1] / name)
         self._refuse_hopeless(job_id, f"{job_id}_0")
         return [f"{job_id}_{task}" for task in range(len(job_files))]
 
-    def _submit(self, command: Sequence[str]) -> str:
-        done = run_command(command)
+    def _submit(self, command: Sequence[str], name: str, output: Path) -> str:
+        """The job id; ``output`` and a '-' begin the path of what the job prints."""
+        try:
+            done = run_command(command)
+        except UnansweredError as error:
+            return queued_after_all(name, f"{output}-", error)
         if done.returncode != 0:
             raise RefusedJobError(f"sbatch refused the job: {done.stderr.strip()}{advice_on(done.stderr)}")
         # On a federation of clusters it is followed by the cluster's name.

@@ -43,8 +43,16 @@ ADVICE = (
     ("node count", "'sinfo -s' shows how many nodes there are: lower --nodes"),
     ("dependency", "a run of --after has failed or is gone from the queue: mend and submit it first"),
     ("time limit", "'sinfo -s' shows each partition's limit: lower --time"),
+    (
+        "temporarily unable to accept job",
+        "the cluster holds as many jobs as it may (MaxJobCount): submit again when some of them have ended",
+    ),
     ("unrecognized option", "it came after '--' or from launcher.options.flags: correct it there"),
 )
+
+
+class UnansweredError(LaunchError):
+    """A command of SLURM did not end in time; whether it has done its work is not known."""
 
 
 def queued_jobs() -> dict[str, PlaceState]:
@@ -53,11 +61,8 @@ def queued_jobs() -> dict[str, PlaceState]:
     Raises:
         LaunchError: It cannot be asked.
     """
-    done = run_command(["squeue", "--me", "--array", "--noheader", "--format=%i|%T|%r"])
-    if done.returncode != 0:
-        raise LaunchError(f"squeue failed: {done.stderr.strip()}")
     states = {}
-    for line in done.stdout.splitlines():
+    for line in _asked("squeue", "--me", "--array", "--noheader", "--format=%i|%T|%r").splitlines():
         job_id, state, reason = line.strip().split("|", 2)
         detail = state if reason in ("None", "") else f"{state}, {reason}"
         states[job_id] = PlaceState("queued" if state in WAITING else "running", detail)
@@ -109,10 +114,54 @@ def run_command(command: Sequence[str]) -> subprocess.CompletedProcess[str]:
             " module first ('--dry-run' shows what would be submitted)"
         ) from error
     except subprocess.TimeoutExpired as error:
-        raise LaunchError(
+        said = (error.stderr or b"").decode(errors="replace").strip()
+        raise UnansweredError(
             f"{command[0]} has not answered for {TIMEOUT_SECONDS} s: is the SLURM controller up"
-            " ('scontrol ping')?"
+            f" ('scontrol ping')?{advice_on(said)}" + (f"\nIt said: {said}" if said else "")
         ) from error
+
+
+def queued_after_all(name: str, output: str, unanswered: UnansweredError) -> str:
+    """The job id of a submission that sbatch gave no answer to, from the queue.
+
+    Args:
+        name: Of the job.
+        output: What the path of its output begins with, and no other run's.
+        unanswered: What became of sbatch.
+
+    Raises:
+        LaunchError: The queue does not hold it, or does not answer.
+    """
+    look = f"'squeue --me --name={name}'"
+    try:
+        for job_id in _newest_first(_asked("squeue", "--me", "--noheader", f"--name={name}", "--format=%F")):
+            if f" StdOut={output}" in _asked("scontrol", "--oneliner", "show", "job", job_id):
+                return job_id
+    except LaunchError as error:
+        raise LaunchError(
+            f"{unanswered}\nNor does the queue answer ({error}), so the job may be queued under the name"
+            f" '{name}', without the job file that it would need: look with {look}, and end it with 'scancel'"
+            " before you submit the run again"
+        ) from unanswered
+    raise LaunchError(
+        f"{unanswered}\nThe queue holds no job of this run: look once more with {look}, and submit it again"
+    ) from unanswered
+
+
+def _newest_first(listed: str) -> list[str]:
+    return sorted({line for line in listed.split() if line.isdigit()}, key=int, reverse=True)
+
+
+def _asked(*command: str) -> str:
+    """What a command prints.
+
+    Raises:
+        LaunchError: It failed.
+    """
+    done = run_command(command)
+    if done.returncode != 0:
+        raise LaunchError(f"{command[0]} failed: {done.stderr.strip()}")
+    return done.stdout
 
 
 def command_environment() -> dict[str, str]:

@@ -31,6 +31,7 @@ printf '%s\\0' "${0##*/}" "$@" >>"$FAKE_LOG"
 env -0 >"$FAKE_ANSWERS/${0##*/}.environment"
 cat "$FAKE_ANSWERS/${0##*/}" 2>/dev/null
 cat "$FAKE_ANSWERS/${0##*/}.errors" >&2 2>/dev/null
+[[ ! -f $FAKE_ANSWERS/${0##*/}.slow ]] || exec sleep 20
 exit "$(cat "$FAKE_ANSWERS/${0##*/}.code" 2>/dev/null || echo 0)"
 """
 
@@ -56,6 +57,11 @@ class FakeSlurm:
         (answers / name).write_text(output)
         (answers / f"{name}.errors").write_text(errors)
         (answers / f"{name}.code").write_text(str(code))
+
+    def no_answer(self, name: str, errors: str) -> None:
+        """Let a program print something and never end."""
+        self.answer(name, errors=errors)
+        (self._folder / "sbatch.answers" / f"{name}.slow").touch()
 
     def environment(self, name: str) -> dict[str, str]:
         """What a program found in its environment when it was called last."""
@@ -290,6 +296,39 @@ def test_a_quota_error_of_a_fake_sbatch_is_shown_with_what_to_do(
     assert f"sbatch refused the job: sbatch: {errors}\n" in ended.errors
     assert advice in ended.errors
     assert list(runs.iterdir()) == []
+
+
+RETRYING = "sbatch: error: Slurm temporarily unable to accept job, sleeping and retrying\n"
+
+
+@pytest.mark.parametrize(
+    ("queued", "record", "said"),
+    [
+        ("", "", "The queue holds no job of this run: look once more with 'squeue --me --name=tiny'"),
+        ("41\n", "JobId=41 StdOut=/elsewhere/tiny/tiny-41.out", "The queue holds no job of this run"),
+        (
+            None,
+            "",
+            "Nor does the queue answer (squeue failed: no controller), so the job may be queued under",
+        ),
+    ],
+    ids=["not-queued", "another-runs", "no-queue"],
+)
+def test_a_fake_sbatch_that_does_not_answer_is_told_with_what_it_said_and_what_the_queue_holds(
+    queued: str | None, record: str, said: str, slurm: FakeSlurm, job: Path, tmp_path: Path, console: Console,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    monkeypatch.setattr("launchers.slurm_queue.TIMEOUT_SECONDS", 1)
+    slurm.no_answer("sbatch", RETRYING)
+    slurm.answer("scontrol", record)
+    slurm.answer("squeue", queued or "", "no controller" if queued is None else "", int(queued is None))
+    ended = console("submit", job, "--launcher", "slurm", "--runs-dir", tmp_path / "runs")
+    assert ended.code == 1
+    assert "sbatch has not answered for 1 s: is the SLURM controller up ('scontrol ping')?" in ended.errors
+    assert f"It said: {RETRYING}" in ended.errors
+    assert "(MaxJobCount): submit again when some of them have ended" in ended.errors
+    assert said in ended.errors
+    assert list((tmp_path / "runs").iterdir()) == []
 
 
 def test_an_ended_job_is_looked_up_in_a_fake_sacct_where_scontrol_has_forgotten_it(

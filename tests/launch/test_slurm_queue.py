@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -142,6 +143,30 @@ def test_a_run_of_an_array_is_shown_and_cancelled_alone(
     assert f"{runs}/tiny-2 is queued already as slurm job {ids[2]}" in third.errors
     assert not (runs / "tiny-0").exists()
     cluster.command("scancel", array)
+
+
+@pytest.mark.parametrize("sweep", [(), ("--set", "sweep.grid.seed=[1, 2]")], ids=["run", "array"])
+def test_a_job_that_is_queued_although_sbatch_does_not_answer_is_that_of_the_run(
+    sweep: tuple[str, ...], command: tuple[str | Path, ...], cluster: Cluster, tmp_path: Path,
+    console: Console, monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    other = (*command[:-1], tmp_path / "other", *sweep, *LATER)
+    assert console(*other).code == 0, "of the same name, in another folder"
+    slow, real = tmp_path / "bin" / "sbatch", shutil.which("sbatch")
+    slow.parent.mkdir()
+    slow.write_text(f'#!/bin/bash\n{real} "$@" >/dev/null\nexec sleep 60\n')
+    slow.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{slow.parent}:{os.environ['PATH']}")
+    monkeypatch.setattr("launchers.slurm_queue.TIMEOUT_SECONDS", 3)
+    ended = console(*command, "--json", *sweep, *LATER)
+    assert (ended.code, ended.errors) == (0, "")
+    monkeypatch.setattr("launchers.slurm_queue.TIMEOUT_SECONDS", 60)
+    name = "tiny-1" if sweep else "tiny"
+    job_id = ended.json()["job_ids"][1] if sweep else ended.json()["job_id"]
+    status = console("status", name, "--runs-dir", tmp_path / "runs", "--json").json()
+    assert (status["state"], status["job"]["job_id"]) == ("queued", job_id)
+    assert f"StdOut={tmp_path}/runs/{name}/" in cluster.command("scontrol", "show", "job", job_id)
+    cluster.command("scancel", "--me")
 
 
 def test_an_array_that_sbatch_refuses_leaves_nothing(
