@@ -22,7 +22,7 @@ from launchers.slurm_queue import (
     queued_jobs,
     run_command,
 )
-from launchers.submitted import read_submission
+from launchers.submitted import Submission, read_submission
 from orchestrator.checkpoint.layout import RunLayout
 from orchestrator.errors import LaunchError
 
@@ -140,8 +140,7 @@ class SlurmLauncher:
         ]
 
     def _site_flags(self) -> list[str]:
-        names = ("partition", "time", "account")
-        values = {name: getattr(self._options, name) for name in names}
+        values = {name: getattr(self._options, name) for name in ("partition", "time", "account")}
         return [f"--{name}={value}" for name, value in values.items() if value is not None]
 
     def _chain_flags(self, runs_dir: Path) -> list[str]:
@@ -150,7 +149,15 @@ class SlurmLauncher:
         Raises:
             RefusedJobError: Such a run is not under SLURM.
         """
-        waited = []
+        waited = [submission.job_id for submission in self._awaited(runs_dir).values()]
+        if not waited:
+            return []
+        # One that fails must not keep the next waiting for ever.
+        return [f"--dependency=afterok:{':'.join(waited)}", "--kill-on-invalid-dep=yes"]
+
+    def _awaited(self, runs_dir: Path) -> dict[str, Submission]:
+        """The submissions of the runs that come first and are not finished, by name."""
+        awaited = {}
         for name in self._options.after:
             layout = RunLayout(runs_dir / name)
             if layout.events.exists() and run_status(layout.root)["state"] == "finished":
@@ -161,11 +168,24 @@ class SlurmLauncher:
                     f"--after {name}: {layout.root} is not finished and was not submitted to SLURM, so"
                     " nothing there can be waited for; submit it first, or leave it out"
                 )
-            waited.append(submission.job_id)
-        if not waited:
-            return []
-        # One that fails must not keep the next waiting for ever.
-        return [f"--dependency=afterok:{':'.join(waited)}", "--kill-on-invalid-dep=yes"]
+            awaited[name] = submission
+        return awaited
+
+    def _refuse_over(self, runs_dir: Path) -> None:
+        """Refuse to wait for a job that is over: SLURM would take this one out of the queue without a word.
+
+        Raises:
+            RefusedJobError: The run of such a job is not finished.
+        """
+        queue = self.queue() if self._options.after else {}
+        # Read after the queue: a run may just have finished.
+        for name, submission in self._awaited(runs_dir).items():
+            if submission.job_id not in queue:
+                raise RefusedJobError(
+                    f"--after {name}: {runs_dir / name} is not finished, and its job {submission.job_id} is"
+                    f" over ({self.ending(submission.job_id) or 'SLURM has forgotten how'}), so it cannot be"
+                    " waited for; submit it again first, or leave it out"
+                )
 
     def submit(self, job_file: Path, run_dir: Path) -> str:
         """Submit it; the job id.
@@ -173,7 +193,9 @@ class SlurmLauncher:
         Raises:
             LaunchError: sbatch is not there, or refused the job.
         """
-        job_id = self._submit(self.render(job_file, run_dir), run_dir.name, run_dir / run_dir.name)
+        command = self.render(job_file, run_dir)
+        self._refuse_over(run_dir.parent)
+        job_id = self._submit(command, run_dir.name, run_dir / run_dir.name)
         self._refuse_hopeless(job_id, job_id)
         return job_id
 
@@ -184,7 +206,9 @@ class SlurmLauncher:
             LaunchError: sbatch is not there, or refused the jobs.
         """
         command = self.render_array(name, job_files, at_once=at_once)
-        job_id = self._submit(command, name, job_files[0].parents[1] / name)
+        runs_dir = job_files[0].parents[1]
+        self._refuse_over(runs_dir)
+        job_id = self._submit(command, name, runs_dir / name)
         self._refuse_hopeless(job_id, f"{job_id}_0")
         return [f"{job_id}_{task}" for task in range(len(job_files))]
 

@@ -112,6 +112,16 @@ def test_a_run_waits_for_the_one_before_it_and_goes_when_that_is_cancelled(
     assert f"afterok:{first}" in cluster.command("squeue", "--noheader", "--format=%E", f"--jobs={second}")
     assert console("cancel", "tiny", "--runs-dir", runs).code == 0
     assert cluster.ended(second)["JobState"] == "CANCELLED", "what can never start does not wait for ever"
+    swept = ("--set", "name=third", "--set", "sweep.grid.seed=[1, 2]")
+    for given in (("--set", "name=third"), swept):
+        ended = console(*command, *given, "--after", "tiny")
+        assert ended.code == 2
+        assert f"--after tiny: {runs}/tiny is not finished, and its job {first} is over" in ended.errors
+        assert "(CANCELLED, exit code 0), so it cannot be waited for; submit it again first" in ended.errors
+    assert not list(runs.glob("third*"))
+    again = console(*command, "--json", *LATER).json()["job_id"]
+    assert console(*command, "--set", "name=third", "--after", "tiny").code == 0
+    cluster.command("scancel", again)
 
 
 def test_a_run_of_an_array_is_shown_and_cancelled_alone(
