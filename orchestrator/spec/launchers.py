@@ -83,19 +83,8 @@ class SlurmOptions(Section):
     """Any other flags of sbatch, as given: ``[--qos=high, --exclusive]``; they win over the launcher's."""
 
     def __post_init__(self) -> None:
-        if self.time is not None and not TIME.fullmatch(str(self.time)):
-            raise ValueError(
-                "time: expected minutes, minutes:seconds, hours:minutes:seconds, days-hours,"
-                f" days-hours:minutes or days-hours:minutes:seconds, found {self.time!r}"
-            )
-        limit = None if self.time is None else _limit_seconds(str(self.time))
-        signalled = self.grace_seconds + SIGNAL_EARLY_SECONDS
-        if limit is not None and limit <= signalled:
-            raise ValueError(
-                f"time: {self.time!r} is a limit of {limit} s, and the run may be asked to save and stop"
-                f" {signalled} s before it (grace_seconds, and up to {SIGNAL_EARLY_SECONDS} s that SLURM is"
-                " early), so no turn would do a step: raise time or lower grace_seconds"
-            )
+        if self.time is not None:
+            _check_time(str(self.time), key="time", found=repr(self.time), grace_seconds=self.grace_seconds)
         for run in self.after:
             if "/" in run or run in (".", ".."):
                 raise ValueError(f"after: expected the name of a run in the same folder, found {run!r}")
@@ -108,6 +97,32 @@ class SlurmOptions(Section):
             if own is not None:
                 meant = "" if own == found[1] else f", which sbatch takes for '--{own}',"
                 raise ValueError(f"flags: '--{found[1]}'{meant} cannot be given: {OWN_FLAGS[own]}")
+            if found[1] == "time":
+                given = (found[2] or "=")[1:]
+                _check_time(given, key="flags", found=repr(flag), grace_seconds=self.grace_seconds)
+
+
+def _check_time(time: str, *, key: str, found: str, grace_seconds: int) -> None:
+    """Refuse a time limit that sbatch does not take, or that leaves no turn a step.
+
+    Args:
+        time: As sbatch is given it.
+        key: Where it stands in the launcher's options.
+        found: As it stands there.
+        grace_seconds: From the launcher's options.
+    """
+    if not TIME.fullmatch(time):
+        raise ValueError(
+            f"{key}: expected minutes, minutes:seconds, hours:minutes:seconds, days-hours,"
+            f" days-hours:minutes or days-hours:minutes:seconds, found {found}"
+        )
+    limit, signalled = _limit_seconds(time), grace_seconds + SIGNAL_EARLY_SECONDS
+    if limit is not None and limit <= signalled:
+        raise ValueError(
+            f"{key}: {found} is a limit of {limit} s, and the run may be asked to save and stop"
+            f" {signalled} s before it (grace_seconds, and up to {SIGNAL_EARLY_SECONDS} s that SLURM is"
+            " early), so no turn would do a step: raise time or lower grace_seconds"
+        )
 
 
 def _limit_seconds(time: str) -> int | None:

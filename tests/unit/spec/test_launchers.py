@@ -36,3 +36,13 @@ def test_a_shorter_grace_time_leaves_more_of_it() -> None:
     assert SlurmOptions(time=3, grace_seconds=119).time == 3
     with pytest.raises(ValueError, match="180 s before it"):
         SlurmOptions(time=3, grace_seconds=120)
+
+
+def test_a_time_limit_among_the_flags_is_checked_alike() -> None:
+    with pytest.raises(ValueError, match=r"flags: '--time=1' is a limit of 60 s, .* 180 s before it"):
+        SlurmOptions(time=60, flags=("--exclusive", "--time=1"))
+    for flag in ("--time=soon", "--time", "--time="):
+        with pytest.raises(ValueError, match=rf"flags: expected minutes, .*, found '{flag}'"):
+            SlurmOptions(flags=(flag,))
+    assert SlurmOptions(flags=("--time=3",), grace_seconds=60).flags == ("--time=3",)
+    assert SlurmOptions(flags=("--time=1-0", "--time-min=1")).time is None
