@@ -156,3 +156,18 @@ def test_a_false_last_line_of_env_sh_is_told_and_an_end_by_it_is_not_wordless(
     assert ("no job file given" in said or "expected one run directory, found 0" in said) == goes_on
     assert done.returncode == (2 if goes_on else 1)
     assert message or len(said.splitlines()) <= 2
+
+
+@pytest.mark.parametrize("script", ["ray.sbatch", "torchrun.sbatch"])
+def test_a_script_that_is_submitted_in_another_folder_says_how_it_finds_the_others(
+    script: str, tmp_path: Path
+) -> None:
+    environment = {**os.environ, "SLURM_SUBMIT_DIR": str(tmp_path)}
+    done = subprocess.run(
+        ["bash", SCRIPTS / script, "job.yaml"], env=environment, cwd=tmp_path, capture_output=True, text=True
+    )
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith(
+        f"there is no {tmp_path}/slurm/common.sh: type sbatch in the project's folder"
+    )
+    assert "--scripts=FOLDER before the" in done.stderr
