@@ -63,6 +63,9 @@ def queued_jobs() -> dict[str, PlaceState]:
     """
     states = {}
     for line in _asked("squeue", "--me", "--array", "--noheader", "--format=%i|%T|%r").splitlines():
+        if line.count("|") < 2:
+            # A site's squeue may greet, and a plugin of SLURM's may warn, on standard output.
+            continue
         job_id, state, reason = line.strip().split("|", 2)
         detail = state if reason in ("None", "") else f"{state}, {reason}"
         states[job_id] = PlaceState("queued" if state in WAITING else "running", detail)

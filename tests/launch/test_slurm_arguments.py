@@ -344,6 +344,16 @@ def test_an_ended_job_is_looked_up_in_a_fake_sacct_where_scontrol_has_forgotten_
     assert "slurm job 17 ended before its driver started (NODE_FAIL, exit code 1)" in status["problem"]
 
 
+def test_lines_of_a_fake_squeue_that_are_no_jobs_are_passed_over(
+    slurm: FakeSlurm, job: Path, tmp_path: Path, console: Console
+) -> None:
+    runs = tmp_path / "runs"
+    console("submit", job, "--launcher", "slurm", "--runs-dir", runs)
+    slurm.answer("squeue", "Welcome to the cluster\n\n17|PENDING|Priority\nsqueue: | is slow\n")
+    status = console("status", "tiny", "--runs-dir", runs, "--json").json()
+    assert (status["state"], status["job"]["state"]) == ("queued", "PENDING, Priority")
+
+
 def test_where_the_queue_cannot_be_asked_status_shows_the_run_directory_and_says_so(
     slurm: FakeSlurm, job: Path, tmp_path: Path, console: Console, monkeypatch: pytest.MonkeyPatch
 ) -> None:
