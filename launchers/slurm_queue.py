@@ -49,6 +49,10 @@ ADVICE = (
     ),
     ("unrecognized option", "it came after '--' or from launcher.options.flags: correct it there"),
 )
+GENERAL_ADVICE = (
+    "these are SLURM's own words: type what '--dry-run' shows, with '--test-only -v' after 'sbatch', for more"
+    " of them; where they name the cluster's files, disks or daemons, ask its administrator"
+)
 
 
 class UnansweredError(LaunchError):
@@ -93,7 +97,7 @@ def advice_on(message: str) -> str:
     for sign, advice in ADVICE:
         if sign in message.lower():
             return f"\n{advice}"
-    return ""
+    return f"\n{GENERAL_ADVICE}"
 
 
 def run_command(command: Sequence[str]) -> subprocess.CompletedProcess[str]:
@@ -120,7 +124,7 @@ def run_command(command: Sequence[str]) -> subprocess.CompletedProcess[str]:
         said = (error.stderr or b"").decode(errors="replace").strip()
         raise UnansweredError(
             f"{command[0]} has not answered for {TIMEOUT_SECONDS} s: is the SLURM controller up"
-            f" ('scontrol ping')?{advice_on(said)}" + (f"\nIt said: {said}" if said else "")
+            " ('scontrol ping')?" + (f"\nIt said: {said}{advice_on(said)}" if said else "")
         ) from error
 
 

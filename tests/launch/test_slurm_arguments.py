@@ -284,6 +284,8 @@ def test_without_sbatch_the_message_says_where_to_submit(
          "user's size and/or time limits)", "wait for other jobs to end, or ask for less"),
         ("error: Batch job submission failed: Invalid account or account/partition combination specified",
          "give one with --account"),
+        ("error: Batch job submission failed: Disk quota exceeded",
+         "type what '--dry-run' shows"),
     ],
 )  # fmt: skip
 def test_a_quota_error_of_a_fake_sbatch_is_shown_with_what_to_do(
