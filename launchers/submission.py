@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Sequence
-from contextlib import ExitStack, suppress
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from orchestrator.checkpoint.layout import RunLayout
 from orchestrator.spec.job import Job
 from orchestrator.spec.load import dump_resolved
 from orchestrator.spec.section import Section
+from orchestrator.tracking.events import replace_text
 
 
 def submit_job(job: Job, *, runs_dir: Path, dry_run: bool) -> dict[str, Any]:
@@ -33,12 +34,8 @@ def submit_job(job: Job, *, runs_dir: Path, dry_run: bool) -> dict[str, Any]:
         command = shlex.join(launcher.render(layout.submitted_job, layout.root))
         return {"name": job.name, "launcher": name, "command": command}
     with only_submission(layout):
-        write_submitted(job, layout)
-        try:
+        with _handed_over(job, layout):
             job_id = launcher.submit(layout.submitted_job, layout.root)
-        except BaseException:
-            _leave_nothing(layout)
-            raise
         Submission.of_now(name, job_id, values).write(layout)
     return {"name": job.name, "launcher": name, "job_id": job_id}
 
@@ -77,17 +74,11 @@ def submit_sweep(job: Job, runs: Sequence[Job], *, runs_dir: Path, dry_run: bool
         command = shlex.join(launcher.render_array(job.name, files, at_once=at_once))
         return {"name": job.name, "launcher": name, "command": command}
     with ExitStack() as stack:
-        begun: list[RunLayout] = []
-        try:
+        with ExitStack() as handed_over:
             for run, layout in zip(runs, layouts, strict=True):
                 stack.enter_context(only_submission(layout))
-                begun.append(layout)
-                write_submitted(run, layout)
+                handed_over.enter_context(_handed_over(run, layout))
             job_ids = launcher.submit_array(job.name, files, at_once=at_once)
-        except BaseException:
-            for layout in begun:
-                _leave_nothing(layout)
-            raise
         for layout, job_id in zip(layouts, job_ids, strict=True):
             Submission.of_now(name, job_id, values).write(layout)
     return {"name": job.name, "launcher": name, "job_ids": job_ids}
@@ -99,9 +90,20 @@ def write_submitted(job: Job, layout: RunLayout) -> None:
     layout.submitted_job.write_text(dump_resolved(job).replace("${", "$${"), encoding="utf-8")
 
 
-def _leave_nothing(layout: RunLayout) -> None:
-    """Remove what a refused submission wrote, and the run directory if it holds nothing else."""
-    layout.submitted_job.unlink(missing_ok=True)
-    layout.submission_lock.unlink(missing_ok=True)
-    with suppress(OSError):
-        layout.root.rmdir()
+@contextmanager
+def _handed_over(job: Job, layout: RunLayout) -> Iterator[None]:
+    """Write the job file for a place that is asked to take it; where that fails, the file is as it was.
+
+    An earlier submission may still be looked at: by that file its runs are known to be those of a sweep.
+    """
+    path = layout.submitted_job
+    before = path.read_text(encoding="utf-8") if path.exists() else None
+    try:
+        write_submitted(job, layout)
+        yield
+    except BaseException:
+        if before is None:
+            path.unlink(missing_ok=True)
+        else:
+            replace_text(path, before)
+        raise

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import fcntl
 import json
+import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
+from io import TextIOWrapper
 from pathlib import Path
 from typing import Any
 
@@ -81,10 +83,53 @@ def read_submission(layout: RunLayout) -> Submission | None:
 def only_submission(layout: RunLayout) -> Iterator[None]:
     """Hold the run's submission, so that of two at the same time the second sees the first.
 
+    One that fails leaves no lock that it made, and no run directory that holds nothing else.
+
     Raises:
         LaunchError: The run is being run, queued or submitted already.
         PlanError: The run directory cannot be made.
     """
+    with _submission_lock(layout) as is_made:
+        try:
+            _refuse_second(layout)
+            yield
+        except BaseException:
+            if is_made:
+                layout.submission_lock.unlink(missing_ok=True)
+                with suppress(OSError):
+                    layout.root.rmdir()
+            raise
+
+
+@contextmanager
+def _submission_lock(layout: RunLayout) -> Iterator[bool]:
+    """Hold the lock file that lies in the run directory; whether it was made for this."""
+    while True:
+        _make_directory(layout)
+        path = layout.submission_lock
+        is_made = not path.exists()
+        try:
+            lock = path.open("a")
+        except FileNotFoundError:
+            # One that was refused has just removed the directory that it had made.
+            continue
+        with lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            # A lock that was removed while this one waited for it keeps nobody else out.
+            if _is_open(path, lock):
+                yield is_made
+                return
+
+
+def _is_open(path: Path, file: TextIOWrapper) -> bool:
+    """Whether ``file`` is what lies at ``path``."""
+    try:
+        return os.path.samestat(os.fstat(file.fileno()), path.stat())
+    except FileNotFoundError:
+        return False
+
+
+def _make_directory(layout: RunLayout) -> None:
     try:
         layout.root.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -92,10 +137,6 @@ def only_submission(layout: RunLayout) -> Iterator[None]:
             f"the run directory {layout.root} cannot be made: {error.strerror}. Name a folder that can be"
             " written with --runs-dir"
         ) from error
-    with layout.submission_lock.open("a") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        _refuse_second(layout)
-        yield
 
 
 def _refuse_second(layout: RunLayout) -> None:

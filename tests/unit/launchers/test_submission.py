@@ -1,0 +1,98 @@
+"""submit: a refusal leaves the run directories as they were, whoever else is being refused."""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+
+import pytest
+
+from launchers.base import PlaceState, RefusedJobError
+from launchers.submission import submit_job
+from orchestrator.errors import LaunchError
+from orchestrator.spec.job import Job
+from orchestrator.spec.load import load_job
+from tests.unit.launchers.commands import Console
+from tests.unit.launchers.place import NAME, ArrayPlace, Place
+from tests.unit.spec.jobs import VALID, write_job
+
+SWEEP = "sweep: {grid: {seed: [1, 2, 3]}}\n"
+
+
+@pytest.fixture(autouse=True)
+def place() -> type[Place]:
+    Place.reset()
+    return Place
+
+
+def queue(name: str) -> None:
+    Place.jobs[name] = PlaceState("queued", "PENDING")
+
+
+def job(folder: Path, name: str = NAME, more: str = "") -> Path:
+    return write_job(folder, f"{VALID}launcher: {{name: '{name}'}}\n{more}")
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_a_refused_submission_leaves_the_files_of_the_one_before(console: Console, tmp_path: Path) -> None:
+    runs = tmp_path / "runs"
+    assert console("submit", job(tmp_path), "--runs-dir", runs).code == 0
+    before = files(runs)
+    assert sorted(before) == ["tiny/submission.json", "tiny/submission.lock", "tiny/submitted.yaml"]
+    console("cancel", "tiny", "--runs-dir", runs)
+    Place.refuses = True
+    refused = console("submit", job(tmp_path), "--runs-dir", runs, "--set", "seed=5")
+    assert (refused.code, refused.errors) == (2, "no such partition\n")
+    assert files(runs) == before
+
+
+def test_a_refused_sweep_is_still_one(console: Console, tmp_path: Path) -> None:
+    runs = tmp_path / "runs"
+    submit = ("submit", job(tmp_path, f"{ArrayPlace.__module__}:ArrayPlace", SWEEP), "--runs-dir", runs)
+    assert console(*submit).code == 0
+    before = files(runs)
+    Place.jobs.clear()
+    queue("tiny-2")
+    refused = console(*submit)
+    assert refused.code == 1
+    assert "tiny-2 is queued already" in refused.errors
+    assert files(runs) == before
+    listed = console("status", "tiny", "--runs-dir", runs)
+    assert (listed.code, listed.output.splitlines()[0]) == (0, "runs of the sweep tiny")
+
+
+def test_of_several_at_once_each_is_refused_for_the_same_reason(tmp_path: Path) -> None:
+    runs, loaded = tmp_path / "runs", load_job(job(tmp_path))
+    Place.refuses = True
+    found: list[BaseException] = []
+    threads = [threading.Thread(target=submit_into, args=(loaded, runs, found)) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert [(type(error), str(error)) for error in found] == [(RefusedJobError, "no such partition")] * 3
+    assert list(runs.iterdir()) == []
+
+
+def test_of_several_at_once_the_place_takes_one(tmp_path: Path) -> None:
+    runs, loaded = tmp_path / "runs", load_job(job(tmp_path))
+    found: list[BaseException] = []
+    threads = [threading.Thread(target=submit_into, args=(loaded, runs, found)) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(found) == 3
+    assert all(isinstance(error, LaunchError) and "queued already" in str(error) for error in found)
+    assert (runs / "tiny" / "submitted.yaml").is_file()
+
+
+def submit_into(loaded: Job, runs: Path, found: list[BaseException]) -> None:
+    """Submit it, and note what that ended with."""
+    try:
+        submit_job(loaded, runs_dir=runs, dry_run=False)
+    except Exception as error:
+        found.append(error)
