@@ -13,7 +13,6 @@ import shlex
 import sys
 import tempfile
 import time
-import urllib.parse
 from collections.abc import Container, Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -75,10 +74,10 @@ class RayLauncher:
         with tempfile.TemporaryDirectory() as folder:
             size = collect(job_file, Path(folder), max_bytes=self._options.max_package_megabytes * 1e6)
             print(f"sending {size / 1e3:.1f} kB to {self._service.address}", file=sys.stderr)
-            client = JobSubmissionClient(self._service.address, headers=headers)
             deadline = time.monotonic() + AGENT_SECONDS
             while True:
                 try:
+                    client = JobSubmissionClient(self._service.address, headers=headers)
                     return str(
                         client.submit_job(
                             entrypoint=shlex.join(self._entrypoint(run_dir)),
@@ -110,8 +109,7 @@ class RayLauncher:
 
     def _jobs(self) -> dict[str, dict[str, Any]]:
         """What the cluster knows of its jobs, by submission id; those that are over are among them."""
-        found = self._service.request("GET", "/api/jobs/")
-        return {job["submission_id"]: job for job in found if job.get("submission_id")}
+        return {job["submission_id"]: job for job in self._service.jobs() if job.get("submission_id")}
 
     def queue(self) -> dict[str, PlaceState]:
         """Jobs of the cluster that are not over.
@@ -135,8 +133,7 @@ class RayLauncher:
 
     def output(self, job_id: str, run_dir: Path) -> str | None:
         """What the driver has printed."""
-        found = self._service.request("GET", f"{self._path(job_id)}/logs")
-        return str(found["logs"]) if found else None
+        return self._service.logs(job_id)
 
     def cancel(self, job_id: str, *, only_queued: bool) -> None:
         """Stop a job; its driver has 3 s (RAY_JOB_STOP_WAIT_TIME_S on the head) to save.
@@ -144,11 +141,7 @@ class RayLauncher:
         Raises:
             LaunchError: The cluster refused.
         """
-        self._service.request("POST", f"{self._path(job_id)}/stop")
-
-    @staticmethod
-    def _path(job_id: str) -> str:
-        return f"/api/jobs/{urllib.parse.quote(job_id, safe='')}"
+        self._service.stop(job_id)
 
 
 def _unused(name: str, taken: Container[str]) -> str:

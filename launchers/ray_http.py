@@ -5,6 +5,7 @@ Source: Ray Jobs REST API, docs.ray.io; token authentication, Ray 2.60.
 
 from __future__ import annotations
 
+import http.client
 import json
 import os
 import urllib.error
@@ -18,6 +19,11 @@ from orchestrator.errors import LaunchError
 
 DEFAULT_ADDRESS = "http://127.0.0.1:8265"
 TIMEOUT_SECONDS = 30
+AUTHENTICATION = "/api/authentication_mode"
+CORRECT_ADDRESS = (
+    "correct --address: it is that of the head's dashboard, such as http://HEAD:8265, and not HEAD:6379,"
+    " where nodes join"
+)
 HOW_TO_GIVE_A_TOKEN = (
     "set RAY_AUTH_TOKEN_PATH to the file that holds the cluster's token (or RAY_AUTH_TOKEN to the token),"
     " and RAY_AUTH_MODE=token"
@@ -29,12 +35,14 @@ class JobsService:
 
     def __init__(self, address: str | None) -> None:
         """``None`` stands for RAY_API_SERVER_ADDRESS, or this machine."""
-        self.address = (address or os.environ.get("RAY_API_SERVER_ADDRESS") or DEFAULT_ADDRESS).rstrip("/")
-        if not self.address.startswith(("http://", "https://")):
+        given = address or os.environ.get("RAY_API_SERVER_ADDRESS")
+        if given and not _is_address(given):
+            where = "launcher.options.address" if address else "RAY_API_SERVER_ADDRESS"
             raise RefusedJobError(
-                f"launcher.options.address is '{self.address}', expected the cluster's jobs service such as"
-                " 'http://HEAD:8265'"
+                f"{where} is {given!r}, expected the cluster's jobs service such as"
+                " 'http://HEAD:8265': http or https, the host and the port of its dashboard"
             )
+        self.address = (given or DEFAULT_ADDRESS).rstrip("/")
 
     def headers(self) -> dict[str, str]:
         """What proves to a cluster that asks for a token that this user may use it; it goes nowhere else.
@@ -42,7 +50,9 @@ class JobsService:
         Raises:
             RefusedJobError: It asks, and there is none.
         """
-        if self._request("GET", "/api/authentication_mode", {}).get("authentication_mode") != "token":
+        found = self._request("GET", AUTHENTICATION, {})
+        # Another version of Ray knows no such thing.
+        if self._checked({} if found is None else found, dict).get("authentication_mode") != "token":
             return {}
         token = find_token()
         if token is None:
@@ -61,8 +71,43 @@ class JobsService:
 
     def job(self, job_id: str) -> dict[str, Any] | None:
         """What the cluster knows of a job."""
-        found: dict[str, Any] | None = self.request("GET", f"/api/jobs/{urllib.parse.quote(job_id, safe='')}")
-        return found
+        return self._about(job_id, "", "status")
+
+    def jobs(self) -> list[dict[str, Any]]:
+        """What the cluster knows of all of its jobs; those that are over are among them."""
+        found: list[Any] = self._checked(self.request("GET", "/api/jobs/"), list)
+        return [self._checked(job, dict, "status") for job in found]
+
+    def logs(self, job_id: str) -> str | None:
+        """What a job has printed."""
+        found = self._about(job_id, "/logs", "logs")
+        return None if found is None else str(found["logs"])
+
+    def stop(self, job_id: str) -> None:
+        """End a job."""
+        self.request("POST", f"{_path(job_id)}/stop")
+
+    def _about(self, job_id: str, part: str, key: str) -> dict[str, Any] | None:
+        found = self.request("GET", _path(job_id) + part)
+        if found is None:
+            # A server that has nothing at all is no jobs service.
+            self.jobs()
+            return None
+        return dict(self._checked(found, dict, key))
+
+    def _checked(self, found: Any, kind: type, key: str | None = None) -> Any:
+        """An answer of a jobs service.
+
+        Raises:
+            LaunchError: It is none: not of this kind, or without the text that it must have.
+        """
+        is_found = isinstance(found, kind)
+        if is_found and (key is None or isinstance(found.get(key), str)):
+            return found
+        raise LaunchError(
+            f"what answers at {self.address} is no Ray jobs service (it sent {json.dumps(found)[:80]}):"
+            f" {CORRECT_ADDRESS}"
+        )
 
     def _request(self, method: str, path: str, headers: dict[str, str]) -> Any:
         request = urllib.request.Request(self.address + path, method=method, headers=headers)
@@ -71,23 +116,50 @@ class JobsService:
                 return json.loads(answer.read() or b"null")
         except urllib.error.HTTPError as error:
             if error.code == 404:
-                return {} if path == "/api/authentication_mode" else None
+                return None
             raise self._refusal(error) from error
-        except (OSError, ValueError) as error:
-            reason = getattr(error, "reason", error)
+        except (OSError, ValueError, http.client.HTTPException) as error:
             raise LaunchError(
-                f"no Ray jobs service answers at {self.address} ({reason}): start the head with its dashboard"
-                " ('ray start --head --include-dashboard=true'), or correct --address"
+                f"no Ray jobs service answers at {self.address} ({_reason(error)}): start the head with its"
+                f" dashboard ('ray start --head --include-dashboard=true'), or {CORRECT_ADDRESS}"
             ) from error
 
     def _refusal(self, error: urllib.error.HTTPError) -> LaunchError:
-        text = error.read().decode(errors="replace").strip()[:500]
+        try:
+            text = error.read().decode(errors="replace").strip()[:500]
+        except (OSError, http.client.HTTPException):
+            text = ""
         if error.code in (401, 403):
             return RefusedJobError(
                 f"the Ray cluster at {self.address} does not take the token that was sent ({text}):"
                 f" {HOW_TO_GIVE_A_TOKEN}"
             )
-        return LaunchError(f"the Ray cluster at {self.address} answered {error.code}: {text}")
+        return LaunchError(
+            f"the Ray cluster at {self.address} answered {error.code}: {text or error.reason}\nIf that is its"
+            f" dashboard, the log of its head says more; else {CORRECT_ADDRESS}"
+        )
+
+
+def _is_address(text: str) -> bool:
+    """Whether requests can be sent to it."""
+    try:
+        parts = urllib.parse.urlsplit(text)
+        # Read for what it raises where the port is none.
+        is_whole = bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        return False
+    is_plain = text.isprintable() and " " not in text and not parts.query and not parts.fragment
+    return is_whole and is_plain and parts.scheme in ("http", "https") and "@" not in parts.netloc
+
+
+def _reason(error: Exception) -> str:
+    """Why there was no answer, in one line."""
+    text = str(getattr(error, "reason", error)).strip() or type(error).__name__
+    return text[:200] if text.isprintable() else repr(text)[:200]
+
+
+def _path(job_id: str) -> str:
+    return f"/api/jobs/{urllib.parse.quote(job_id, safe='')}"
 
 
 def find_token() -> str | None:

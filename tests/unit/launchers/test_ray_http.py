@@ -1,0 +1,140 @@
+"""An address that is no Ray jobs service is one message that says which is."""
+
+from __future__ import annotations
+
+import json
+import socket
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+
+import pytest
+
+from launchers.submitted import Submission
+from orchestrator.checkpoint.layout import RunLayout
+from tests.unit.launchers.commands import Console, Ended
+from tests.unit.spec.jobs import VALID, write_job
+
+Serve = Callable[[Callable[[str], bytes]], str]
+
+
+def answer(content: str, code: int = 200, more: str = "") -> bytes:
+    """An answer over HTTP."""
+    return (
+        f"HTTP/1.1 {code} Said\r\nContent-Length: {len(content)}\r\nConnection: close\r\n{more}\r\n{content}"
+    ).encode()
+
+
+@pytest.fixture
+def serve() -> Iterator[Serve]:
+    """Starts a server that answers each path as it is told; the server's address."""
+    sockets = []
+
+    def loop(listening: socket.socket, said: Callable[[str], bytes]) -> None:
+        while True:
+            try:
+                connection, _ = listening.accept()
+            except OSError:
+                return
+            with connection:
+                asked = connection.recv(65536).decode(errors="replace")
+                connection.sendall(said(asked.partition(" ")[2].partition(" ")[0]))
+
+    def start(said: Callable[[str], bytes]) -> str:
+        listening = socket.create_server(("127.0.0.1", 0))
+        sockets.append(listening)
+        threading.Thread(target=loop, args=(listening, said), daemon=True).start()
+        return f"http://127.0.0.1:{listening.getsockname()[1]}"
+
+    yield start
+    for listening in sockets:
+        # Closing alone does not end an accept that waits.
+        listening.shutdown(socket.SHUT_RDWR)
+        listening.close()
+
+
+def ray(paths: Mapping[str, object]) -> Callable[[str], bytes]:
+    """A server of these documents by path, and 404 elsewhere."""
+    return lambda path: answer(json.dumps(paths[path])) if path in paths else answer("nothing", 404)
+
+
+ANSWERS: Mapping[str, Callable[[str], bytes]] = {
+    "the port of the head": lambda path: b"\x00\x00\x18\x04\x00\x00\x00\x00\x00\x00\x04\x00@",
+    "SSH": lambda path: b"SSH-2.0-OpenSSH_9.2\r\n",
+    "a page": lambda path: answer("<html>hello</html>"),
+    "nothing found": lambda path: answer("nope", 404),
+    "an error": lambda path: answer("boom", 500),
+    "an error without a word": lambda path: answer("", 500),
+    "a torn error": lambda path: b"HTTP/1.1 500 Said\r\nContent-Length: 100\r\n\r\nx",
+    "a torn answer": lambda path: b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\n{",
+    "itself elsewhere": lambda path: answer("", 302, f"Location: {path}\r\n"),
+    "an object": lambda path: answer('{"a": 1}'),
+    "no object": lambda path: answer("{}"),
+    "numbers": lambda path: answer("[1, 2]"),
+    "null": lambda path: answer("null"),
+    "text": lambda path: answer('"text"'),
+    "jobs without a state": ray({"/api/jobs/": [{"submission_id": "tiny"}]}),
+}
+
+
+def submit(console: Console, folder: Path, address: str) -> Ended:
+    command = ("submit", write_job(folder, VALID), "--launcher", "ray", "--runs-dir", folder / "runs")
+    return console(*command, "--address", address)
+
+
+@pytest.mark.parametrize("name", ANSWERS)
+def test_what_is_no_jobs_service_is_told_from_one(
+    name: str, serve: Serve, console: Console, tmp_path: Path
+) -> None:
+    address = serve(ANSWERS[name])
+    ended = submit(console, tmp_path, address)
+    assert ended.code == 1, ended.errors
+    assert "unexpected" not in ended.errors
+    assert f" at {address} " in ended.errors
+    assert "correct --address: it is that of the head's dashboard, such as http://HEAD:8265" in ended.errors
+    assert list((tmp_path / "runs").iterdir()) == []
+    layout = RunLayout(tmp_path / "runs" / "tiny")
+    Submission.of_now("ray", "tiny", {"address": address}).write(layout)
+    for command in ("status", "logs", "cancel"):
+        asked = console(command, "tiny", "--runs-dir", tmp_path / "runs")
+        assert asked.code == (0 if command == "status" else 1)
+        assert "unexpected" not in asked.errors
+        assert "correct --address" in asked.errors
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        "http://a b:1",
+        "http://127.0.0.1:1;touch x",
+        "http://[::1",
+        "http://",
+        "http://:8265",
+        "http://head:99999",
+        "http://head:0",
+        "http://head:8265/?a=b",
+        "head:8265",
+        "ray://head:10001",
+    ],
+)
+def test_a_malformed_address_is_refused(
+    address: str, console: Console, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ended = submit(console, tmp_path, address)
+    said = f"is '{address}', expected the cluster's jobs service such as 'http://HEAD:8265'"
+    assert (ended.code, ended.errors.startswith(f"launcher.options.address {said}")) == (2, True), ended
+    monkeypatch.setenv("RAY_API_SERVER_ADDRESS", address)
+    command = ("submit", write_job(tmp_path, VALID), "--launcher", "ray", "--runs-dir", tmp_path / "runs")
+    ended = console(*command)
+    assert (ended.code, ended.errors.startswith(f"RAY_API_SERVER_ADDRESS {said}")) == (2, True), ended
+
+
+def test_a_job_that_the_service_has_forgotten_has_no_log(
+    serve: Serve, console: Console, tmp_path: Path
+) -> None:
+    address = serve(ray({"/api/jobs/": []}))
+    Submission.of_now("ray", "tiny", {"address": address}).write(RunLayout(tmp_path / "tiny"))
+    ended = console("logs", "tiny", "--runs-dir", tmp_path)
+    assert (ended.code, ended.errors) == (2, f"{tmp_path}/tiny has no log yet: no stage of it has started\n")
+    status = console("status", "tiny", "--runs-dir", tmp_path)
+    assert (status.code, status.errors) == (0, "")
