@@ -163,14 +163,36 @@ def _path(job_id: str) -> str:
 
 
 def find_token() -> str | None:
-    """The user's token, looked for where Ray itself does."""
+    """The user's token, looked for where Ray itself does.
+
+    Raises:
+        RefusedJobError: It cannot be read or sent; the message does not show it.
+    """
     if token := os.environ.get("RAY_AUTH_TOKEN", "").strip():
-        return token
+        return _sendable(token, "RAY_AUTH_TOKEN")
     given = os.environ.get("RAY_AUTH_TOKEN_PATH")
     path = Path(given) if given else Path.home() / ".ray" / "auth_token"
+    where = f"RAY_AUTH_TOKEN_PATH names '{given}', and" if given else f"the default token file {path}:"
     try:
-        return path.read_text(encoding="utf-8").strip() or None
-    except FileNotFoundError:
+        return _sendable(path.read_text(encoding="utf-8").strip(), f"what {path} holds") or None
+    except (FileNotFoundError, NotADirectoryError):
         if given:
-            raise RefusedJobError(f"RAY_AUTH_TOKEN_PATH names '{given}', and there is no such file") from None
+            raise RefusedJobError(f"{where} there is no such file: {HOW_TO_GIVE_A_TOKEN}") from None
         return None
+    except OSError as error:
+        raise RefusedJobError(
+            f"{where} that cannot be read as a file ({error.strerror}): {HOW_TO_GIVE_A_TOKEN}"
+        ) from None
+    except UnicodeDecodeError:
+        raise RefusedJobError(f"{where} that is not text: {HOW_TO_GIVE_A_TOKEN}") from None
+
+
+def _sendable(token: str, where: str) -> str:
+    """``token``, as it can be sent in a header: one line of ASCII."""
+    if token.isascii() and token.isprintable():
+        return token
+    # It is a secret: neither it nor the part that is wrong is shown.
+    raise RefusedJobError(
+        f"{where} is no token: it holds a line break, a control character or one that is not ASCII, and a"
+        f" token is one line of ASCII: {HOW_TO_GIVE_A_TOKEN}"
+    )

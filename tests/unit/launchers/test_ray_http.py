@@ -77,6 +77,9 @@ ANSWERS: Mapping[str, Callable[[str], bytes]] = {
 }
 
 
+ASKING = ray({"/api/authentication_mode": {"authentication_mode": "token"}})
+
+
 def submit(console: Console, folder: Path, address: str) -> Ended:
     command = ("submit", write_job(folder, VALID), "--launcher", "ray", "--runs-dir", folder / "runs")
     return console(*command, "--address", address)
@@ -138,3 +141,44 @@ def test_a_job_that_the_service_has_forgotten_has_no_log(
     assert (ended.code, ended.errors) == (2, f"{tmp_path}/tiny has no log yet: no stage of it has started\n")
     status = console("status", "tiny", "--runs-dir", tmp_path)
     assert (status.code, status.errors) == (0, "")
+
+
+@pytest.mark.parametrize("token", ["sec\nret", "sec\x1bret", "secr\u00e9t", "sec\r\nHost: x"])
+@pytest.mark.parametrize("is_file", [False, True])
+def test_a_token_that_cannot_be_sent_is_refused_and_not_shown(
+    token: str, is_file: bool, serve: Serve, console: Console, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "token").write_text(token, encoding="utf-8")
+    if is_file:
+        monkeypatch.delenv("RAY_AUTH_TOKEN", raising=False)
+        monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(tmp_path / "token"))
+    else:
+        monkeypatch.setenv("RAY_AUTH_TOKEN", token)
+    ended = submit(console, tmp_path, serve(ASKING))
+    name = f"what {tmp_path}/token holds" if is_file else "RAY_AUTH_TOKEN"
+    assert (ended.code, ended.errors.startswith(f"{name} is no token: ")) == (2, True), ended.errors
+    assert "sec" not in ended.errors
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, "there is no such file"),
+        ("folder", "cannot be read as a file (Is a directory)"),
+        (b"\xff", "is not text"),
+    ],
+)
+def test_a_token_file_that_cannot_be_read_is_refused_by_its_variable(
+    content: str | bytes | None, message: str, serve: Serve, console: Console, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    path = tmp_path / "token"
+    if isinstance(content, bytes):
+        path.write_bytes(content)
+    elif content:
+        path.mkdir()
+    monkeypatch.delenv("RAY_AUTH_TOKEN", raising=False)
+    monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(path))
+    ended = submit(console, tmp_path, serve(ASKING))
+    assert (ended.code, ended.errors.startswith(f"RAY_AUTH_TOKEN_PATH names '{path}', and")) == (2, True)
+    assert message in ended.errors
