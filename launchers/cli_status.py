@@ -28,20 +28,20 @@ def status(options: Namespace) -> int:
         else:
             print(f"no runs in {options.runs_dir}")
         return 0
-    swept = _statuses(runs.sweep_runs(options.run, options.runs_dir))
+    swept_dirs = runs.sweep_runs(options.run, options.runs_dir)
     try:
         run_dir = runs.find_run(options.run, options.runs_dir)
     except runs.UnknownRunError:
-        if not swept:
+        if not swept_dirs:
             raise
         # A sweep that was typed by hand has no run directory; its runs have theirs.
-        name = Path(options.run).name
+        name, swept = Path(options.run).name, _statuses(swept_dirs)
         if options.json:
             print_json({"name": name, "runs": swept})
         else:
             _print_runs(f"runs of the sweep {name}", swept)
         return 0
-    [run] = _statuses([run_dir])
+    run, *swept = _statuses([run_dir, *swept_dirs])
     if run["job"]:
         submitted.explain_ending(run_dir, run)
     is_sweep = bool(swept) and not run["stages"]

@@ -6,16 +6,12 @@ started, the place is asked: SLURM's queue, a Ray cluster's list of jobs.
 
 from __future__ import annotations
 
-import fcntl
 import json
-import os
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
-from io import TextIOWrapper
 from pathlib import Path
 from typing import Any
 
@@ -23,12 +19,14 @@ from launchers.base import PlaceState, RemoteLauncher, RestartingLauncher, make_
 from launchers.run_logs import find_log
 from launchers.runs import ENDS, UnknownRunError, is_locked, request_stop
 from orchestrator.checkpoint.layout import RunLayout
-from orchestrator.errors import LaunchError, OrchestratorError, PlanError
+from orchestrator.errors import LaunchError, OrchestratorError
 from orchestrator.tracking.events import read_events, replace_text
 
 Status = dict[str, Any]
 # Each look asks the place, which other users ask as well.
 POLL_SECONDS = 2
+# What of its options tells a place's queues apart; of one that is not listed, any option may.
+QUEUE_OPTIONS: Mapping[str, Sequence[str]] = {"slurm": (), "ray": ("address",), "kuberay": ("namespace",)}
 
 
 @dataclass(frozen=True)
@@ -79,116 +77,58 @@ def read_submission(layout: RunLayout) -> Submission | None:
         ) from error
 
 
-@contextmanager
-def only_submission(layout: RunLayout) -> Iterator[None]:
-    """Hold the run's submission, so that of two at the same time the second sees the first.
-
-    One that fails leaves no lock that it made, and no run directory that holds nothing else.
-
-    Raises:
-        LaunchError: The run is being run, queued or submitted already.
-        PlanError: The run directory cannot be made.
-    """
-    with _submission_lock(layout) as is_made:
-        try:
-            _refuse_second(layout)
-            yield
-        except BaseException:
-            if is_made:
-                layout.submission_lock.unlink(missing_ok=True)
-                with suppress(OSError):
-                    layout.root.rmdir()
-            raise
-
-
-@contextmanager
-def _submission_lock(layout: RunLayout) -> Iterator[bool]:
-    """Hold the lock file that lies in the run directory; whether it was made for this."""
-    while True:
-        _make_directory(layout)
-        path = layout.submission_lock
-        is_made = not path.exists()
-        try:
-            lock = path.open("a")
-        except FileNotFoundError:
-            # One that was refused has just removed the directory that it had made.
-            continue
-        with lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            # A lock that was removed while this one waited for it keeps nobody else out.
-            if _is_open(path, lock):
-                yield is_made
-                return
-
-
-def _is_open(path: Path, file: TextIOWrapper) -> bool:
-    """Whether ``file`` is what lies at ``path``."""
-    try:
-        return os.path.samestat(os.fstat(file.fileno()), path.stat())
-    except FileNotFoundError:
-        return False
-
-
-def _make_directory(layout: RunLayout) -> None:
-    try:
-        layout.root.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise PlanError(
-            f"the run directory {layout.root} cannot be made: {error.strerror}. Name a folder that can be"
-            " written with --runs-dir"
-        ) from error
-
-
-def _refuse_second(layout: RunLayout) -> None:
-    name = layout.root.name
-    advice = (
-        f"follow it with 'orchestrator status {name}' and 'orchestrator logs {name} -f',"
-        f" or stop it with 'orchestrator cancel {name}'"
-    )
-    if is_locked(layout.driver_lock):
-        raise LaunchError(f"{layout.root} is being run already; {advice}")
-    submission = read_submission(layout)
-    if submission is None:
-        return
-    try:
-        state = submission.state()
-    except LaunchError as error:
-        raise LaunchError(
-            f"{layout.root} was submitted as {submission.launcher} job {submission.job_id}, and whether that"
-            f" is over cannot be seen: {error}. If you know that it is, delete {layout.submission}"
-        ) from error
-    if state is not None:
-        raise LaunchError(
-            f"{layout.root} is {state.phase} already as {submission.launcher} job {submission.job_id}"
-            f" ({state.detail}); {advice}"
-        )
-
-
 def join_places(statuses: Mapping[Path, Status]) -> None:
     """Add to each status, by run directory, what its place says; each place is asked once.
 
     ``job`` becomes ``{launcher, job_id, state}``; ``state`` becomes ``queued`` or ``starting`` where the
-    driver has not started.
+    driver has not started. A place that cannot be asked is told on stderr, and ``job`` is ``None`` there.
     """
-    queues: dict[tuple[str, str], Mapping[str, PlaceState]] = {}
+    asked: dict[str, Mapping[str, PlaceState] | OrchestratorError] = {}
+    unknown: dict[str, list[str]] = {}
     for run_dir, status in statuses.items():
         status["job"] = None
         try:
             submission = read_submission(RunLayout(run_dir))
             place = submission.place() if submission else None
-            if submission is None or place is None:
-                continue
-            asked = (submission.launcher, json.dumps(submission.options))
-            if asked not in queues:
-                queues[asked] = place.queue()
         except OrchestratorError as error:
-            print(f"orchestrator: warning: {status['name']}: {error}", file=sys.stderr)
+            _warn(str(status["name"]), error)
             continue
-        found = queues[asked].get(submission.job_id)
+        if submission is None or place is None:
+            continue
+        queue = _queue_name(submission)
+        if queue not in asked:
+            # One that does not answer takes minutes to say so.
+            asked[queue] = _jobs_of(place)
+        jobs = asked[queue]
+        if isinstance(jobs, OrchestratorError):
+            unknown.setdefault(queue, []).append(str(status["name"]))
+            continue
+        found = jobs.get(submission.job_id)
         status["job"] = {"launcher": submission.launcher, "job_id": submission.job_id, "state": None}
         if found:
             status["job"]["state"] = found.detail
             status["state"] = _joined_state(status["state"], found, _has_begun(run_dir, submission))
+    for queue, names in unknown.items():
+        _warn(names[0] if len(names) == 1 else f"{names[0]} and {len(names) - 1} more", asked[queue])
+
+
+def _queue_name(submission: Submission) -> str:
+    """The same for all submissions whose jobs are in one queue."""
+    options = submission.options
+    names = QUEUE_OPTIONS.get(submission.launcher, options)
+    return json.dumps([submission.launcher, {name: options.get(name) for name in names}], sort_keys=True)
+
+
+def _jobs_of(place: RemoteLauncher) -> Mapping[str, PlaceState] | OrchestratorError:
+    """The jobs of a place, or why it cannot be asked."""
+    try:
+        return place.queue()
+    except OrchestratorError as error:
+        return error
+
+
+def _warn(name: str, problem: object) -> None:
+    print(f"orchestrator: warning: {name}: {problem}", file=sys.stderr)
 
 
 def explain_ending(run_dir: Path, status: Status) -> None:
