@@ -6,6 +6,7 @@ driver still holds its lock, and ``interrupted`` otherwise.
 
 from __future__ import annotations
 
+import errno
 import glob
 import json
 import os
@@ -71,6 +72,8 @@ def sweep_runs(sweep: str, runs_dir: Path) -> list[Path]:
     Runs begin in order, and each was written a job file: a run that is called ``gpt-2`` is none of ``gpt``.
     """
     path = Path(sweep) if os.sep in sweep else runs_dir / sweep
+    if sweep in ("", ".", "..") or not os.path.isdir(path.parent):
+        return []
     numbered = {}
     for found in path.parent.glob(f"{glob.escape(path.name)}-*"):
         number = found.name.removeprefix(f"{path.name}-")
@@ -170,7 +173,12 @@ def request_stop(run_dir: Path) -> None:
 
 def _is_run(path: Path) -> bool:
     layout = RunLayout(path)
-    return any(path.is_file() for path in (layout.job, layout.events, layout.submission))
+    try:
+        return any(path.is_file() for path in (layout.job, layout.events, layout.submission))
+    except OSError as error:
+        if error.errno != errno.ENAMETOOLONG:
+            raise
+        return False
 
 
 def stage_names(layout: RunLayout, events: list[dict[str, Any]]) -> list[str]:

@@ -250,6 +250,17 @@ def test_an_unknown_run_is_refused_with_the_nearest_names(
     assert console(command, name, "--runs-dir", runs) == (2, "", message)
 
 
+@pytest.mark.parametrize("command", ["status", "logs", "cancel"])
+@pytest.mark.parametrize("run", ["a" * 300, "a" * 5000, "./" + "a" * 300, "a/" * 3000])
+def test_a_name_that_no_file_system_holds_is_an_unknown_run(
+    command: str, run: str, console: Console, tmp_path: Path
+) -> None:
+    FakeRun(tmp_path, "tiny")
+    ended = console(command, run, "--runs-dir", tmp_path)
+    assert ended.code == 2
+    assert ended.errors.startswith((f"no run is called '{run}'", f"'{run}' is not a run directory"))
+
+
 def test_no_runs_at_all(console: Console, tmp_path: Path) -> None:
     message = f"no run is called 'x' under '{tmp_path}'. It has no runs yet.\n"
     assert console("logs", "x", "--runs-dir", tmp_path) == (2, "", message)
