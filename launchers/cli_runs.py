@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from argparse import Namespace
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -64,16 +65,62 @@ def _write(content: bytes) -> None:
 
 
 def cancel(options: Namespace) -> int:
-    """Ask a run to save its work and stop, or take it out of its queue."""
-    run_dir = runs.find_run(options.run, options.runs_dir)
+    """Ask a run, or those of a sweep, to save its work and stop, or take it out of its queue."""
+    try:
+        run_dir = runs.find_run(options.run, options.runs_dir)
+    except runs.UnknownRunError:
+        swept = runs.sweep_runs(options.run, options.runs_dir)
+        if not swept:
+            raise
+        return _cancel_sweep(options, swept)
     state = submitted.stop_run(run_dir)
     if options.json:
         print_json({"name": run_dir.name, "state": state})
-    elif state == "cancelled":
-        print(f"{run_dir.name} is cancelled before it started")
     else:
-        print(f"{run_dir.name} stops after this step, with its work saved")
+        print(_cancelled_text(run_dir, state))
     return 0
+
+
+def _cancel_sweep(options: Namespace, swept: Sequence[Path]) -> int:
+    """Cancel the runs of a sweep that has no run directory: each is a job of its own."""
+    name = Path(options.run).name
+    if not any(RunLayout(run_dir).submission.is_file() for run_dir in swept):
+        raise PlanError(
+            f"the sweep '{name}' was not submitted but is run by one command, which would begin the next run:"
+            " end that with Ctrl-C, or cancel one of its runs by name"
+        )
+    states: dict[str, str] = {}
+    # The last first: those that wait must not begin when an earlier one ends.
+    for run_dir in reversed(swept):
+        try:
+            states[run_dir.name] = submitted.stop_run(run_dir)
+        except runs.UnknownRunError:
+            states[run_dir.name] = runs.run_status(run_dir)["state"]
+            continue
+        if not options.json:
+            print(_cancelled_text(run_dir, states[run_dir.name]))
+    if not set(states.values()) & {"stopping", "cancelled"}:
+        listed = ", ".join(f"{run} is '{states[run]}'" for run in sorted(states)[: runs.NUM_NAMED])
+        raise runs.UnknownRunError(f"no run of the sweep '{name}' is running or queued: {listed}")
+    if options.json:
+        listed_states = [{"name": run_dir.name, "state": states[run_dir.name]} for run_dir in swept]
+        print_json({"name": name, "runs": listed_states})
+    return 0
+
+
+def _cancelled_text(run_dir: Path, state: str) -> str:
+    """What was done, and where the work is."""
+    if state != "cancelled":
+        return f"{run_dir.name} stops after this step, with its work saved"
+    begun = [stage for stage in runs.run_status(run_dir)["stages"] if stage["state"] != "waiting"]
+    if not begun and not RunLayout(run_dir).events.is_file():
+        return f"{run_dir.name} is cancelled before it started"
+    saved = [stage for stage in begun if stage["state"] == "finished" or stage["saved_step"] is not None]
+    if not saved:
+        return f"{run_dir.name} is taken out of its queue; it has begun, but saved nothing yet"
+    last = saved[-1]
+    step = "the end" if last["state"] == "finished" else f"step {number_text(last['saved_step'])}"
+    return f"{run_dir.name} is taken out of its queue; its work is saved at {step} of stage '{last['name']}'"
 
 
 def verify(options: Namespace) -> int:

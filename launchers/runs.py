@@ -27,6 +27,7 @@ SETTING_UP = ("stage_preparing", "stage_starting")
 """Its data is being made, or its workers are being started."""
 # Longer than any line of metrics, so that the last whole line is always in it.
 TAIL_BYTES = 2**16
+NUM_NAMED = 10
 
 
 class UnknownRunError(LaunchError):
@@ -39,13 +40,18 @@ def find_run(run: str, runs_dir: Path) -> Path:
     """The directory of a run, given as a name under ``runs_dir`` or as a path.
 
     Raises:
-        UnknownRunError: There is none; the message lists the nearest names.
+        UnknownRunError: There is none; the message lists the runs of a sweep of this name, or the nearest
+            names.
     """
     is_name = os.sep not in run and run not in ("", ".", "..")
     if is_name and _is_run(runs_dir / run):
         return runs_dir / run
     if _is_run(Path(run)):
         return Path(run)
+    if swept := sweep_runs(run, runs_dir):
+        names = [path.name for path in swept]
+        known = ", ".join(names[:NUM_NAMED]) + (f" to {names[-1]}" if len(names) > NUM_NAMED else "")
+        raise UnknownRunError(f"'{run}' is a sweep; give one of its runs instead: {known}")
     if not is_name:
         raise UnknownRunError(f"'{run}' is not a run directory: it has no job.yaml or events.jsonl")
     import difflib
@@ -55,7 +61,7 @@ def find_run(run: str, runs_dir: Path) -> Path:
     if near:
         hint = "Did you mean " + " or ".join(f"'{name}'" for name in near) + "?"
     else:
-        hint = f"It has {', '.join(names[:10])}." if names else "It has no runs yet."
+        hint = f"It has {', '.join(names[:NUM_NAMED])}." if names else "It has no runs yet."
     raise UnknownRunError(f"no run is called '{run}' under '{runs_dir}'. {hint}")
 
 

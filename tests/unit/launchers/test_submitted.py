@@ -71,3 +71,83 @@ def test_a_sweep_and_its_runs_are_looked_up_together(console: Console, tmp_path:
         run.layout.submitted_job.write_text(run.layout.job.read_text())
     assert console("status", "tiny", "--runs-dir", tmp_path).code == 0
     assert Place.times_asked == 1
+
+
+def of_sweep(runs: Path, number: int, phase: str | None = "queued") -> FakeRun:
+    """A run of the sweep ``sw``, submitted as a job of its own."""
+    run = submitted(runs, f"sw-{number}", phase)
+    run.layout.submitted_job.write_text(run.layout.job.read_text())
+    return run
+
+
+def test_cancelling_a_sweep_of_single_jobs_cancels_its_runs(console: Console, tmp_path: Path) -> None:
+    of_sweep(tmp_path, 0, None).event("run_finished")
+    begun = of_sweep(tmp_path, 1, "running")
+    begun.event("run_started")
+    of_sweep(tmp_path, 2)
+    of_sweep(tmp_path, 10)
+    submitted(tmp_path, "other")
+    cancel = ("cancel", "sw", "--runs-dir", tmp_path)
+    ended = console(*cancel, "--json")
+    assert ended.json() == {
+        "name": "sw",
+        "runs": [
+            {"name": "sw-0", "state": "finished"},
+            {"name": "sw-1", "state": "stopping"},
+            {"name": "sw-2", "state": "cancelled"},
+            {"name": "sw-10", "state": "cancelled"},
+        ],
+    }
+    assert begun.layout.stop_request.is_file()
+    assert sorted(Place.jobs) == ["other", "sw-1"]
+    assert console(*cancel).output == "sw-1 stops after this step, with its work saved\n"
+    Place.jobs.clear()
+    ended = console(*cancel)
+    assert (ended.code, ended.errors) == (
+        2,
+        "no run of the sweep 'sw' is running or queued: sw-0 is 'finished', sw-1 is 'interrupted',"
+        " sw-10 is 'waiting', sw-2 is 'waiting'\n",
+    )
+
+
+def test_a_sweep_that_one_command_runs_is_not_cancelled_run_by_run(console: Console, tmp_path: Path) -> None:
+    run = of_sweep(tmp_path, 0)
+    run.layout.submission.unlink()
+    ended = console("cancel", "sw", "--runs-dir", tmp_path)
+    assert ended.code == 2
+    assert ended.errors.startswith("the sweep 'sw' was not submitted but is run by one command")
+
+
+@pytest.mark.parametrize("command", ["logs", "verify"])
+def test_what_is_for_one_run_names_those_of_a_sweep(command: str, console: Console, tmp_path: Path) -> None:
+    of_sweep(tmp_path, 0)
+    of_sweep(tmp_path, 1)
+    ended = console(command, "sw", "--runs-dir", tmp_path)
+    assert (ended.code, ended.errors) == (
+        2, "'sw' is a sweep; give one of its runs instead: sw-0, sw-1\n",
+    )  # fmt: skip
+
+
+def test_cancelling_a_job_that_was_queued_again_says_where_its_work_is(
+    console: Console, tmp_path: Path
+) -> None:
+    cancel = ("cancel", "tiny", "--runs-dir", tmp_path)
+    run = submitted(tmp_path, "tiny")
+    assert console(*cancel).output == "tiny is cancelled before it started\n"
+    run.event("run_started")
+    queue_again("tiny")
+    taken = "tiny is taken out of its queue; "
+    assert console(*cancel).output == f"{taken}it has begun, but saved nothing yet\n"
+    run.event("stage_started", stage="pretrain")
+    checkpoint = run.layout.stage("pretrain").checkpoints / "step-00000137"
+    checkpoint.mkdir(parents=True)
+    (checkpoint / "COMPLETE").write_text("{}")
+    queue_again("tiny")
+    assert console(*cancel).output == f"{taken}its work is saved at step 137 of stage 'pretrain'\n"
+    run.finish("pretrain")
+    queue_again("tiny")
+    assert console(*cancel).output == f"{taken}its work is saved at the end of stage 'pretrain'\n"
+
+
+def queue_again(name: str) -> None:
+    Place.jobs[name] = PlaceState("queued", "PENDING, BeginTime")
