@@ -54,8 +54,52 @@ def test_more_than_the_limit_is_refused_with_the_largest_files(folder: Path, tmp
         collect(write_job(tmp_path, PLUGIN), sent, max_bytes=1e6)
     message = str(caught.value)
     assert "is 2.0 MB, more than the 1 MB of launcher.options.max_package_megabytes" in message
-    assert "2.0 MB  weights.bin" in message
+    assert "2.0 MB  mine/weights.bin" in message
     assert not (sent / "mine").exists()
+
+
+def test_what_a_link_leads_to_is_sent_and_counted(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "words.txt").write_text("12345")
+    (folder / "mine" / "data").symlink_to(tmp_path / "data")
+    (folder / "mine" / "again").symlink_to(tmp_path / "data")
+    # An editor's lock is such a link.
+    (folder / "mine" / ".#losses.py").symlink_to("nothing")
+    sent = tmp_path / "sent"
+    sent.mkdir()
+    size = collect(write_job(tmp_path, PLUGIN), sent, max_bytes=1e6)
+    assert names(sent) == ["job.yaml", "mine/__init__.py", "mine/again/words.txt", "mine/data/words.txt",
+                           "mine/losses.py"]  # fmt: skip
+    assert size == len(PLUGIN) + 12
+    (tmp_path / "data" / "rows.bin").write_bytes(bytes(2_000_000))
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    with pytest.raises(RefusedJobError, match=r"is 4\.0 MB, more than the 1 MB") as caught:
+        collect(write_job(tmp_path, PLUGIN), empty, max_bytes=1e6)
+    assert "2.0 MB  mine/data/rows.bin" in str(caught.value)
+    assert names(empty) == []
+
+
+@pytest.mark.parametrize(
+    ("target", "message"),
+    [
+        ("nothing", "is a link to nothing, which is not there, and would be sent"),
+        ("link", "is a link to link, which is not there"),
+        (".", "is a link to ., a folder that it lies in itself"),
+        ("..", "is a link to .., a folder that it lies in itself"),
+        ("../..", "is a link to ../.., a folder that it lies in itself"),
+        ("/", "is a link to /, a folder that it lies in itself"),
+    ],
+)
+def test_a_link_that_cannot_be_sent_is_refused_by_name(
+    target: str, message: str, folder: Path, tmp_path: Path
+) -> None:
+    (folder / "mine" / "sub").mkdir()
+    (folder / "mine" / "sub" / "link").symlink_to(target)
+    with pytest.raises(RefusedJobError) as caught:
+        collect(write_job(tmp_path, PLUGIN), tmp_path / "sent", max_bytes=1e6)
+    assert str(caught.value).startswith(f"{folder}/mine/sub/link {message}")
+    assert len(str(caught.value)) < 400
 
 
 def test_an_unreachable_cluster_is_one_message_and_leaves_nothing(tmp_path: Path, console: Console) -> None:
