@@ -44,8 +44,8 @@ def _has_started(run_dir: Path) -> bool:
 def _driver_output(options: Namespace, run_dir: Path) -> int:
     """Print what a submitted run's driver says before its first stage has a log."""
     if options.follow:
-        submitted.follow_output(run_dir, _write)
-        if submitted.has_stage_log(run_dir):
+        has_printed = submitted.follow_output(run_dir, _write)
+        if submitted.has_stage_log(run_dir) or not has_printed:
             run_logs.follow_log(run_dir, None, options.rank, _write)
         return 0
     output = submitted.driver_output(run_dir)

@@ -208,8 +208,11 @@ def driver_output(run_dir: Path) -> str | None:
     return place.output(submission.job_id, run_dir) if submission and place else None
 
 
-def follow_output(run_dir: Path, write: Callable[[bytes], object]) -> None:
+def follow_output(run_dir: Path, write: Callable[[bytes], object]) -> bool:
     """Pass on what the driver prints, until a stage of the run has a log of its own or the job is over.
+
+    Returns:
+        Whether it has printed anything.
 
     Args:
         write: Receives the bytes.
@@ -223,8 +226,9 @@ def follow_output(run_dir: Path, write: Callable[[bytes], object]) -> None:
         write(text[shown:].encode())
         shown = len(text)
         if is_over or has_stage_log(run_dir):
-            return
+            break
         time.sleep(POLL_SECONDS)
+    return shown > 0
 
 
 def has_stage_log(run_dir: Path) -> bool:

@@ -151,3 +151,18 @@ def test_cancelling_a_job_that_was_queued_again_says_where_its_work_is(
 
 def queue_again(name: str) -> None:
     Place.jobs[name] = PlaceState("queued", "PENDING, BeginTime")
+
+
+def test_following_a_job_that_ended_in_silence_says_what_looking_says(
+    console: Console, tmp_path: Path
+) -> None:
+    submitted(tmp_path, "tiny", None)
+    logs = ("logs", "tiny", "--runs-dir", tmp_path)
+    message = f"{tmp_path}/tiny has no log yet: no stage of it has started\n"
+    for command in (logs, (*logs, "-f")):
+        ended = console(*command)
+        assert (ended.code, ended.output, ended.errors) == (2, "", message)
+    Place.printed["tiny"] = "starting Ray\n"
+    for command in (logs, (*logs, "-f")):
+        ended = console(*command)
+        assert (ended.code, ended.output) == (0, "starting Ray\n")
