@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from launchers.runs import read_result
+from launchers.runs import UnknownRunError, read_result
 from orchestrator.checkpoint.layout import RunLayout
 from orchestrator.errors import PlanError
 from orchestrator.spec.fingerprint import leaves
@@ -25,11 +26,14 @@ def compare_runs(run_dirs: Sequence[Path]) -> dict[str, Any]:
 
     Raises:
         PlanError: There are fewer than two runs.
+        UnknownRunError: A run was submitted and has not begun.
         SpecError: A run's job.yaml cannot be read.
     """
     if len(run_dirs) < 2:
         raise PlanError(f"found {len(run_dirs)} run, expected two or more to compare")
     layouts = [RunLayout(run_dir) for run_dir in run_dirs]
+    for layout in layouts:
+        _refuse_unbegun(layout)
     keys = _columns(_job_keys(layout) for layout in layouts)
     metrics = _columns(_metrics(layout) for layout in layouts)
     return {
@@ -44,6 +48,15 @@ def compare_runs(run_dirs: Sequence[Path]) -> dict[str, Any]:
             for (stage, metric), values in metrics.items()
         ],
     }
+
+
+def _refuse_unbegun(layout: RunLayout) -> None:
+    if layout.submission.is_file() and not layout.job.is_file() and not layout.events.is_file():
+        raise UnknownRunError(
+            f"{layout.root} has not begun: it was submitted, and until its driver starts it has no job.yaml"
+            f" to compare. 'orchestrator status {shlex.quote(str(layout.root))}' shows what it waits for;"
+            " compare it once it runs"
+        )
 
 
 def _columns(found: Iterable[Mapping[Any, Any]]) -> dict[Any, list[Any]]:

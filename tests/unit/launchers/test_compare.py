@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from launchers.submitted import Submission
+from orchestrator.checkpoint.layout import RunLayout
 from tests.unit.launchers.commands import Console, FakeRun
 
 
@@ -70,3 +72,12 @@ def test_what_cannot_be_compared_is_refused(
     ended = console("compare", *names, "--runs-dir", runs)
     assert ended.code == 2
     assert message in ended.errors
+
+
+def test_a_submitted_run_that_has_not_begun_is_told_as_that(console: Console, runs: Path) -> None:
+    layout = RunLayout(runs / "fourth")
+    Submission.of_now("slurm", "17", {}).write(layout)
+    ended = console("compare", "first", "fourth", "--runs-dir", runs)
+    assert ended.code == 2
+    assert ended.errors.startswith(f"{runs}/fourth has not begun: it was submitted, and until its driver")
+    assert f"'orchestrator status {runs}/fourth'" in ended.errors
