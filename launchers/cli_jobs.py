@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import glob
-import json
 import os
 import signal
 import sys
@@ -252,9 +251,10 @@ def _print_findings(name: str, findings: list[Finding]) -> None:
 
 def submit(options: Namespace) -> int:
     """Start a job where its launcher says, without waiting for it."""
+    from launchers.cli_submit import launcher_overrides, print_submitted
     from launchers.submission import submit_job, submit_sweep
 
-    options.overrides = [*options.overrides, *_launcher_overrides(options)]
+    options.overrides = [*options.overrides, *launcher_overrides(options)]
     job = _load_job(options)
     if job.sweep is None:
         submitted = submit_job(job, runs_dir=options.runs_dir, dry_run=options.dry_run)
@@ -263,33 +263,9 @@ def submit(options: Namespace) -> int:
         submitted = submit_sweep(job, runs, runs_dir=options.runs_dir, dry_run=options.dry_run)
     if options.json:
         print_json(submitted)
-    elif options.dry_run:
-        print(submitted["command"] if "command" in submitted else submitted["manifest"].rstrip())
-    elif "job_ids" in submitted:
-        ids = submitted["job_ids"]
-        span = ids[0] if len(ids) == 1 else f"{ids[0]} to {ids[-1]}"
-        print(f"{counted(len(ids), 'run')} of {job.name} submitted to {job.launcher.name} as {span}")
-        print("  orchestrator status")
     else:
-        print(f"{job.name} submitted to {job.launcher.name} as {submitted['job_id']}")
-        print(f"  orchestrator status {job.name}")
-        print(f"  orchestrator logs {job.name} -f    (once its workers have started)")
+        print_submitted(submitted, options)
     return 0
-
-
-def _launcher_overrides(options: Namespace) -> list[str]:
-    """The flags of ``submit`` as keys of the job, checked like those of the file."""
-    given: dict[str, Any] = {"name": options.launcher}
-    for name in ("address", "nodes", "partition", "time", "account"):
-        given[f"options.{name}"] = getattr(options, name)
-    given["options.after"] = options.after
-    given["options.flags"] = list(options.rest) or None
-    # JSON is YAML, quoted; and a flag is not interpolated, which a shell has done already.
-    return [
-        f"launcher.{key}={json.dumps(value).replace('${', '$${')}"
-        for key, value in given.items()
-        if value is not None
-    ]
 
 
 def schema(options: Namespace) -> int:

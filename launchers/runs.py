@@ -10,6 +10,7 @@ import errno
 import glob
 import json
 import os
+import shlex
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -63,6 +64,12 @@ def find_run(run: str, runs_dir: Path) -> Path:
     else:
         hint = f"It has {', '.join(names[:NUM_NAMED])}." if names else "It has no runs yet."
     raise UnknownRunError(f"no run is called '{run}' under '{runs_dir}'. {hint}")
+
+
+def runs_dir_flag(runs_dir: Path) -> str:
+    """`` --runs-dir FOLDER`` for a command that is to find the runs there; empty where it would anyway."""
+    is_default = "ORCHESTRATOR_RUNS_DIR" not in os.environ and runs_dir.resolve() == Path("runs").resolve()
+    return "" if is_default else f" --runs-dir {shlex.quote(str(runs_dir))}"
 
 
 def list_runs(runs_dir: Path) -> list[Path]:

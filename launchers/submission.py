@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from launchers.base import ArrayLauncher, ManifestLauncher, RefusedJobError, make_launcher
-from launchers.runs import is_locked
+from launchers.runs import is_locked, runs_dir_flag
 from launchers.submitted import Submission, read_submission
 from orchestrator.checkpoint.layout import RunLayout
 from orchestrator.errors import LaunchError, PlanError
@@ -175,10 +175,10 @@ def _make_directory(layout: RunLayout) -> None:
 
 
 def _refuse_second(layout: RunLayout) -> None:
-    name = layout.root.name
+    run = f"{layout.root.name}{runs_dir_flag(layout.root.parent)}"
     advice = (
-        f"follow it with 'orchestrator status {name}' and 'orchestrator logs {name} -f',"
-        f" or stop it with 'orchestrator cancel {name}'"
+        f"follow it with 'orchestrator status {run}' and 'orchestrator logs {run} -f',"
+        f" or stop it with 'orchestrator cancel {run}'"
     )
     if is_locked(layout.driver_lock):
         raise LaunchError(f"{layout.root} is being run already; {advice}")

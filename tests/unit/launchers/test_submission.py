@@ -90,6 +90,33 @@ def test_of_several_at_once_the_place_takes_one(tmp_path: Path) -> None:
     assert (runs / "tiny" / "submitted.yaml").is_file()
 
 
+@pytest.mark.parametrize("folder", ["runs", "my runs"])
+def test_what_to_type_next_finds_the_run(
+    folder: str, console: Console, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("ORCHESTRATOR_RUNS_DIR", raising=False)
+    place, options = f"{ArrayPlace.__module__}:ArrayPlace", () if folder == "runs" else ("--runs-dir", folder)
+    ended = console("submit", job(tmp_path, place), *options)
+    flag = "" if folder == "runs" else " --runs-dir 'my runs'"
+    assert ended.output.splitlines() == [
+        f"tiny submitted to {place} as tiny",
+        f"  orchestrator status tiny{flag}",
+        f"  orchestrator logs tiny{flag} -f    (once its workers have started)",
+    ]
+    # What a refusal names is found from any folder.
+    flag = "" if folder == "runs" else f" --runs-dir '{tmp_path}/my runs'"
+    refused = console("submit", job(tmp_path, place), *options)
+    assert f"'orchestrator status tiny{flag}' and 'orchestrator logs tiny{flag} -f'" in refused.errors
+    assert f"'orchestrator cancel tiny{flag}'" in refused.errors
+    swept = console("submit", job(tmp_path, place, SWEEP), "--set", "name=sw", *options)
+    flag = "" if folder == "runs" else " --runs-dir 'my runs'"
+    assert swept.output.splitlines() == [
+        f"3 runs of sw submitted to {place} as sw-0 to sw-2",
+        f"  orchestrator status sw{flag}",
+    ]
+
+
 def submit_into(loaded: Job, runs: Path, found: list[BaseException]) -> None:
     """Submit it, and note what that ended with."""
     try:
