@@ -179,6 +179,24 @@ def test_a_job_that_is_queued_although_sbatch_does_not_answer_is_that_of_the_run
     cluster.command("scancel", "--me")
 
 
+def test_an_array_is_cancelled_by_the_name_of_its_sweep(
+    command: tuple[str | Path, ...], cluster: Cluster, tmp_path: Path, console: Console
+) -> None:
+    runs = tmp_path / "runs"
+    ids = console(*command, "--set", "sweep.grid.seed=[1, 2, 3]", "--json", *LATER).json()["job_ids"]
+    ended = console("cancel", "tiny", "--runs-dir", runs)
+    assert (ended.code, ended.errors) == (0, "")
+    assert ended.output.splitlines() == [f"tiny-{task} is cancelled before it started" for task in (2, 1, 0)]
+    assert cluster.command("squeue", "--noheader") == ""
+    status = console("status", "tiny-2", "--runs-dir", runs, "--json").json()
+    assert (status["state"], status["job"]["job_id"]) == ("cancelled", ids[2])
+    # A refusal leaves the sweep as it was.
+    refused = console(*command, "--set", "sweep.grid.seed=[1, 2, 3]", "--partition", "nope")
+    assert refused.code == 2
+    listed = console("status", "tiny", "--runs-dir", runs)
+    assert listed.output.splitlines()[0] == "runs of the sweep tiny"
+
+
 def test_an_array_that_sbatch_refuses_leaves_nothing(
     command: tuple[str | Path, ...], cluster: Cluster, tmp_path: Path, console: Console
 ) -> None:
