@@ -11,9 +11,10 @@ from __future__ import annotations
 import json
 import os
 import socket
-from typing import Any, Literal
+from typing import Literal
 
 from launchers.display import Display
+from launchers.failures import failure_message, rank_failures
 from launchers.planning import plan_job
 from launchers.preparation import Preparation, StoppedError, input_stages, refuse_to_go_on
 from launchers.ray_session import check_room, check_this_machine
@@ -31,8 +32,6 @@ from orchestrator.tracking.events import append_event, read_events, replace_text
 State = Literal["finished", "stopped"]
 # It imports torch and transformers.
 PREPARING = "orchestrator.train.inputs"
-# What gloo and NCCL say on the ranks that were waiting for the one that failed.
-LOST_PARTNER = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "NCCL", "gloo")
 
 
 class RefusedError(OrchestratorError):
@@ -141,18 +140,14 @@ def _run_waiting(job: Job, stages: list[str], layout: RunLayout, display: Displa
             outcome = "stopped"
             raise StoppedError("the workers ended before they had saved") from error
         name = _unfinished(stages, layout)
-        message = _first_failure(layout, num_events, name) or (
-            f"stage '{name}' failed: {error}\n"
-            "Run the same command again: it goes on from the newest checkpoint."
-        )
-        raise LaunchError(message) from error
+        raise LaunchError(failure_message(error, layout, num_events, job.stage(name))) from error
     finally:
         display.end(outcome)
         if outcome in ("failed", "refused"):
             append_event(layout.events, "stage_failed", stage=_unfinished(stages, layout))
     if outcome == "refused":
         name = _unfinished(stages, layout)
-        failures = _failures(layout, num_events, name)
+        failures = rank_failures(layout, num_events, name)
         if not failures:
             # On a full disk, or where no node sees the run directory, they could not write it down.
             raise LaunchError(f"stage '{name}': {why}")
@@ -163,30 +158,3 @@ def _run_waiting(job: Job, stages: list[str], layout: RunLayout, display: Displa
 def _unfinished(stages: list[str], layout: RunLayout) -> str:
     """The stage at which the workers ended early."""
     return next((name for name in stages if not layout.stage(name).result.exists()), stages[-1])
-
-
-def _failures(layout: RunLayout, num_events: int, stage: str) -> list[dict[str, Any]]:
-    """Failures that ranks recorded since this driver started the stage; the telling ones last."""
-    from orchestrator.train.agreement import OTHER_RANK
-
-    failures = [
-        record
-        for index, record in enumerate(read_events(layout.events))
-        if index >= num_events and record["event"] == "rank_failed" and record["stage"] == stage
-    ]
-    echoes = (OTHER_RANK, *LOST_PARTNER)
-    return sorted(failures, key=lambda record: not any(echo in record["message"] for echo in echoes))
-
-
-def _first_failure(layout: RunLayout, num_events: int, stage: str) -> str | None:
-    """One message about why a stage failed."""
-    failures = _failures(layout, num_events, stage)
-    if not failures:
-        return None
-    failure = failures[-1]
-    rank = int(failure["rank"])
-    return (
-        f"stage '{stage}' failed: rank {rank}: {failure['error']}: {failure['message']}\n"
-        f"Its log is {layout.stage(stage).log(rank)}."
-        " Mend the cause and run the same command again: it goes on from the newest checkpoint."
-    )

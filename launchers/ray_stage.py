@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from launchers.failures import death_among
 from launchers.ray_session import is_own_ray, is_taken_away
 from orchestrator.checkpoint.layout import RunLayout
 from orchestrator.errors import LaunchError, OrchestratorError
@@ -102,11 +103,11 @@ def _num_starts(layout: RunLayout, num_events: int, stage: str) -> int:
 
 def _run_on_ray(job: Job, stage_names: list[str], run_dir: Path, *, max_failures: int) -> str:
     """One group of workers, restarted at most ``max_failures`` times."""
-    from ray.train import ControllerError, FailureConfig, RunConfig
+    from ray.train import ControllerError, FailureConfig, RunConfig, WorkerGroupError
     from ray.train.torch import TorchConfig
 
     # Here and not above: it imports Ray Train.
-    from launchers.trainer import NoNodeStaysError, StageTrainer
+    from launchers.trainer import NoNodeStaysError, StageTrainer, deaths
 
     resources = job.resources
     uses_gpu = resources.gpus_per_worker > 0
@@ -142,6 +143,10 @@ def _run_on_ray(job: Job, stage_names: list[str], run_dir: Path, *, max_failures
         if isinstance(error, ControllerError) and isinstance(error.controller_failure, NoNodeStaysError):
             # Workers ended before they could answer the notice; what they had saved is on the disk.
             return "stopped"
+        if isinstance(error, WorkerGroupError):
+            failures = error.worker_failures
+            if (died := death_among(failures, deaths(failures))) is not None:
+                raise died from error
         raise LaunchError(_in_short(error)) from error
     finally:
         shutil.rmtree(storage, ignore_errors=True)

@@ -10,9 +10,11 @@ from typing import Any
 
 import ray
 from ray._private.state import state as cluster
+from ray.exceptions import NodeDiedError, OutOfMemoryError, RayActorError, WorkerCrashedError
 from ray.train.torch import TorchTrainer
 from ray.train.v2._internal.callbacks.datasets import DatasetsCallback
 from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
+from ray.train.v2._internal.exceptions import WorkerHealthCheckTimeoutError
 from ray.train.v2._internal.execution.scaling_policy import (
     ElasticScalingPolicy,
     FixedScalingPolicy,
@@ -22,9 +24,22 @@ from ray.train.v2._internal.execution.scaling_policy import (
 
 from orchestrator.errors import LaunchError
 
+# What Ray finds of a worker that is gone, or frozen, and could not say why.
+DEATHS = (RayActorError, OutOfMemoryError, NodeDiedError, WorkerCrashedError, WorkerHealthCheckTimeoutError)
+
 
 class NoNodeStaysError(LaunchError):
     """New workers are needed, and every node has been given notice."""
+
+
+def deaths(failures: Mapping[int, Exception]) -> dict[int, str]:
+    """What Ray says of each rank that died; the other failures were raised by the ranks themselves."""
+    found = {}
+    for rank, failure in failures.items():
+        cause = getattr(failure, "health_check_failure", failure)
+        if isinstance(cause, DEATHS):
+            found[rank] = str(cause).partition("The actor is dead because ")[2] or str(cause)
+    return found
 
 
 def _refuse_leaving_nodes() -> None:

@@ -181,6 +181,25 @@ def test_a_worker_that_raises_ends_in_its_message_and_the_mended_run_goes_on(tmp
     assert json.loads(succeed("verify", run.root, "--json", home=tmp_path / "home"))["ok"]
 
 
+@pytest.mark.ray
+@pytest.mark.timeout(600)
+def test_a_worker_that_dies_is_named_with_its_step_and_not_the_one_that_missed_it(tmp_path: Path) -> None:
+    plugin = PLUGIN.format(fail="dist.get_rank() == 1")
+    plugin = plugin.replace('raise RuntimeError("poisoned batch")', "os._exit(13)")
+    (tmp_path / "fragile.py").write_text(f"import os\nimport torch.distributed as dist\n{plugin}")
+    # A checkpoint on its way to the disk would die with its writers.
+    checkpoint = {"every_steps": 2, "asynchronous": False}
+    path = job_file(tmp_path, objective={"name": "fragile:Fragile", "options": {}}, checkpoint=checkpoint)
+    failed = orchestrator("run", path, "--runs-dir", tmp_path / "runs", home=tmp_path / "home", cwd=tmp_path)
+    assert failed.returncode == 1, failed.stderr
+    died = "stage 'classify' failed: rank 1 died in step 5, which reads rows 16 to 19 of the stage's order"
+    assert died in failed.stderr
+    run = RunLayout(tmp_path / "runs" / "bad-day")
+    assert str(run.stage("classify").log(1)) in failed.stderr
+    assert "Traceback" not in failed.stderr
+    assert starts_of(run, "classify") == [0, 2]
+
+
 def _flip_a_bit(path: Path) -> None:
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 4
