@@ -61,7 +61,7 @@ def only_writer(layout: StageLayout, rank: int) -> Iterator[Ownership]:
         yield Ownership(None, "")
         return
     layout.root.mkdir(parents=True, exist_ok=True)
-    with layout.worker_lock.open("a+", encoding="utf-8") as lock:
+    with layout.worker_lock.open("a+", encoding="utf-8", errors="replace") as lock:
         deadline = time.monotonic() + LOCK_WAIT_SECONDS
         while True:
             try:
@@ -69,9 +69,11 @@ def only_writer(layout: StageLayout, rank: int) -> Iterator[Ownership]:
                 break
             except BlockingIOError as error:
                 if time.monotonic() > deadline:
+                    lock.seek(0)
                     raise LaunchError(
-                        f"{layout.worker_lock}: workers of another start still train this stage"
-                        f" after {LOCK_WAIT_SECONDS:g} s; stop them, or wait for them to end"
+                        f"{layout.worker_lock}: still held after {LOCK_WAIT_SECONDS:g} s by"
+                        f" {lock.read().strip() or 'a process that has not said who it is'}, a worker of"
+                        " another start that trains this stage; stop that start, or wait for it to end"
                     ) from error
                 time.sleep(0.2)
         # Process ids come again; this does not.
