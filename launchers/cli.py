@@ -24,6 +24,7 @@ Command = Callable[[argparse.Namespace], int]
 DESCRIPTION = "From one YAML file to a trained, fine-tuned, evaluated model."
 UNEXPECTED, INTERRUPTED = 1, 130
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
+GO_ON = " and run the same command again; it goes on from what is there"
 
 
 class UsageError(OrchestratorError):
@@ -58,13 +59,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except Exception as error:
         if isinstance(error, OSError) and error.errno in NO_ROOM:
             where = f"{error.filename}: " if error.filename else ""
-            message = (
-                f"{where}{error.strerror}: free some and run the same command again; it goes on from what"
-            )
-            return _fail(error, f"{message} is there", UNEXPECTED, as_json, with_traceback)
-        message = f"unexpected {type(error).__name__}: {error}"
-        hint = "" if with_traceback else "\nRun it again with --traceback to see where."
-        return _fail(error, message + hint, UNEXPECTED, as_json, with_traceback)
+            message = f"{where}{error.strerror}: free some{GO_ON}"
+        elif isinstance(error, OSError) and error.filename:
+            # Of two the second is the one that a new file was to replace.
+            message = f"{error.filename2 or error.filename}: {error.strerror}: put that right{GO_ON}"
+        else:
+            hint = "" if with_traceback else "\nRun it again with --traceback to see where."
+            message = f"unexpected {type(error).__name__}: {error}{hint}"
+        return _fail(error, message, UNEXPECTED, as_json, with_traceback)
 
 
 def _split(arguments: Sequence[str]) -> tuple[Sequence[str], Sequence[str]]:

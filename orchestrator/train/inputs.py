@@ -86,7 +86,7 @@ class StageInputs:
             raise DataError(
                 f"{layout.inputs} is missing: the stage '{layout.root.name}' was not prepared. {prepare}"
             ) from error
-        except (ValueError, TypeError, KeyError) as error:
+        except (OSError, ValueError, TypeError, KeyError) as error:
             raise DataError(f"{layout.inputs} is damaged ({error}): delete it. {prepare}") from error
 
 

@@ -11,6 +11,7 @@ from launchers.cli import main
 from launchers.planning import ParameterCounts
 from orchestrator.errors import ModelError
 from orchestrator.spec.json_schema import job_schema
+from orchestrator.tracking.events import replace_text
 from tests.unit.launchers.commands import TEXT, Console, FakeRun
 from tests.unit.spec.jobs import VALID, changed, write_job
 
@@ -345,6 +346,29 @@ def test_a_traceback_comes_only_when_asked_for(console: Console, tmp_path: Path)
     assert ended.code == 2
     assert ended.errors.startswith("Traceback (most recent call last)")
     assert ended.errors.rstrip().endswith("is a folder; give a job file (.yaml)")
+
+
+@pytest.mark.parametrize(("name", "command"), [("driver.lock", "run"), ("events.jsonl", "status")])
+def test_a_folder_in_the_place_of_a_file_is_named_with_what_to_do(
+    name: str, command: str, console: Console, tmp_path: Path
+) -> None:
+    run = FakeRun(tmp_path)
+    (run.layout.root / name).mkdir()
+    target = run.layout.root / "source.yaml" if command == "run" else "tiny"
+    ended = console(command, target, "--runs-dir", tmp_path)
+    expected = f"{run.layout.root / name}: Is a directory: put that right and run the same command again"
+    assert (ended.code, ended.output) == (1, "")
+    assert ended.errors == f"{expected}; it goes on from what is there\n"
+
+
+def test_of_two_files_the_one_that_cannot_be_replaced_is_named(
+    console: Console, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "inputs.json").mkdir()
+    monkeypatch.setattr("launchers.cli_status.status", lambda _: replace_text(tmp_path / "inputs.json", ""))
+    ended = console("status")
+    assert ended.code == 1
+    assert ended.errors.startswith(f"{tmp_path / 'inputs.json'}: Is a directory: put that right and run")
 
 
 def test_help_names_every_command(capfd: pytest.CaptureFixture[str]) -> None:

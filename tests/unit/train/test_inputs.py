@@ -104,6 +104,11 @@ def test_prepared_rows_are_found_for_the_same_keys_alone(tmp_path: Path) -> None
         assert find_prepared(layout, "keys") is None
         with pytest.raises(DataError, match=r"inputs.json is damaged .*: delete it. Run 'orch"):
             StageInputs.read(layout)
+    layout.inputs.unlink()
+    layout.inputs.mkdir()
+    with pytest.raises(DataError, match=r"inputs.json is damaged .*Is a directory.*: delete it. Run 'orch"):
+        StageInputs.read(layout)
+    layout.inputs.rmdir()
     layout.inputs.write_text(whole)
 
     tokens = (rows / "tokens.bin").read_bytes()
