@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import stat
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -116,8 +117,9 @@ def damage_text(event: Mapping[str, Any]) -> str:
 
 
 def _inode(path: Path) -> int | None:
-    """Which file lies under ``path``; ``None``: none."""
+    """Which file lies under ``path``; ``None``: none, or a folder, which the workers refuse."""
     try:
-        return path.stat().st_ino
+        found = path.stat()
     except FileNotFoundError:
         return None
+    return found.st_ino if stat.S_ISREG(found.st_mode) else None

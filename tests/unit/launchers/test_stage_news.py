@@ -38,6 +38,12 @@ def test_a_fresh_stage_is_told_from_its_first_step(tmp_path: Path) -> None:
     assert steps(news) == [2]
 
 
+def test_a_folder_in_the_place_of_the_metrics_is_for_the_workers_to_refuse(tmp_path: Path) -> None:
+    run = RunLayout(tmp_path)
+    run.stage(STAGE).metrics.mkdir(parents=True)
+    assert steps(StageNews(STAGE, run)) == []
+
+
 def test_a_later_start_tells_no_step_twice(tmp_path: Path) -> None:
     run = RunLayout(tmp_path)
     first = start(run, 0)
