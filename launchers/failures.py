@@ -14,7 +14,7 @@ from typing import Any
 from orchestrator.checkpoint.layout import RunLayout, StageLayout
 from orchestrator.errors import LaunchError
 from orchestrator.spec.job import Stage, TrainStage
-from orchestrator.tracking.events import read_json_lines
+from orchestrator.tracking.events import read_events, read_json_lines
 
 # What gloo and NCCL say on the ranks that were waiting for the one that failed.
 LOST_PARTNER = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "NCCL", "gloo")
@@ -90,9 +90,7 @@ def _is_echo(message: str) -> bool:
 
 
 def _events(layout: RunLayout, num_events: int, stage: str) -> list[dict[str, Any]]:
-    return [
-        event for event in list(read_json_lines(layout.events))[num_events:] if event.get("stage") == stage
-    ]
+    return [event for event in list(read_events(layout.events))[num_events:] if event.get("stage") == stage]
 
 
 def _death(error: WorkersDiedError, layout: RunLayout, num_events: int, stage: Stage) -> str:
