@@ -100,7 +100,7 @@ class _Book:
     def shown(self) -> dict[str, float]:
         """What ``account`` gives."""
         total = sum(self.seconds.values())
-        if not self.has_trained or total <= 0:
+        if not self.has_trained or round(total, 1) <= 0:
             return {}
         shown = {kind: round(self.seconds[kind], 1) for kind in KINDS}
         return {**shown, "total": round(total, 1), "goodput": round(self.seconds["compute"] / total, 4)}

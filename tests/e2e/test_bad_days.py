@@ -192,8 +192,9 @@ def test_a_worker_that_dies_is_named_with_its_step_and_not_the_one_that_missed_i
     path = job_file(tmp_path, objective={"name": "fragile:Fragile", "options": {}}, checkpoint=checkpoint)
     failed = orchestrator("run", path, "--runs-dir", tmp_path / "runs", home=tmp_path / "home", cwd=tmp_path)
     assert failed.returncode == 1, failed.stderr
-    died = "stage 'classify' failed: rank 1 died in step 5, which reads rows 16 to 19 of the stage's order"
-    assert died in failed.stderr
+    # Of the step rank 0 says, or what was logged before where Ray has ended it before it could.
+    where = r"(in step 5, which reads rows 16|after step [34], the last on record; step.* rows \d+) to 19 "
+    assert re.search(rf"stage 'classify' failed: rank 1 died {where}", failed.stderr), failed.stderr
     run = RunLayout(tmp_path / "runs" / "bad-day")
     assert str(run.stage("classify").log(1)) in failed.stderr
     assert "Traceback" not in failed.stderr

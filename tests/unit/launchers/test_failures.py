@@ -6,11 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
-from ray.exceptions import OutOfMemoryError, RayActorError
-from ray.train.v2._internal.exceptions import WorkerHealthCheckFailedError, WorkerHealthCheckTimeoutError
 
 from launchers.failures import WorkersDiedError, death_among, failure_message
-from launchers.trainer import deaths
 from orchestrator.checkpoint.layout import RunLayout
 from orchestrator.errors import LaunchError
 from orchestrator.spec.job import Job
@@ -19,9 +16,6 @@ from orchestrator.tracking.jsonl import JSONLTracker
 from tests.unit.launchers.test_run_directory import make_job
 
 NOTE = "in step 5, which reads rows 32 to 39 of the stage's order"
-DIED = WorkerHealthCheckFailedError(
-    "A worker health check failed.", RayActorError(error_msg="The actor died.")
-)
 STAGE = "pretrain"
 
 
@@ -37,7 +31,18 @@ def job_that_logs(*, every_steps: int) -> Job:
     return make_job(logging={"every_steps": every_steps})
 
 
+# Ray Train reads at its import whether Ray asks for a token: it must not be imported before the first test.
+def dead() -> Exception:
+    """What Ray Train says of a worker that died."""
+    from ray.exceptions import RayActorError
+    from ray.train.v2._internal.exceptions import WorkerHealthCheckFailedError
+
+    return WorkerHealthCheckFailedError("A check failed.", RayActorError(error_msg="The actor died."))
+
+
 def died(failures: dict[int, Exception]) -> WorkersDiedError:
+    from launchers.trainer import deaths
+
     error = death_among(failures, deaths(failures))
     assert error is not None
     return error
@@ -71,13 +76,18 @@ def test_the_rank_that_died_is_told_and_not_the_one_that_missed_it(layout: RunLa
     append_event(
         layout.events, "rank_failed", stage=STAGE, rank=0, error="RuntimeError", message=f"{message}; {NOTE}"
     )
-    text = told(died({0: raised(message, NOTE), 1: DIED}), layout)
+    text = told(died({0: raised(message, NOTE), 1: dead()}), layout)
     assert text.startswith(f"stage '{STAGE}' failed: rank 1 died {NOTE}. Ray says: The actor died.")
     assert str(layout.stage(STAGE).log(1)) in text
     assert "rank 0" not in text
 
 
 def test_deaths_are_told_from_errors_that_a_rank_raised() -> None:
+    from ray.exceptions import OutOfMemoryError, RayActorError
+    from ray.train.v2._internal.exceptions import WorkerHealthCheckFailedError, WorkerHealthCheckTimeoutError
+
+    from launchers.trainer import deaths
+
     no_memory = WorkerHealthCheckFailedError("A check failed.", OutOfMemoryError("node is out of memory"))
     unpacked = WorkerHealthCheckFailedError("A check failed.", TypeError("cannot pickle"))
     failures = {0: raised("poison"), 1: no_memory, 2: unpacked, 3: WorkerHealthCheckTimeoutError("hanging")}
@@ -111,19 +121,19 @@ def test_where_no_other_rank_missed_it_the_steps_since_the_last_on_record_are_to
     start(layout, 3, logged)
     for step in saved:
         append_event(layout.events, "checkpoint", stage=STAGE, step=step)
-    assert f"rank 0 died {where}" in told(died({0: DIED}), layout, every_steps=every_steps)
+    assert f"rank 0 died {where}" in told(died({0: dead()}), layout, every_steps=every_steps)
 
 
 def test_a_worker_that_dies_before_it_trains_has_no_step(layout: RunLayout) -> None:
     start(layout, 0)
     append_event(layout.events, "stage_started", stage=STAGE)
-    assert "ranks 0, 1 died before its first step" in told(died({1: DIED, 0: DIED}), layout)
+    assert "ranks 0, 1 died before its first step" in told(died({1: dead(), 0: dead()}), layout)
 
 
 def test_workers_that_were_ended_for_a_hang_have_not_died_of_themselves(layout: RunLayout) -> None:
     start(layout, 4)
     append_event(layout.events, "hang", stage=STAGE, rank=1, phase="compute", seconds=31.5)
-    text = told(died({0: DIED, 1: DIED}), layout)
+    text = told(died({0: dead(), 1: dead()}), layout)
     assert "failed: rank 1 made no progress in 31.5 s (compute) after step 4, the last on record" in text
 
 
