@@ -50,13 +50,7 @@ def opened_run(
     if fresh and layout.root.exists():
         with only_driver(layout):
             display.note(job.name, f"starts over; its old folder is {set_aside(layout.root)}")
-    try:
-        layout.root.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise PlanError(
-            f"the run directory {layout.root} cannot be made: {error.strerror}. Name a folder that can be"
-            " written with --runs-dir"
-        ) from error
+    make_directory(layout)
     with only_driver(layout):
         job, notes = look_up_pins(job, layout.pins)
         for note in notes:
@@ -70,6 +64,21 @@ def opened_run(
         # A request of an earlier start is not meant for this one.
         layout.stop_request.unlink(missing_ok=True)
         yield job, write_run(job, layout)
+
+
+def make_directory(layout: RunLayout) -> None:
+    """Make the run directory, unless it is there.
+
+    Raises:
+        PlanError: It cannot be made.
+    """
+    try:
+        layout.root.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise PlanError(
+            f"the run directory {layout.root} cannot be made: {error.strerror}. Name a folder that can be"
+            " written with --runs-dir"
+        ) from error
 
 
 def refuse_remote_steps(job: Job, stages: Sequence[Stage]) -> None:

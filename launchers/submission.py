@@ -12,10 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from launchers.base import ArrayLauncher, ManifestLauncher, RefusedJobError, make_launcher
+from launchers.run_directory import make_directory
 from launchers.runs import is_locked, runs_dir_flag
 from launchers.submitted import Submission, read_submission
 from orchestrator.checkpoint.layout import RunLayout
-from orchestrator.errors import LaunchError, PlanError
+from orchestrator.errors import LaunchError
 from orchestrator.spec.job import Job
 from orchestrator.spec.load import dump_resolved
 from orchestrator.spec.section import Section
@@ -140,7 +141,7 @@ def only_submission(layout: RunLayout) -> Iterator[None]:
 def _submission_lock(layout: RunLayout) -> Iterator[bool]:
     """Hold the lock file that lies in the run directory; whether it was made for this."""
     while True:
-        _make_directory(layout)
+        make_directory(layout)
         path = layout.submission_lock
         is_made = not path.exists()
         try:
@@ -162,16 +163,6 @@ def _is_open(path: Path, file: TextIOWrapper) -> bool:
         return os.path.samestat(os.fstat(file.fileno()), path.stat())
     except FileNotFoundError:
         return False
-
-
-def _make_directory(layout: RunLayout) -> None:
-    try:
-        layout.root.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise PlanError(
-            f"the run directory {layout.root} cannot be made: {error.strerror}. Name a folder that can be"
-            " written with --runs-dir"
-        ) from error
 
 
 def _refuse_second(layout: RunLayout) -> None:

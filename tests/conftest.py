@@ -15,7 +15,10 @@ settings.load_profile("untimed")
 
 @pytest.fixture(autouse=True)
 def signals_end_what_a_test_starts() -> None:
-    """Processes inherit which signals are ignored or blocked, and an earlier test may have left them so."""
+    """Processes inherit which signals are ignored: those of stopping, once a test has called ``run``.
+
+    ``launchers.run`` leaves them so on purpose, for the end of a process of its own.
+    """
     signals = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, signals)
     if threading.current_thread() is threading.main_thread():
