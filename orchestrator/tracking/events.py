@@ -37,7 +37,7 @@ NUMBER = int | float
 # What is read of events of these kinds, and is no event without.
 FIELDS: dict[str, dict[str, Any]] = {
     "stage_started": {"stage": str},
-    "training_started": {"stage": str, "step": int},
+    "training_started": {"stage": str, "step": int, "max_steps": int},
     "training_ended": {"stage": str, "step": int},
     "checkpoint": {"stage": str, "step": int},
     "checkpoint_damaged": {"stage": str, "step": int, "problem": str, "kept_as": str},

@@ -346,7 +346,7 @@ def test_where_the_time_went_is_shown(console: Console, tmp_path: Path) -> None:
     run = FakeRun(tmp_path)
     assert console("status", run.layout.root, "--json").json()["seconds"] == {}
     run.event("run_started")
-    run.event("training_started", stage="pretrain", step=0)
+    run.event("training_started", stage="pretrain", step=0, max_steps=10)
     time.sleep(0.3)
     run.event("checkpoint", stage="pretrain", step=2, seconds={"compute": 10.0})
     seconds = console("status", run.layout.root, "--json").json()["seconds"]

@@ -113,8 +113,11 @@ def test_runs_are_held_to_what_is_promised(
         folder.mkdir(parents=True)
         (folder / "number").write_text(str(number))
     monkeypatch.setattr(CheckpointManager, "verify", lambda path: None)
-    tensors = lambda path: {"weight": torch.tensor(int((path / "number").read_text()))}  # noqa: E731
-    monkeypatch.setattr("orchestrator.checkpoint.storage.read_tensors", tensors)
+
+    def read_tensors(path: Path) -> dict[str, torch.Tensor]:
+        return {"weight": torch.tensor(int((path / "number").read_text()))}
+
+    monkeypatch.setattr("orchestrator.checkpoint.storage.read_tensors", read_tensors)
     assert rehearsal.compare(*runs, STAGE, promised=promised) == expected
 
 
@@ -162,7 +165,7 @@ def test_more_lost_steps_than_the_interval_between_two_saves_are_a_defect(
 ) -> None:
     run = RunLayout(tmp_path)
     for event, step in (("checkpoint", 4), ("rehearsed_fault", 6), ("training_started", resumed)):
-        append_event(run.events, event, stage=STAGE, step=step)
+        append_event(run.events, event, stage=STAGE, step=step, max_steps=12)
     # What else is compared is as it should be.
     monkeypatch.setattr(rehearsal, "verify_run", lambda *arguments: {"ledger": {"ok": True}})
     monkeypatch.setattr(rehearsal, "compare", lambda *arguments, **options: "yes")

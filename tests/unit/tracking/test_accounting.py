@@ -22,7 +22,7 @@ def event(seconds: float, kind: str, /, **fields: Any) -> dict[str, Any]:
 
 
 def begun(seconds: float, step: int = 0, stage: str = "pretrain") -> dict[str, Any]:
-    return event(seconds, "training_started", stage=stage, step=step)
+    return event(seconds, "training_started", stage=stage, step=step, max_steps=99)
 
 
 def saved(seconds: float, step: int, /, stage: str = "pretrain", **spent: float) -> dict[str, Any]:

@@ -72,7 +72,7 @@ class TrainedStage:
         begun = max(self.saved_by, default=0)
         batch, ledger = self.batch(start.workers), self.ledger(begun, start.workers)
         self.consumed = {step: read for step, read in self.consumed.items() if step < begun}
-        append_event(self.run.events, "training_started", stage=STAGE, step=begun)
+        append_event(self.run.events, "training_started", stage=STAGE, step=begun, max_steps=99)
         last_save = start.killed_at // start.save_every * start.save_every
         for step in range(begun, start.killed_at):
             self.consumed[step] = [
