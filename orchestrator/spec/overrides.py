@@ -53,7 +53,7 @@ def set_key(root: Table, key: str, value: Any, place: Place = PLACE) -> None:
     for depth, part in enumerate(parts[:-1]):
         above = ".".join(parts[:depth])
         step = _index(node, part, key, above) if isinstance(node, Items) else part
-        node = _enter(node, step, key, above)
+        node = _enter(node, step, key, above, place)
         path = (*path, step)
     last = parts[-1]
     if isinstance(node, Items):
@@ -84,13 +84,13 @@ def _displaced(node: Table, given: Table, path: KeyPath) -> list[str]:
     return [name for name in node if excluded(section, name, given)]
 
 
-def _enter(node: Any, step: str | int, key: str, above: str) -> Any:
+def _enter(node: Any, step: str | int, key: str, above: str, place: Place) -> Any:
     if isinstance(node, Items):
         return node[int(step)]
     if not isinstance(node, Table):
         raise OverrideError(key, f"'{above}' is {shown(node)}, which has no keys")
     if node.get(str(step)) is None:
-        node.put(str(step), Table(PLACE), PLACE)
+        node.put(str(step), Table(place), place)
     return node[str(step)]
 
 

@@ -95,6 +95,8 @@ def test_what_is_wrong_with_a_run_is_said_of_it(tmp_path: Path) -> None:
     assert problem.message.startswith("global_batch_size 18 is not a multiple of micro_batch_size 4")
     with pytest.raises(SpecError, match=r"sweep, run 0: stages\.no\.seed: 'stages' has no item 'no'"):
         runs_of(tmp_path, VALID + "sweep: {runs: [{stages.no.seed: 1}]}\n")
+    with pytest.raises(SpecError, match=r"sweep, run 0: stages\[0\]\.optimzer: unknown key"):
+        runs_of(tmp_path, VALID + "sweep: {runs: [{stages.pretrain.optimzer.lr: 1}]}\n")
 
 
 def test_values_of_any_kind_arrive(tmp_path: Path) -> None:
