@@ -20,7 +20,8 @@ from orchestrator.contracts import Head, RowLayout
 from orchestrator.data.encoders import encoder_for
 from orchestrator.data.tokenizer import load_tokenizer
 from orchestrator.errors import PlanError
-from orchestrator.models import AUTO_CLASSES, errors_only
+from orchestrator.heads import AUTO_CLASSES
+from orchestrator.models import errors_only
 from orchestrator.registry import resolve
 from orchestrator.spec.job import Job, TrainStage
 from orchestrator.spec.load import load_resolved

@@ -16,20 +16,14 @@ from typing import TYPE_CHECKING, Any
 import torch
 import transformers
 from torch import Tensor, nn
-from transformers import (
-    AutoConfig,
-    AutoModelForCausalLM,
-    AutoModelForMaskedLM,
-    AutoModelForPreTraining,
-    AutoModelForSequenceClassification,
-    AutoModelForTokenClassification,
-    PretrainedConfig,
-)
+from transformers import CONFIG_MAPPING, AutoConfig, PretrainedConfig
 from transformers.utils import logging as hf_logging
 
 from orchestrator.contracts import Head, TokenInfo
 from orchestrator.errors import ModelError
 from orchestrator.head_labels import check_labels
+from orchestrator.heads import auto_class
+from orchestrator.spec.messages import suggestion
 from orchestrator.spec.positions import first_position
 from orchestrator.spec.training import Init
 from orchestrator.trained_part import TrainedPart
@@ -37,14 +31,6 @@ from orchestrator.trained_part import TrainedPart
 if TYPE_CHECKING:
     # It imports the modules of all attentions and losses, seconds that only who builds a model needs.
     from transformers import PreTrainedModel
-
-AUTO_CLASSES: Mapping[Head, Any] = {
-    "causal_lm": AutoModelForCausalLM,
-    "masked_lm": AutoModelForMaskedLM,
-    "pretraining": AutoModelForPreTraining,
-    "sequence_classification": AutoModelForSequenceClassification,
-    "token_classification": AutoModelForTokenClassification,
-}
 
 # A bar for each load would stand between the lines of whoever loads.
 hf_logging.disable_progress_bar()
@@ -64,9 +50,10 @@ def make_config(config: Mapping[str, Any], tokens: TokenInfo | None = None) -> P
     try:
         known = AutoConfig.for_model(model_type)
     except (ValueError, KeyError) as error:
+        hint = suggestion(model_type, list(CONFIG_MAPPING), plural="Architectures")
         raise ModelError(
             f"model.config.model_type '{model_type}' is not a Hugging Face architecture of transformers"
-            f" {transformers.__version__}"
+            f" {transformers.__version__}.{hint}"
         ) from error
     unknown = sorted(key for key in keys if not hasattr(known, key) and key != ATTENTION)
     if unknown:
@@ -139,7 +126,7 @@ def count_parameters(
     made.num_labels = num_labels
     with torch.device("meta"):
         try:
-            model = AUTO_CLASSES[head].from_config(made)
+            model = _checked_head(auto_class(made, head).from_config(made), head)
         except (ValueError, KeyError, TypeError, ZeroDivisionError) as error:
             raise ModelError(f"model.config for '{made.model_type}': {error}") from error
     (part or TrainedPart()).apply(model)
@@ -158,7 +145,7 @@ def build_auto_model(
     _set_labels(made, label_names)
     made.use_cache = False
     try:
-        model = AUTO_CLASSES[head].from_config(made, dtype=torch.float32)
+        model = auto_class(made, head).from_config(made, dtype=torch.float32)
     except (ValueError, KeyError, TypeError, ImportError) as error:
         raise ModelError(f"model_type '{made.model_type}' cannot be built for {head}: {error}") from error
     return _checked_head(model, head)
@@ -186,7 +173,7 @@ def load_model(
         config.use_cache = False
         if config.pad_token_id is None:
             config.pad_token_id = tokens.pad_id
-        model = AUTO_CLASSES[head].from_pretrained(source, config=config, dtype=torch.float32, **remote)
+        model = auto_class(config, head).from_pretrained(source, config=config, dtype=torch.float32, **remote)
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         raise _unreachable(source, error) from error
     return _checked_head(model, head)

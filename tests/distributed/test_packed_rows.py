@@ -12,7 +12,8 @@ import torch.distributed as dist
 from torch import nn
 
 from orchestrator.contracts import Head, Objective, Row, TokenInfo
-from orchestrator.models import AUTO_CLASSES, find_blocks
+from orchestrator.heads import AUTO_CLASSES
+from orchestrator.models import find_blocks
 from orchestrator.objectives.causal_lm import CausalLM
 from orchestrator.objectives.masked_lm import MaskedLM
 from orchestrator.objectives.sequence_classification import SequenceClassification

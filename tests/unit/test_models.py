@@ -55,6 +55,8 @@ def test_vocabulary_and_special_tokens_come_from_the_tokenizer() -> None:
 def test_unknown_architecture_and_unknown_key_are_refused() -> None:
     with pytest.raises(ModelError, match="'gpt9' is not a Hugging Face architecture"):
         make_config({"model_type": "gpt9"})
+    with pytest.raises(ModelError, match=r"'gtp2' is not .*\. Did you mean 'gpt2'\?"):
+        make_config({"model_type": "gtp2"})
     with pytest.raises(ModelError, match=r"'gpt2' has no keys \['n_layr'\]. Did you mean 'n_layer'\?"):
         make_config({**GPT, "n_layr": 2})
     with pytest.raises(ModelError, match=r"'gpt2' has no keys \['zebra'\]. It has \["):
@@ -93,6 +95,8 @@ def test_next_sentence_needs_a_model_with_that_head() -> None:
     build_auto_model(BERT, "pretraining", TOKENS, ())
     with pytest.raises(ModelError, match="'gpt2' has none; use 'bert'"):
         build_auto_model(GPT, "pretraining", TOKENS, ())
+    with pytest.raises(ModelError, match="'gpt2' has none; use 'bert'"):
+        count_parameters(GPT, "pretraining", 0)
 
 
 def test_rows_longer_than_the_positions_and_larger_vocabularies_are_refused() -> None:

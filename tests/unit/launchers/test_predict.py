@@ -17,7 +17,8 @@ from orchestrator.data.loader import RowReader
 from orchestrator.data.tokenizer import for_classification, load_tokenizer, save_tokenizer, token_info
 from orchestrator.data.vocabulary import train_tokenizer
 from orchestrator.errors import PlanError
-from orchestrator.models import AUTO_CLASSES, build_auto_model, save_weights
+from orchestrator.heads import AUTO_CLASSES
+from orchestrator.models import build_auto_model, save_weights
 from orchestrator.objectives.sequence_classification import SequenceClassification
 from orchestrator.spec.datasets import TokenizerTraining
 from orchestrator.spec.load import dump_resolved, load_resolved

@@ -15,7 +15,8 @@ from orchestrator.checkpoint.layout import RunLayout
 from orchestrator.data.conversations import prepare_chat_template
 from orchestrator.data.tokenizer import for_classification, load_tokenizer, token_info
 from orchestrator.errors import PlanError
-from orchestrator.models import AUTO_CLASSES, build_auto_model, save_weights
+from orchestrator.heads import AUTO_CLASSES
+from orchestrator.models import build_auto_model, save_weights
 from orchestrator.registry import resolve
 from orchestrator.spec.load import dump_resolved, load_resolved
 from tests.unit.launchers.commands import Console
