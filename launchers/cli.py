@@ -185,7 +185,7 @@ def _add_run_commands(commands: Commands) -> None:
         commands, "verify", "cli_runs:verify", "prove what a run read, and that its checkpoints are sound"
     )
     compare = _add(commands, "compare", "cli_runs:compare", "show in which keys and metrics runs differ")
-    compare.add_argument("runs", metavar="RUN", nargs="+", help="names, or run directories")
+    compare.add_argument("runs", metavar="RUN", nargs="+", help="names, of sweeps, too, or run directories")
     predict = _add(commands, "predict", "cli_runs:predict", "answer from a run's weights")
     predict.add_argument(
         "--text", dest="texts", metavar="TEXT", action="append", required=True, help="the input"

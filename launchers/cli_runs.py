@@ -189,7 +189,7 @@ def compare(options: Namespace) -> int:
     """Show in which keys of their jobs and in which final metrics runs differ."""
     from launchers.comparison import compare_runs
 
-    document = compare_runs([runs.find_run(run, options.runs_dir) for run in options.runs])
+    document = compare_runs([path for run in options.runs for path in runs.find_all(run, options.runs_dir)])
     if options.json:
         print_json(document)
         return 0

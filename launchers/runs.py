@@ -95,6 +95,19 @@ def sweep_runs(sweep: str, runs_dir: Path) -> list[Path]:
     return [numbered[number] for number in sorted(numbered)] if 0 in numbered else []
 
 
+def find_all(run: str, runs_dir: Path) -> list[Path]:
+    """The directory of a run, or those of a sweep's runs; ``UnknownRunError`` where there is neither."""
+    swept = sweep_runs(run, runs_dir)
+    try:
+        run_dir = find_run(run, runs_dir)
+    except UnknownRunError:
+        if not swept:
+            raise
+        return swept
+    # One that was submitted as one job has a directory of its own, and no stages.
+    return swept if swept and not _stage_kinds(RunLayout(run_dir), []) else [run_dir]
+
+
 def run_status(run_dir: Path) -> dict[str, Any]:
     """``{name, state, problem, reason, seconds, stages: [...]}`` of one run.
 

@@ -81,3 +81,28 @@ def test_a_submitted_run_that_has_not_begun_is_told_as_that(console: Console, ru
     assert ended.code == 2
     assert ended.errors.startswith(f"{runs}/fourth has not begun: it was submitted, and until its driver")
     assert f"'orchestrator status {runs}/fourth'" in ended.errors
+
+
+@pytest.mark.parametrize("is_submitted", [False, True], ids=["typed", "submitted as one job"])
+def test_a_sweep_stands_for_its_runs(is_submitted: bool, console: Console, tmp_path: Path) -> None:
+    for index in range(2):
+        run = make(tmp_path, f"sw-{index}")
+        run.layout.submitted_job.write_text(run.layout.job.read_text())
+    if is_submitted:
+        layout = RunLayout(tmp_path / "sw")
+        layout.root.mkdir()
+        layout.submitted_job.write_text("name: sw\nsweep: {runs: [{seed: 1}, {seed: 2}]}\n")
+        layout.events.write_text("")
+    make(tmp_path, "other")
+    ended = console("compare", "sw", "other", "--runs-dir", tmp_path, "--json")
+    assert (ended.code, ended.json()["runs"]) == (0, ["sw-0", "sw-1", "other"])
+
+
+def test_a_run_with_a_sweep_of_its_name_beside_it_is_itself(console: Console, tmp_path: Path) -> None:
+    for name in ("sw", "sw-0", "other"):
+        run = make(tmp_path, name)
+        run.layout.submitted_job.write_text(run.layout.job.read_text())
+    assert console("compare", "sw", "other", "--runs-dir", tmp_path, "--json").json()["runs"] == [
+        "sw",
+        "other",
+    ]
