@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from itertools import chain
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
+from launchers.changes import first_lines, why_changed
 from launchers.counting import rows_drawn, steps_of
 from launchers.display import Display
 from launchers.ray_tasks import RayTasks
@@ -15,12 +16,12 @@ from orchestrator.errors import OrchestratorError, PlanError, SourceMissingError
 from orchestrator.spec.fingerprint import spec_fingerprint, stage_fingerprint, weights_fingerprint
 from orchestrator.spec.job import EvaluateStage, ExportStage, Job, Stage, TrainStage
 from orchestrator.spec.plan import plan_batch, stage_order
-from orchestrator.spec.reads import dataset_names, trained_stage
+from orchestrator.spec.reads import chat_template, dataset_names, trained_stage
 from orchestrator.tracking.events import append_event
 
 if TYPE_CHECKING:
     from orchestrator.data.tasks import Tasks
-    from orchestrator.train.inputs import PreparedData, StageInputs
+    from orchestrator.train.inputs import PreparedData
 
 
 class StoppedError(OrchestratorError):
@@ -75,12 +76,16 @@ class Preparation:
         """Find the datasets of all stages and check their columns, before the first one is tokenised.
 
         Raises:
-            DataError: A file or a column is missing.
+            DataError: A file or a column is missing, or a chat template is none.
         """
+        from orchestrator.data.chat_template import check_chat_template
+
         seen: set[str] = set()
         for stage in stage_order(self._job):
             if isinstance(stage, ExportStage):
                 continue
+            if isinstance(stage, TrainStage):
+                check_chat_template(chat_template(self._job, stage))
             for name in dataset_names(self._job, stage):
                 refuse_to_go_on(self._layout)
                 if name not in seen:
@@ -107,6 +112,7 @@ class Preparation:
         job, stage_layout = self._job, self._layout.stage(stage.name)
         data = None if isinstance(stage, ExportStage) else self._prepare_or_find(stage)
         digests = data.digests() if data else {}
+        self._refuse_other_tokenizer(stage, digests)
         inputs = {name: self._fingerprints[name] for name in input_stages(stage)}
         fingerprint = stage_fingerprint(job, stage, input_fingerprints=inputs, data_digests=digests)
         self._fingerprints[stage.name] = weights_fingerprint(
@@ -116,7 +122,8 @@ class Preparation:
         if isinstance(stage, TrainStage) and data:
             # A stage without room for a step is refused before anything is set aside for it.
             steps_of(stage, plan_batch(stage, job.resources), data.train, begun)
-        self._settle_changed_inputs(stage, inputs, digests, data.files if data else {})
+        if data:
+            self._settle_changed_inputs(stage, inputs, data)
         StageInputs(
             fingerprint=fingerprint,
             spec_fingerprint=spec_fingerprint(job, stage),
@@ -132,6 +139,23 @@ class Preparation:
             begun=begun,
         ).write(stage_layout.inputs)
         return fingerprint
+
+    def _refuse_other_tokenizer(self, stage: Stage, digests: Mapping[str, str]) -> None:
+        """A stage reads by the tokenizer of the weights that it goes on from.
+
+        Raises:
+            PlanError: They were trained with another one.
+        """
+        from orchestrator.train.inputs import StageInputs
+
+        for name in input_stages(stage) if digests else ():
+            before = StageInputs.read(self._layout.stage(name)).data_digests.get("tokenizer")
+            if before != digests["tokenizer"]:
+                raise PlanError(
+                    f"stage '{stage.name}': its tokenizer is another one than that of '{name}', whose weights"
+                    " it starts from: what it was trained on or loaded from has changed. Restore that, or"
+                    f" start over with --redo {name}."
+                )
 
     def _begun(self, stage: TrainStage, digests: Mapping[str, str]) -> dict[str, int]:
         """Rows that the stage's datasets have given in the stages before it, as far as it goes on in them.
@@ -181,9 +205,28 @@ class Preparation:
             found = find_prepared(self._layout.stage(stage.name), spec_fingerprint(self._job, stage))
             if found is None:
                 raise
+            self._refuse_changed_files(stage, found, error)
             self._display.note(stage.name, f"keeps the rows that were prepared before: {error}")
             append_event(self._layout.events, "sources_missing", stage=stage.name, message=str(error))
             return found
+
+    def _refuse_changed_files(self, stage: Stage, found: PreparedData, missing: SourceMissingError) -> None:
+        """Rows that were prepared before stand in for sources that are gone, not for changed ones.
+
+        Raises:
+            PlanError: A source that is there has changed.
+        """
+        from orchestrator.data.files import changed_files
+
+        for name, before in found.files.items():
+            with suppress(SourceMissingError):
+                changed = changed_files(before, self._catalog.find(name).files)
+                if before and changed:
+                    raise PlanError(
+                        f"stage '{stage.name}': {missing} The rows that were prepared before cannot stand in"
+                        f" for it, since dataset '{name}' has changed, too: {first_lines(changed)}. Restore"
+                        f" both to go on, or start over with --redo {stage.name}."
+                    ) from missing
 
     def _prepare_data(self, stage: TrainStage | EvaluateStage) -> PreparedData:
         """Tokenizer and rows of a stage, until somebody wants the run to stop."""
@@ -199,13 +242,7 @@ class Preparation:
             self._display.note(stage.name, line)
         return data
 
-    def _settle_changed_inputs(
-        self,
-        stage: Stage,
-        inputs: dict[str, str],
-        digests: dict[str, str],
-        files: Mapping[str, Mapping[str, str]],
-    ) -> None:
+    def _settle_changed_inputs(self, stage: Stage, inputs: Mapping[str, str], data: PreparedData) -> None:
         """A started stage must go on with what it began with.
 
         Other training data is refused, other evaluation data is said; a stage whose input stage was trained
@@ -219,11 +256,11 @@ class Preparation:
         stage_layout = self._layout.stage(stage.name)
         if not stage_layout.inputs.exists() or not has_started(stage_layout):
             return
-        before = StageInputs.read(stage_layout)
+        before, digests = StageInputs.read(stage_layout), data.digests()
         other = [name for name, digest in before.data_digests.items() if digests.get(name, digest) != digest]
         changed = [name for name in other if not name.startswith("evaluation.")]
         if changed and isinstance(stage, TrainStage):
-            why = _why_changed(before, files, digests)
+            why = why_changed(before, data)
             raise PlanError(
                 f"stage '{stage.name}': the content of {', '.join(changed)} changed since the stage began:"
                 f" {why}. Restore it to go on, give the job another name, or start over with"
@@ -240,23 +277,3 @@ class Preparation:
             target = set_aside(stage_layout.root)
             self._display.note(stage.name, f"starts over on new weights; its old folder is {target}")
             append_event(self._layout.events, "stage_set_aside", stage=stage.name, folder=str(target))
-
-
-def _why_changed(
-    before: StageInputs, files: Mapping[str, Mapping[str, str]], digests: Mapping[str, str]
-) -> str:
-    """Which files changed, at most three; or that none did."""
-    from orchestrator.data.files import changed_files
-
-    if not any(before.files.values()):
-        return "which of its files was not noted when it began"
-
-    found = (changed_files(before.files[name], now) for name, now in files.items() if name in before.files)
-    lines = list(dict.fromkeys(chain.from_iterable(found)))
-    if not lines and before.data_digests.get("tokenizer") != digests.get("tokenizer"):
-        return "its files are the same, and the tokenizer is another one"
-    if not lines and any(list(before.files.get(name, now)) != list(now) for name, now in files.items()):
-        return "its files are the same in another order, which is that of its rows"
-    if not lines:
-        return "its files are the same, and this version of orchestrator prepares them in another way"
-    return "; ".join(lines[:3]) + (f"; and {len(lines) - 3} more" if len(lines) > 3 else "")

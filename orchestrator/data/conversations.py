@@ -10,120 +10,20 @@ Legend of shapes: S tokens of a conversation.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
-from datetime import date
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from orchestrator.contracts import RowLayout
-from orchestrator.data.cache import make_folder
+from orchestrator.data.chat_template import RENDER_ERRORS, on_a_day
 from orchestrator.data.encode import Encoded, Encoder, Unfit
-from orchestrator.data.files import digest_values
-from orchestrator.data.tokenizer import load_tokenizer, save_tokenizer, tokenizer_digest
-from orchestrator.errors import DataError
 
 Messages = Sequence[Mapping[str, Any]]
-
-CHATML_TOKENS = ("<|im_start|>", "<|im_end|>")
-CHATML = (
-    "{% for message in messages %}"
-    "{{ '<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>\\n' }}"
-    "{% endfor %}"
-    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
-)
-# A space after the colon belongs to the first word of the answer, as in any text. BEGIN and END are
-# replaced by what the tokenizer begins texts and ends documents with.
-PLAIN = (
-    "{{ BEGIN }}"
-    "{% for message in messages %}"
-    "{{ ('' if loop.first else '\\n') + (message['role'] | capitalize) + ': ' + message['content'] }}"
-    "{% if message['role'] == 'assistant' %}{{ END }}{% endif %}"
-    "{% endfor %}"
-    "{% if add_generation_prompt %}{{ ('\\n' if messages else '') + 'Assistant:' }}{% endif %}"
-)
-# What a program raises for the values it is given; RecursionError is a RuntimeError.
-RENDER_ERRORS = (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
-
-
-# Of strftime, for days and for times, which are midnight.
-DIRECTIVES = "aAbBcdDeFGHIjklmMpPrRSTuUVwWxXyYZ"
 
 
 class TemplateError(Exception):
     """A conversation that a template cannot render, or not so that turns are told apart."""
-
-
-def prepare_chat_template(folder: Path, chat_template: str | None, cache_dir: Path) -> Path:
-    """Folder of the tokenizer in ``folder`` with a chat template; that folder itself where it has its own.
-
-    Args:
-        folder: A prepared tokenizer.
-        chat_template: ``plain``, ``chatml`` or a Jinja file; absent: the tokenizer's own.
-        cache_dir: Where tokenizers are kept.
-
-    Raises:
-        DataError: There is no template, or the tokenizer lacks its special tokens.
-    """
-    tokenizer = load_tokenizer(folder)
-    if chat_template is None:
-        if not tokenizer.chat_template:
-            raise DataError(
-                f"supervised_finetuning needs a chat template, and the tokenizer in {folder} has none. Set"
-                " objective.chat_template to 'plain', 'chatml' or a Jinja file."
-            )
-        return folder
-    template = _template_text(tokenizer, chat_template)
-    key = {"tokenizer": tokenizer_digest(folder), "chat_template": template}
-    tokenizer.chat_template = template
-    target = cache_dir / "tokenizers" / digest_values(key)
-    return make_folder(target, lambda made: save_tokenizer(tokenizer, made))
-
-
-def _template_text(tokenizer: Any, chat_template: str) -> str:
-    if chat_template == "plain":
-        begins = bool(tokenizer.bos_token) and tokenizer("")["input_ids"][:1] == [tokenizer.bos_token_id]
-        end = tokenizer.eos_token or tokenizer.sep_token
-        begin = json.dumps(tokenizer.bos_token if begins else "")
-        return PLAIN.replace("BEGIN", begin).replace("END", json.dumps(end))
-    if chat_template == "chatml":
-        missing = sorted(set(CHATML_TOKENS) - tokenizer.get_vocab().keys())
-        if missing:
-            raise DataError(
-                f"chat_template 'chatml' needs the tokens {', '.join(CHATML_TOKENS)}, and the tokenizer lacks"
-                f" {', '.join(missing)}. Use chat_template 'plain', or a tokenizer made for conversations."
-            )
-        return CHATML
-    path = Path(chat_template)
-    if not path.is_file():
-        raise DataError(
-            f"objective.chat_template '{chat_template}' is neither 'plain' nor 'chatml', and no such file is"
-            " there."
-        )
-    return path.read_text("utf-8")
-
-
-def _on_a_day(template: str, day: str | None) -> str:
-    """A template that takes ``day`` for today.
-
-    Raises:
-        DataError: It asks which day it is, and ``day`` is absent.
-    """
-    if "strftime_now" not in template:
-        return template
-    if day is None:
-        raise DataError(
-            "the chat template writes today's date (strftime_now), so rows would differ from day to day: set"
-            f" objective.chat_date to the day that it is told instead, such as '{date.today()}'"
-        )
-    # A macro hides the global function of that name; values of one that is passed are plain data.
-    texts = {f"%{code}": date.fromisoformat(day).strftime(f"%{code}") for code in DIRECTIVES}
-    replaced = "".join(f".replace({json.dumps(code)}, {json.dumps(text)})" for code, text in texts.items())
-    return (
-        f"{{% macro strftime_now(format) %}}{{{{ format{replaced} }}}}{{% endmacro %}}{{{{ '' }}}}{template}"
-    )
 
 
 class ConversationEncoder(Encoder):
@@ -137,7 +37,7 @@ class ConversationEncoder(Encoder):
         """
         super().__init__(layout, tokenizer)
         self._tokenizer = tokenizer
-        self._template = _on_a_day(tokenizer.get_chat_template(), layout.chat_date)
+        self._template = on_a_day(tokenizer.get_chat_template(), layout.chat_date)
         self._special_ids = np.array(sorted(self.info.special_ids))
 
     def encode(self, documents: Sequence[Any]) -> Iterator[Encoded | Unfit | None]:

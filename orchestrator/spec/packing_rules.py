@@ -121,16 +121,26 @@ def _check_conversations(stage: TrainStage, path: KeyPath) -> Iterator[Complaint
             "supervised_finetuning puts one conversation in each row unless packing is 'best_fit': there is"
             " nothing to confine; leave it out",
         )
-    if template is not None and template not in CHAT_TEMPLATES and not os.path.isfile(template):
+    if template is not None and template not in CHAT_TEMPLATES:
+        for message in _faults_of_template(template, stage.objective.chat_date):
+            yield (*path, "objective", "chat_template"), message
+
+
+def _faults_of_template(template: str, day: str | None) -> Iterator[str]:
+    """What is wrong with the file of a chat template, as far as that is seen without Jinja."""
+    if not os.path.isfile(template):
+        names = " nor ".join(map(repr, CHAT_TEMPLATES))
+        yield f"'{template}' is neither {names}, and there is no such file"
+        return
+    try:
+        text = Path(template).read_text("utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        yield f"'{template}' cannot be read ({error}); save it as UTF-8 text"
+        return
+    if not text.strip():
+        yield f"'{template}' is empty, so conversations would have no tokens"
+    if "strftime_now" in text and day is None:
         yield (
-            (*path, "objective", "chat_template"),
-            f"'{template}' is neither {' nor '.join(map(repr, CHAT_TEMPLATES))}, and there is no such file",
+            f"'{template}' writes today's date (strftime_now), so rows would differ from day to day; set"
+            " chat_date to the day that it is told instead, such as '2026-12-31'"
         )
-    elif template is not None and template not in CHAT_TEMPLATES:
-        text, day = Path(template).read_text("utf-8", errors="replace"), stage.objective.chat_date
-        if "strftime_now" in text and day is None:
-            yield (
-                (*path, "objective", "chat_template"),
-                f"'{template}' writes today's date (strftime_now), so rows would differ from day to day; set"
-                " chat_date to the day that it is told instead, such as '2026-12-31'",
-            )

@@ -17,7 +17,8 @@ from transformers import PretrainedConfig
 from orchestrator.checkpoint.layout import StageLayout
 from orchestrator.contracts import TokenInfo
 from orchestrator.data.catalog import Catalog
-from orchestrator.data.conversations import ConversationEncoder, prepare_chat_template
+from orchestrator.data.chat_template import prepare_chat_template
+from orchestrator.data.conversations import ConversationEncoder
 from orchestrator.data.prepare import prepare_rows, verify
 from orchestrator.data.prepared import Meta, content_digest
 from orchestrator.data.selection import Split
@@ -172,8 +173,12 @@ def find_prepared(layout: StageLayout, spec_fingerprint: str) -> PreparedData | 
     folders = [inputs.tokenizer, *inputs.train.values(), *inputs.evaluation.values()]
     if inputs.spec_fingerprint != spec_fingerprint:
         return None
-    if any(verify(Path(folder)) is not None for folder in folders):
-        return None
+    for folder in folders:
+        if (problem := verify(Path(folder))) is not None:
+            logger.warning(
+                "stage '%s': what was prepared before is damaged and made anew: %s", layout.root.name, problem
+            )
+            return None
     train = {name: Path(folder) for name, folder in inputs.train.items()}
     evaluation = {name: Path(folder) for name, folder in inputs.evaluation.items()}
     return PreparedData(Path(inputs.tokenizer), train, evaluation, inputs.label_names, inputs.files)

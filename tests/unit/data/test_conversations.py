@@ -17,13 +17,8 @@ from hypothesis import strategies as st
 from pyarrow import parquet
 
 from orchestrator.contracts import RowLayout
-from orchestrator.data.conversations import (
-    CHATML,
-    DIRECTIVES,
-    ConversationEncoder,
-    TemplateError,
-    prepare_chat_template,
-)
+from orchestrator.data.chat_template import CHATML, DIRECTIVES, prepare_chat_template
+from orchestrator.data.conversations import ConversationEncoder, TemplateError
 from orchestrator.data.encode import Encoded, Unfit
 from orchestrator.data.loader import RowReader
 from orchestrator.data.prepared import Meta

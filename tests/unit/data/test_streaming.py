@@ -14,7 +14,7 @@ from pyarrow import parquet
 from orchestrator.contracts import RowLayout
 from orchestrator.data import shards, streaming
 from orchestrator.data.catalog import Catalog
-from orchestrator.data.conversations import prepare_chat_template
+from orchestrator.data.chat_template import prepare_chat_template
 from orchestrator.data.loader import RowReader
 from orchestrator.data.prepare import prepare_rows, verify
 from orchestrator.data.prepared import Meta

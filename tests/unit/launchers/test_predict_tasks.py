@@ -12,7 +12,7 @@ import torch
 from launchers.predict import predict
 from launchers.run import next_commands
 from orchestrator.checkpoint.layout import RunLayout
-from orchestrator.data.conversations import prepare_chat_template
+from orchestrator.data.chat_template import prepare_chat_template
 from orchestrator.data.tokenizer import for_classification, load_tokenizer, token_info
 from orchestrator.errors import PlanError
 from orchestrator.heads import AUTO_CLASSES

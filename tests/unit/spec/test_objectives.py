@@ -126,6 +126,11 @@ def test_a_template_that_cannot_be_used_is_refused_by_the_file_alone(tmp_path: P
     (found,) = complaints(tmp_path, job(objective + "}", MESSAGES))
     assert "writes today's date (strftime_now)" in found
     load(tmp_path, job(objective + ", chat_date: 2026-12-31}", MESSAGES))
+    faults = {b"\n": "is empty, so", "{{ 'é' }}".encode("latin-1"): "cannot be read ('utf-8' codec"}
+    for content, message in faults.items():
+        (tmp_path / "dated.jinja").write_bytes(content)
+        (found,) = complaints(tmp_path, job(objective + "}", MESSAGES))
+        assert message in found
 
 
 def test_a_chat_date_is_a_day(tmp_path: Path) -> None:
