@@ -78,7 +78,7 @@ def open_stream(name: str, dataset: HubDataset, cache_dir: Path, columns: Collec
     except Exception as error:
         raise SourceMissingError(
             f"{hub_text(name, dataset)} cannot be streamed: {_one_line(error)}."
-            " Check the id, the network and HF_TOKEN."
+            " Check the id, the network and HF_TOKEN, and that its files have the same columns and types."
         ) from error
 
 

@@ -124,7 +124,8 @@ def copied_shard(source: StreamedSource, number: int) -> Iterator[ShardSource]:
             raise DataError(
                 f"datasets.{source.name}: file {number} (counted from 0) of the {source.num_shards} of"
                 f" '{source.section.path}' cannot be streamed: {root_cause(error)}. Start again to go on:"
-                " files that are finished are not read again."
+                " files that are finished are not read again. What comes again is in the file: it is damaged,"
+                " or its columns or types are not those of the first one."
             ) from error
         content = (*source.content, str(number))
         yield ShardSource(

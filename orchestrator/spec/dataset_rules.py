@@ -17,6 +17,8 @@ from orchestrator.spec.training import SupervisedFinetuningObjective, TokenClass
 from orchestrator.spec.tree import KeyPath
 
 Complaint = tuple[KeyPath, str]
+SMALLEST_WEIGHT = 0.5 / 10_000
+"""Of a mixture in rows, so that it is a row in 10,000 when rounded."""
 MISTAKEN_REGIONS = {"UK": "GB", "EL": "GR"}
 """Codes that are in use for countries beside those of ISO 3166-1."""
 
@@ -214,7 +216,13 @@ def check_data(job: Job, stage: TrainStage, path: KeyPath) -> Iterator[Complaint
         )
     for where, name in used:
         yield from _check_columns(job, stage, where, name)
-    for name in stage.data.mixture:
+    total = sum(stage.data.mixture.values())
+    for name, weight in stage.data.mixture.items():
+        if weight < SMALLEST_WEIGHT * total and stage.data.mixture_unit == "rows":
+            yield (
+                (*path, "data", "mixture", name),
+                f"weight {weight:g} of {total:g} is less than one row in 10,000; raise it, or leave it out",
+            )
         dataset = job.datasets.get(name)
         if dataset is not None and dataset.validation_fraction + dataset.test_fraction >= 1.0:
             yield (

@@ -198,3 +198,14 @@ def test_a_delimiter_that_csv_gives_another_meaning_is_refused(mark: str, tmp_pa
     assert "expected one character that is no quote and no end of a line" in complaint
     for mark in (";", "\t", " ", "|"):
         load(tmp_path, rows.replace("a.csv\n", f"a.csv\n    delimiter: {json.dumps(mark)}\n"))
+
+
+def test_a_weight_of_less_than_a_row_in_ten_thousand_is_refused(tmp_path: Path) -> None:
+    other = VALID.replace("stages:\n", "  other: {source: text, files: a.txt}\nstages:\n")
+    assert load(tmp_path, other.replace("{rfc: 1.0}", "{rfc: 1.0, other: 1.0e-4}"))
+    tiny = other.replace("{rfc: 1.0}", "{rfc: 1.0, other: 1.0e-5}")
+    (complaint,) = complaints(tmp_path, tiny)
+    assert "stages[0].data.mixture.other: weight 1e-05 of 1.00001 is less than one row in 10,000" in complaint
+    assert load(tmp_path, tiny.replace("seq_len: 64}", "seq_len: 64, mixture_unit: tokens}"))
+    huge = complaints(tmp_path, other.replace("{rfc: 1.0}", "{rfc: 1.0e+308, other: 1.0e+308}"))
+    assert ["of inf is less than" in complaint for complaint in huge] == [True, True]
