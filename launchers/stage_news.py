@@ -76,8 +76,11 @@ class StageNews:
             if event["event"] == DAMAGED:
                 yield damage_text(event)
             if event["event"] == "checkpoints_gone":
-                recorded = counted(event["recorded"], "recorded step")
-                yield f"no checkpoint of its {recorded} is left: it begins anew"
+                recorded, step = counted(event["recorded"], "recorded step"), event.get("step", 0)
+                if step:
+                    yield f"of its {recorded} no checkpoint after step {step} is left: they are trained anew"
+                else:
+                    yield f"no checkpoint of its {recorded} is left: it begins anew"
             if event["event"] == "weights_chosen" and event["step"] != event["last_step"]:
                 yield f"weights/ are those of step {event['step']}, its best evaluation"
             if event["event"] == "checkpoint_not_uploaded":
@@ -112,7 +115,7 @@ def damage_text(event: Mapping[str, Any]) -> str:
     """What a person is told of a checkpoint that was set aside."""
     return (
         f"the checkpoint of step {event['step']} is damaged ({event['problem']}); it is kept as"
-        f" {event['kept_as']}, and the newest good one is used"
+        f" {event['kept_as']}, and the newest good one, if any, is used"
     )
 
 

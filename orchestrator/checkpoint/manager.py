@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import os
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,7 +26,7 @@ from orchestrator.checkpoint.peers import from_first, my_rank, tell_all
 from orchestrator.checkpoint.remote import RemoteSteps, fetch_newer
 from orchestrator.checkpoint.retention import Retention
 from orchestrator.checkpoint.saving import DirectSaver
-from orchestrator.checkpoint.steps import QUARANTINE, StepFolder, list_steps
+from orchestrator.checkpoint.steps import COMPLETE, QUARANTINE, StepFolder, list_steps
 from orchestrator.checkpoint.storage import ShardReader, StoredTensor, read_index, read_tensors
 from orchestrator.errors import CheckpointError
 
@@ -55,17 +55,20 @@ class CheckpointManager:
         *,
         on_damage: Callable[[Damage], None] | None = None,
         remote: RemoteSteps | None = None,
+        committed: Callable[[], Collection[int]] = tuple,
     ) -> None:
         """Look after ``folder``, which ``save`` creates; without ``retention`` nothing is removed.
 
         Args:
             on_damage: Called on rank 0 for each checkpoint that is damaged.
             remote: Where newer steps than those of ``folder`` may be.
+            committed: Steps that were complete once, as somebody else has recorded.
         """
         self._folder = folder
         self._retention = retention
         self._on_damage = on_damage
         self._remote = remote
+        self._committed = committed
         self._verified: Path | None = None
         self._damaged: list[str] = []
 
@@ -77,7 +80,7 @@ class CheckpointManager:
         """The newest complete checkpoint that verifies, fetched first where it is remote; rank 0 decides.
 
         A damaged one is renamed to ``quarantine-step-...`` and the next older taken. So is one that was
-        complete and has lost its ``COMPLETE``; a save that was interrupted is passed over.
+        complete and has lost its ``COMPLETE``, or everything; a save that was interrupted is passed over.
 
         Raises:
             CheckpointError: On every rank: a damaged one could not be renamed, or the remote not be read.
@@ -114,10 +117,14 @@ class CheckpointManager:
 
     def _newest_here(self) -> Path | None:
         """As ``newest``, in one process and one folder."""
+        committed = self._committed()
         for found in reversed(list_steps(self._folder)):
+            problem = None
             if not found.is_complete and not seal.has_lost_complete(found.path):
-                continue
-            problem = seal.verify(found.path)
+                if found.step not in committed:
+                    continue
+                problem = f"no {COMPLETE} and no {seal.MANIFEST}, though the ledger has its steps"
+            problem = problem or seal.verify(found.path)
             if problem is None:
                 return found.path
             self._tell(_set_aside(found, problem))

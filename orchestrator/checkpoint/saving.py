@@ -10,6 +10,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import shutil
 from collections.abc import Callable, Iterable, Mapping
@@ -122,16 +123,19 @@ class _Problem:
     """Others write the folder by now."""
     is_in_the_way: bool
     """Something else has the name of the step."""
+    is_of_space: bool
+    """The disk, or somebody's part of it, is full."""
 
     @classmethod
     def of(cls, error: Exception) -> _Problem:
         """What this rank met."""
-        kinds = (NotFiniteError, ReplacedError, InTheWayError)
-        return cls(f"rank {my_rank()}: {error}", *(isinstance(error, kind) for kind in kinds))
-
-    def __str__(self) -> str:
-        """For a message."""
-        return self.message
+        return cls(
+            f"rank {my_rank()}: {error}",
+            isinstance(error, NotFiniteError),
+            isinstance(error, ReplacedError),
+            isinstance(error, InTheWayError),
+            isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG),
+        )
 
 
 @dataclass(frozen=True)
@@ -217,9 +221,9 @@ class StepWriter:
     def _give_up(self, path: Path, needed_bytes: int, problem: _Problem) -> None:
         """Remove what was written and raise on every rank."""
         if problem.is_replaced:
-            raise ReplacedError(f"{path}: not saved: {problem}")
+            raise ReplacedError(f"{path}: not saved: {problem.message}")
         if problem.is_in_the_way:
-            raise CheckpointError(f"{path}: not saved: {problem}, and run the same command again")
+            raise CheckpointError(f"{path}: not saved: {problem.message}, and run the same command again")
         free_bytes = 0
         if my_rank() == 0:
             free_bytes = _free_bytes(self.folder)
@@ -227,12 +231,17 @@ class StepWriter:
         free_bytes = from_first(free_bytes, self.group)
         if problem.is_of_state:
             raise TrainingError(
-                f"{path}: not saved: {problem}. The newest checkpoint is from before. Start over with --fresh"
-                " and a lower learning rate, or a lower max_grad_norm"
+                f"{path}: not saved: {problem.message}. The newest checkpoint is from before. Start over with"
+                " --fresh and a lower learning rate, or a lower max_grad_norm"
             )
+        advice = (
+            f"It needs {needed_bytes:,} bytes, {free_bytes:,} are free there; make room, or lower"
+            " checkpoint.keep_last"
+            if problem.is_of_space
+            else "Mend that and run the same command again"
+        )
         raise CheckpointError(
-            f"{path}: could not be saved: {problem}. It needs {needed_bytes:,} bytes, {free_bytes:,} are free"
-            " there; make room, or lower checkpoint.keep_last. Earlier checkpoints are untouched"
+            f"{path}: could not be saved: {problem.message}. {advice}. Earlier checkpoints are untouched"
         )
 
     def _remove_old(self, newest_step: int) -> None:
@@ -264,11 +273,11 @@ class StepWriter:
 
         problem = self._try_on_first(finish)
         if problem is not None and problem.is_replaced:
-            raise ReplacedError(f"{path}: not recorded: {problem}")
+            raise ReplacedError(f"{path}: not recorded: {problem.message}")
         if problem is not None:
             raise CheckpointError(
-                f"{path} is complete, but could not be recorded: {problem}; make room and run the same"
-                " command again"
+                f"{path} is complete, but could not be recorded: {problem.message}; make room and run the"
+                " same command again"
             )
 
 

@@ -12,6 +12,7 @@ of a ``COMPLETE`` that was lost, and never of a save, or of a removal, that was 
 from __future__ import annotations
 
 import json
+import math
 import os
 import shutil
 from collections.abc import Mapping
@@ -234,7 +235,7 @@ def _step_problem(path: Path) -> str | None:
 
 
 def _index_problem(path: Path, files: Mapping[str, FileDigest]) -> str | None:
-    """An index that says nothing, or names bytes that no file has."""
+    """An index that says nothing, leaves out a part of a tensor, or names bytes that no file has."""
     index = _parse(METADATA, read_file(path / METADATA))
     if index.get("format") != FORMAT:
         # A name of another version is refused when it is read, and not damaged.
@@ -242,12 +243,17 @@ def _index_problem(path: Path, files: Mapping[str, FileDigest]) -> str | None:
         return None if isinstance(said, str) else f"{METADATA}: found format {said!r}, expected '{FORMAT}'"
     try:
         for name, entry in index["tensors"].items():
-            for chunk in entry["chunks"]:
-                end = chunk["position"] + chunk["length"]
-                if end > files[chunk["file"]].bytes:
+            chunks, volume = entry["chunks"], math.prod(entry["shape"])
+            volumes = [math.prod(chunk["sizes"]) for chunk in chunks]
+            element = sum(chunk["length"] for chunk in chunks) // max(volume, 1)
+            if sum(volumes) != volume or (volume and element < 1):
+                return f"{METADATA}: the chunks of '{name}' are not all of its {volume} numbers"
+            for chunk, numbers in zip(chunks, volumes, strict=True):
+                begin, end = chunk["position"], chunk["position"] + chunk["length"]
+                if begin < 0 or end > files[chunk["file"]].bytes or end - begin != numbers * element:
                     return (
-                        f"{METADATA}: '{name}' ends at byte {end} of {chunk['file']}, which has"
-                        f" {files[chunk['file']].bytes}"
+                        f"{METADATA}: '{name}' has bytes {begin} to {end} of {chunk['file']}, which has"
+                        f" {files[chunk['file']].bytes}, for {numbers} numbers"
                     )
     except (KeyError, TypeError, AttributeError) as error:
         return f"{METADATA}: {error!r}, expected tensors with their chunks in the files of {MANIFEST}"

@@ -53,12 +53,20 @@ FIELDS: dict[str, dict[str, Any]] = {
 
 
 def append_event(path: Path, event: str, **fields: Any) -> None:
-    """Append one event with the current time; one write, so that lines of several processes do not mix."""
-    line = json_text({"time": time_now(), "event": event, **fields})
+    """Append one event with the current time; one write, so that lines of several processes do not mix.
+
+    What a writer that was killed has left of its line ends first: it is lost, and this event is not.
+    """
+    line = (json_text({"time": time_now(), "event": event, **fields}) + "\n").encode()
     path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
     try:
-        os.write(descriptor, (line + "\n").encode())
+        size = os.fstat(descriptor).st_size
+        is_torn = size > 0 and os.pread(descriptor, 1, size - 1) != b"\n"
+        line = b"\n" + line if is_torn else line
+        # A disk that fills up takes the beginning of it, and says so of the rest.
+        while line:
+            line = line[os.write(descriptor, line) :]
     finally:
         os.close(descriptor)
 

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -149,6 +150,15 @@ def read_ledger(path: Path) -> list[Record]:
     except FileNotFoundError:
         return []
     return [_parse(path, number, line) for number, line in enumerate(lines, start=1)]
+
+
+def committed_steps(path: Path) -> list[int]:
+    """Steps whose checkpoint was complete once, by the lines that can be read; none without a ledger."""
+    steps = []
+    for record in read_json_lines(path):
+        with suppress(ValueError, TypeError, KeyError, AttributeError):
+            steps.append(_record_in(record).steps[1])
+    return steps
 
 
 def _parse(path: Path, number: int, line: str) -> Record:

@@ -13,14 +13,13 @@ Reads files alone, and needs none of torch, transformers and Ray.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from orchestrator.checkpoint import seal
 from orchestrator.checkpoint.layout import StageLayout
-from orchestrator.checkpoint.steps import COMPLETE, StepFolder
+from orchestrator.checkpoint.steps import COMPLETE
 from orchestrator.counts import counted
 from orchestrator.data.cache import damage
 from orchestrator.data.mixture import Mixture
@@ -31,19 +30,12 @@ from orchestrator.spec.job import Job, TrainStage
 from orchestrator.spec.plan import BatchPlan, plan_batch
 from orchestrator.train.continuation import read_begun
 from orchestrator.train.ledger import Record
+from orchestrator.train.proved_checkpoints import CheckpointProof, prove_checkpoints
 from orchestrator.train.reached import Listed, Reached
 from orchestrator.train.witnesses import find_contradiction, find_witnesses, unwitnessed
 
 # 2^16: 0.45 us a row on one busy core; larger chunks leave the caches (0.75 us at 2^18).
 CHUNK_ROWS = 2**16
-
-
-@dataclass(frozen=True)
-class CheckpointProof:
-    """One checkpoint: what is wrong with it, if anything."""
-
-    step: int
-    problem: str | None
 
 
 @dataclass(frozen=True)
@@ -100,19 +92,8 @@ def prove_stage(job: Job, stage: TrainStage, layout: StageLayout) -> StageProof:
         replayed.run(listed)
     except _ViolationError as violation:
         problem = f"stage '{stage.name}', {violation}"
-    return StageProof(stage.name, tuple(_prove_checkpoints(listed.steps)), replayed.proof(problem))
-
-
-def _prove_checkpoints(steps: list[StepFolder]) -> Iterator[CheckpointProof]:
-    """Verify checkpoints byte by byte; a save or a removal that goes on, or was interrupted, leaves none."""
-    for found in steps:
-        has_lost_complete = seal.has_lost_complete(found.path)
-        if not (found.is_complete or has_lost_complete):
-            continue
-        problem = seal.verify(found.path)
-        # Without its COMPLETE by now, a run in progress has removed it for a newer one.
-        if problem is None or has_lost_complete or (found.path / COMPLETE).exists():
-            yield CheckpointProof(found.step, problem)
+    checkpoints = prove_checkpoints(layout, listed.steps)
+    return StageProof(stage.name, tuple(checkpoints), replayed.proof(problem))
 
 
 class _ReplayedLedger:

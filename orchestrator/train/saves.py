@@ -20,6 +20,7 @@ from orchestrator.spec.job import Job, TrainStage
 from orchestrator.spec.metrics import best_mode
 from orchestrator.tracking.events import append_event
 from orchestrator.train.agreement import AgreedError
+from orchestrator.train.ledger import committed_steps
 
 
 def make_manager(job: Job, stage: TrainStage, layout: RunLayout) -> CheckpointManager:
@@ -28,6 +29,7 @@ def make_manager(job: Job, stage: TrainStage, layout: RunLayout) -> CheckpointMa
         layout.stage(stage.name).checkpoints,
         on_damage=partial(record_damage, layout, stage.name),
         remote=_remote(job, stage),
+        committed=partial(committed_steps, layout.stage(stage.name).ledger),
     )
 
 

@@ -19,6 +19,7 @@ import torch
 from orchestrator.checkpoint.layout import RunLayout, StageLayout
 from orchestrator.checkpoint.manager import CheckpointManager
 from orchestrator.checkpoint.saving import Saver
+from orchestrator.checkpoint.steps import step_name
 from orchestrator.contracts import Engine, EngineSetup, Tracker
 from orchestrator.errors import OrchestratorError
 from orchestrator.models import find_blocks, save_weights
@@ -26,13 +27,13 @@ from orchestrator.registry import resolve
 from orchestrator.spec.float16 import loss_scale_of
 from orchestrator.spec.job import Job, TrainStage
 from orchestrator.tracking.accounting import GoodputMeter
-from orchestrator.tracking.events import append_event, read_json_lines
+from orchestrator.tracking.events import append_event
 from orchestrator.train.agreement import AgreedError, together
 from orchestrator.train.anomalies import AnomalyWatch
 from orchestrator.train.best import Weights, best_of
 from orchestrator.train.building import Parts, build_parts
 from orchestrator.train.evaluate import evaluate_datasets
-from orchestrator.train.ledger import Ledger
+from orchestrator.train.ledger import Ledger, committed_steps
 from orchestrator.train.loop import Loop, Outcome
 from orchestrator.train.loss_scale import LossScaler
 from orchestrator.train.optim import make_optimizer
@@ -155,9 +156,10 @@ class _Run:
         """Rank 0's."""
         if self.rank != 0:
             return None
-        recorded = list(read_json_lines(self.stage_layout.ledger))
-        if recorded and start.step == 0:
-            self._record("checkpoints_gone", recorded=recorded[-1].get("steps", [0, 0])[1])
+        recorded = max(committed_steps(self.stage_layout.ledger), default=0)
+        is_told = any(step_name(recorded) in name for name in self.manager.damaged)
+        if start.step < recorded and not (start.step and is_told):
+            self._record("checkpoints_gone", recorded=recorded, step=start.step)
         return open_ledger(self.stage_layout, self.job, self.parts, start)
 
     def _wait_for_save(self) -> None:

@@ -238,11 +238,20 @@ def _backend(device: torch.device) -> str:
     return "gloo" if device.type == "cpu" else "cpu:gloo,cuda:nccl"
 
 
+class _RankLog(logging.FileHandler):
+    """A log file whose full disk is not a second story beside the one that the worker ends with."""
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        """Leave out what cannot be written."""
+        if not isinstance(sys.exception(), OSError):
+            super().handleError(record)
+
+
 def _log_to_file(layout: StageLayout, rank: int) -> None:
     """Send this process's log messages and Python warnings to the rank's log file."""
     path = layout.log(rank)
     path.parent.mkdir(parents=True, exist_ok=True)
-    handler = logging.FileHandler(path, encoding="utf-8")
+    handler = _RankLog(path, encoding="utf-8")
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     root = logging.getLogger()
     for old in [h for h in root.handlers if isinstance(h, logging.FileHandler)]:

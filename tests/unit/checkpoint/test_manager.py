@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 from pathlib import Path
 
 import pytest
 import torch
 
-from orchestrator.checkpoint import seal
-from orchestrator.checkpoint.manager import CheckpointManager
+from orchestrator.checkpoint import saving, seal
+from orchestrator.checkpoint.manager import CheckpointManager, Damage
 from orchestrator.checkpoint.retention import Retention
 from orchestrator.checkpoint.steps import list_steps, step_name
 from orchestrator.checkpoint.storage import read_tensors
@@ -93,6 +95,48 @@ def test_state_that_is_not_json_fails_the_save_and_leaves_nothing(tmp_path: Path
         manager.save(2, make_tensors(2), {"rows": {1}})
     assert [found.step for found in list_steps(tmp_path)] == [1]
     assert manager.newest() == tmp_path / step_name(1)
+
+
+@pytest.mark.parametrize(
+    ("number", "advice"),
+    [
+        (errno.EIO, "Mend that and run the same command again."),
+        (errno.ENOSPC, "bytes, 7 are free there; make room"),
+    ],
+)
+def test_a_write_that_fails_is_told_with_what_helps(
+    number: int, advice: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    manager = save(tmp_path, 1)
+
+    def fail(*arguments: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(saving, "write_shard", fail)
+    monkeypatch.setattr(saving, "_free_bytes", lambda folder: 7)
+    with pytest.raises(CheckpointError, match="could not be saved: rank 0: ") as raised:
+        manager.save(2, make_tensors(2), {"step": 2})
+    assert advice in str(raised.value)
+    assert ("are free" in str(raised.value)) == (number == errno.ENOSPC)
+    assert manager.newest() == tmp_path / step_name(1)
+
+
+def test_a_step_that_was_complete_and_lost_everything_is_told_and_kept(tmp_path: Path) -> None:
+    save(tmp_path, 1, 2, 3, 4)
+    for file in (tmp_path / step_name(4)).iterdir():
+        file.unlink()
+    for name in ("COMPLETE", "manifest.json"):
+        (tmp_path / step_name(3) / name).unlink()
+    (tmp_path / step_name(5)).mkdir()
+    told: list[Damage] = []
+    manager = CheckpointManager(tmp_path, on_damage=told.append, committed=lambda: [1, 2, 3, 4])
+    assert manager.newest() == tmp_path / step_name(2)
+    assert [(damage.step, damage.problem) for damage in told] == [
+        (step, "no COMPLETE and no manifest.json, though the ledger has its steps") for step in (4, 3)
+    ]
+    assert (tmp_path / f"quarantine-{step_name(3)}" / "shard-00000.bin").is_file()
+    # A save that was interrupted: nobody has recorded it.
+    assert (tmp_path / step_name(5)).is_dir()
 
 
 @pytest.mark.parametrize("thing", ["file", "link to a folder", "link to nothing"])

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -67,6 +70,42 @@ def test_what_was_sealed_and_is_no_checkpoint_is_damaged(
     assert CheckpointManager(tmp_path, on_damage=told.append).newest() == tmp_path / step_name(1)
     assert expected in told[0].problem
     assert (tmp_path / f"quarantine-{step_name(2)}" / name).is_file()
+
+
+def forget_chunk(entry: dict[str, Any]) -> None:
+    entry["chunks"] = []
+
+
+def halve_chunk(entry: dict[str, Any]) -> None:
+    entry["chunks"][0]["sizes"][0] = 3
+
+
+def empty_chunk(entry: dict[str, Any]) -> None:
+    entry["chunks"][0]["length"] = 0
+
+
+def move_before_the_file(entry: dict[str, Any]) -> None:
+    entry["chunks"][0]["position"] = -64
+
+
+def lengthen_chunk(entry: dict[str, Any]) -> None:
+    entry["chunks"][0]["length"] += 4
+
+
+@pytest.mark.parametrize(
+    "forge", [forget_chunk, halve_chunk, empty_chunk, move_before_the_file, lengthen_chunk]
+)
+def test_an_index_that_leaves_out_a_part_of_a_tensor_is_damaged(
+    forge: Callable[[dict[str, Any]], None], tmp_path: Path
+) -> None:
+    save(tmp_path, 1, 2)
+    path = tmp_path / step_name(2)
+    index = json.loads((path / "metadata.json").read_text())
+    forge(index["tensors"]["model.weight"])
+    (path / "metadata.json").write_text(json.dumps(index))
+    reseal(path)
+    assert "'model.weight'" in str(CheckpointManager.verify(path))
+    assert CheckpointManager(tmp_path).newest() == tmp_path / step_name(1)
 
 
 @pytest.mark.parametrize(

@@ -190,7 +190,7 @@ def test_damaged_checkpoints_are_told_while_they_are_there(console: Console, tmp
     assert (first["damaged"], second["damaged"]) == ([damage], [])
     assert console(*status).output.splitlines()[-1] == (
         "[pretrain] the checkpoint of step 4 is damaged (state.json: missing, expected 9 bytes); it is kept"
-        f" as {kept_as}, and the newest good one is used"
+        f" as {kept_as}, and the newest good one, if any, is used"
     )
     (run.layout.root / kept_as).rmdir()
     assert console(*status, "--json").json()["stages"][0]["damaged"] == []

@@ -113,7 +113,7 @@ def test_a_damaged_checkpoint_is_told_before_the_start_from_an_older_one(tmp_pat
     start(run, 4).finish("finished")
     assert list(news.messages()) == [
         "the checkpoint of step 6 is damaged (state.json: missing); it is kept as"
-        " pretrain/checkpoints/quarantine-a, and the newest good one is used",
+        " pretrain/checkpoints/quarantine-a, and the newest good one, if any, is used",
         "goes on from step 4",
     ]
 
@@ -125,6 +125,10 @@ def test_a_start_without_the_checkpoints_that_there_were_is_told(tmp_path: Path)
     assert list(news.messages()) == ["no checkpoint of its 7 recorded steps is left: it begins anew"]
     append_event(run.events, "checkpoints_gone", stage=STAGE, recorded=1)
     assert list(news.messages()) == ["no checkpoint of its 1 recorded step is left: it begins anew"]
+    append_event(run.events, "checkpoints_gone", stage=STAGE, recorded=20, step=15)
+    assert list(news.messages()) == [
+        "of its 20 recorded steps no checkpoint after step 15 is left: they are trained anew"
+    ]
 
 
 def test_an_overflow_is_told_with_the_scales(tmp_path: Path) -> None:

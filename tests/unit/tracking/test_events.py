@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from pathlib import Path
+
+import pytest
 
 from orchestrator.tracking.events import append_event, json_text, read_events, read_json_lines
 
@@ -22,6 +25,23 @@ def test_a_torn_last_line_is_left_out(tmp_path: Path) -> None:
         file.write('{"event": "run_fin')
     (record,) = read_json_lines(path)
     assert (record["event"], record["loss"]) == ("run_started", None)
+    append_event(path, "run_started")
+    append_event(path, "run_finished")
+    assert [record["event"] for record in read_events(path)] == ["run_started", "run_started", "run_finished"]
+
+
+def test_a_disk_that_fills_up_is_said() -> None:
+    with pytest.raises(OSError, match="No space left on device"):
+        append_event(Path("/dev/full"), "run_started")
+
+
+def test_a_line_that_a_full_disk_takes_a_part_of_is_written_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write = os.write
+    monkeypatch.setattr(os, "write", lambda descriptor, content: write(descriptor, content[:7]))
+    append_event(tmp_path / "events.jsonl", "run_started")
+    assert [record["event"] for record in read_events(tmp_path / "events.jsonl")] == ["run_started"]
 
 
 def test_a_line_that_is_no_event_is_left_out(tmp_path: Path) -> None:

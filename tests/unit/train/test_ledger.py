@@ -10,7 +10,7 @@ import pytest
 from orchestrator.data.mixture import Mixture
 from orchestrator.errors import DataError
 from orchestrator.spec.plan import BatchPlan
-from orchestrator.train.ledger import Ledger, Record, read_ledger
+from orchestrator.train.ledger import Ledger, Record, committed_steps, read_ledger
 
 PLAN = BatchPlan(world_size=2, micro_batch_size=2, grad_accum_steps=1, global_batch_size=4, seq_len=8)
 MIXTURE = Mixture({"a": 3.0, "b": 1.0}, {"a": 5, "b": 7})
@@ -121,6 +121,16 @@ def test_steps_left_out_are_in_the_record_also_where_it_is_made_up_for(tmp_path:
     open_ledger(path, 0).commit(3, [(1, 2)])
     Ledger(path, PLAN, 6, mixture=MIXTURE, data={}, seed=9, saved_by=2, left_out=[(3, 5)])
     assert [record.left_out for record in read_ledger(path)] == [((1, 2),), ((3, 5),)]
+
+
+def test_steps_that_were_committed_are_known_whatever_else_stands_there(tmp_path: Path) -> None:
+    path = tmp_path / "ledger.jsonl"
+    assert committed_steps(path) == []
+    ledger = open_ledger(path, 0)
+    ledger.commit(3)
+    ledger.commit(5)
+    path.write_text(path.read_text() + '{"steps": 7}\n[]\n{"steps": [5, 9')
+    assert committed_steps(path) == [3, 5]
 
 
 def test_records_that_were_lost_are_not_made_up(tmp_path: Path) -> None:

@@ -394,6 +394,21 @@ def test_an_interrupted_save_is_no_checkpoint_and_a_committed_one_without_comple
     assert [found.step for found in proof.checkpoints if found.problem is not None] == [20]
 
 
+def test_a_newest_checkpoint_that_lost_everything_is_named(
+    tmp_path: Path, folders: Mapping[str, Path]
+) -> None:
+    trained = trained_stage(tmp_path, folders)
+    # Older ones may be half removed, since newer ones are there.
+    for step in (5, 20):
+        for file in (trained.layout.checkpoints / step_name(step)).iterdir():
+            file.unlink()
+    (found,) = [found for found in prove(trained).checkpoints if found.problem is not None]
+    assert (found.step, found.problem) == (
+        20,
+        "no COMPLETE and no manifest.json, though the ledger has its steps",
+    )
+
+
 def test_a_mixture_in_tokens_is_replayed_as_it_was_read(tmp_path: Path, folders: Mapping[str, Path]) -> None:
     trained = make_stage(tmp_path, folders, WEIGHTS, mixture_unit="tokens")
     trained.start(Start(workers=3, save_every=4, killed_at=9))

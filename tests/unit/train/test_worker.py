@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -53,3 +55,24 @@ def test_a_stage_whose_input_stage_is_not_finished_is_refused(
         "orchestrator: stage 'test' reads the weights of stage 'pretrain', which is not finished in"
         f" {run_dir}; run 'pretrain' first\n"
     )
+
+
+def test_a_log_on_a_full_disk_is_no_story_of_its_own(
+    run_dir: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    log = RunLayout(run_dir).stage("pretrain").log(0)
+    log.parent.mkdir(parents=True)
+    log.symlink_to("/dev/full")
+    assert main([str(run_dir), "--stage", "pretrain"]) == 1
+    root = logging.getLogger()
+    (handler,) = [found for found in root.handlers if getattr(found, "baseFilename", "") == str(log)]
+    try:
+        capsys.readouterr()
+        handler.handle(root.makeRecord("a", logging.INFO, "b", 1, "cannot be written", (), None))
+        assert capsys.readouterr().err == ""
+        handler.handle(root.makeRecord("a", logging.INFO, "b", 1, "%d", ("no number",), None))
+        assert "Logging error" in capsys.readouterr().err
+    finally:
+        root.removeHandler(handler)
+        with suppress(OSError):
+            handler.close()
