@@ -22,7 +22,7 @@ from tests.distributed.odd_model import OPTIMIZERS, build_odd, spoil, step_odd
 from tests.distributed.training import build_engine, build_model, different, train
 from tests.support import run_ranks
 
-KINDS = ("gpt2", "bert")
+KINDS = ("gpt2", "llama", "bert")
 STEPS_PER_LEG = 2
 # Strategy and number of ranks of each leg; every leg but the first goes on from the one before.
 LEGS: list[tuple[dict[str, Any], int]] = [
