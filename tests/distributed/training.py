@@ -9,6 +9,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from pydantic import TypeAdapter
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from transformers import (
@@ -20,6 +21,10 @@ from transformers import (
     LlamaForCausalLM,
 )
 
+from orchestrator.checkpoint import seal
+from orchestrator.checkpoint.layout import StageLayout
+from orchestrator.checkpoint.steps import list_steps
+from orchestrator.checkpoint.storage import read_tensors
 from orchestrator.contracts import IGNORE_INDEX, Engine, EngineSetup
 from orchestrator.registry import resolve
 from orchestrator.spec.strategies import Strategy
@@ -185,6 +190,17 @@ def merge(ranks: Sequence[Trajectory]) -> Trajectory:
     """One trajectory from those of all ranks."""
     losses = {key: value for rank in ranks for key, value in rank.losses.items()}
     return Trajectory(dict(sorted(losses.items())), ranks[0].norms, ranks[0].weights)
+
+
+def end_of(stage: StageLayout) -> dict[str, Tensor]:
+    """What a stage has come to: its weights, and its last checkpoint's weights, moments and cursor."""
+    (newest,) = [found.path for found in list_steps(stage.checkpoints)][-1:]
+    state = seal.read_state(newest)
+    tensors = read_tensors(newest)
+    assert any(name.startswith("optim.exp_avg_sq.") for name in tensors)
+    weights = load_file(stage.weights / "model.safetensors")
+    tensors |= {f"weights/{name}": weight for name, weight in weights.items()}
+    return tensors | {"cursor": torch.tensor([state["step"], state["rows"]])}
 
 
 def different(found: dict[str, Tensor], expected: dict[str, Tensor]) -> list[str]:
