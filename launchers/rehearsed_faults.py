@@ -21,6 +21,8 @@ from orchestrator.train.rehearsed import FaultKind, RehearsedFault
 # Of a rehearsal: steps between two checkpoints, and before a fault, half-way between two.
 SAVE_EVERY = 4
 FAULT_STEP = 6
+# Before a checkpoint is damaged: there is an older one to fall back to.
+DAMAGE_STEP = SAVE_EVERY + FAULT_STEP
 STOPPED = 75
 # Bits are flipped in the middle of a file, where tensors are.
 FLIPPED_BIT = 0x10
@@ -54,18 +56,22 @@ class Fault:
     """More of them are a defect."""
 
 
-def _inside(kind: FaultKind, *, phase: Phase = "compute", all_ranks: bool = False) -> Any:
+def _inside(
+    kind: FaultKind, *, phase: Phase = "compute", all_ranks: bool = False, step: int = FAULT_STEP
+) -> Any:
     """A fault that workers bring upon themselves, and that the same driver deals with."""
 
     def meet(run: RehearsedRun, job: Job, changes: Changes) -> int:
-        _plan(run, job, kind, phase=phase, rank=None if all_ranks else job.resources.num_workers - 1)
+        rank = None if all_ranks else job.resources.num_workers - 1
+        _plan(run, job, kind, phase=phase, rank=rank, step=step)
         return run.run()
 
     return meet
 
 
-def _plan(run: RehearsedRun, job: Job, kind: FaultKind, *, phase: Phase, rank: int | None) -> None:
-    step = 2 * SAVE_EVERY if phase == "save" else FAULT_STEP
+def _plan(
+    run: RehearsedRun, job: Job, kind: FaultKind, *, phase: Phase, rank: int | None, step: int = FAULT_STEP
+) -> None:
     RehearsedFault(kind, rank, job.stages[-1].name, step, phase).write(run.open())
 
 
@@ -86,8 +92,8 @@ def _kill_all(run: RehearsedRun, job: Job, changes: Changes) -> int:
 
 
 def _corrupt(run: RehearsedRun, job: Job, changes: Changes) -> int:
-    """As ``_kill_all``, and a bit of the newest checkpoint is flipped in between."""
-    _plan(run, job, "kill", phase="data", rank=None)
+    """As ``_kill_all``, but after two saves, and a bit of the newer checkpoint is flipped in between."""
+    _plan(run, job, "kill", phase="data", rank=None, step=DAMAGE_STEP)
     if not run.run_until_killed():
         return run.run()
     found = list_steps(run.layout.stage(job.stages[-1].name).checkpoints)
@@ -175,11 +181,16 @@ def _with_strategy(job: Job, strategy: Strategy) -> Job:
 
 FAULTS: Mapping[str, Fault] = {
     "kill-rank": Fault("one worker is killed in a step", _inside("kill")),
-    "kill-save": Fault("all workers are killed in a save", _inside("kill", phase="save", all_ranks=True)),
+    "kill-save": Fault(
+        "all workers are killed in a save",
+        _inside("kill", phase="save", all_ranks=True, step=2 * SAVE_EVERY),
+    ),
     "kill-all": Fault("all workers and the driver are killed", _kill_all),
     "preempt": Fault("the scheduler sends SIGTERM", _stop_and_go_on, max_steps_lost=0),
     "corrupt": Fault(
-        "all are killed, and a bit of the newest checkpoint flips", _corrupt, max_steps_lost=2 * SAVE_EVERY
+        "all are killed, and a bit of the newer of two checkpoints flips",
+        _corrupt,
+        max_steps_lost=2 * SAVE_EVERY,
     ),
     "hang": Fault("one worker is frozen", _inside("freeze"), _watched),
     "hang-data": Fault("one worker waits for its data for ever", _inside("hang", phase="data"), _watched),

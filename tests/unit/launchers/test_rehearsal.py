@@ -12,7 +12,7 @@ import torch
 
 from launchers import rehearsal
 from launchers.rehearsal import _largest_loss_gap
-from launchers.rehearsed_faults import NotPossibleError, _other_strategy
+from launchers.rehearsed_faults import DAMAGE_STEP, NotPossibleError, _other_strategy
 from orchestrator.checkpoint.layout import RunLayout
 from orchestrator.checkpoint.manager import CheckpointManager
 from orchestrator.errors import PlanError
@@ -157,20 +157,26 @@ def test_a_step_left_out_by_both_runs_has_no_loss_to_compare(
 
 
 @pytest.mark.parametrize(
-    ("fault", "resumed", "is_ok"),
-    [("kill-rank", 4, True), ("kill-rank", 0, False), ("corrupt", 0, True), ("preempt", 4, False)],
+    ("fault", "step", "resumed", "is_ok"),
+    [
+        ("kill-rank", 6, 4, True),
+        ("kill-rank", 6, 0, False),
+        ("corrupt", DAMAGE_STEP, 4, True),
+        ("corrupt", DAMAGE_STEP, 0, False),
+        ("preempt", 6, 4, False),
+    ],
 )
-def test_more_lost_steps_than_the_interval_between_two_saves_are_a_defect(
-    fault: str, resumed: int, is_ok: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_more_lost_steps_than_a_fault_may_cost_are_a_defect(
+    fault: str, step: int, resumed: int, is_ok: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = RunLayout(tmp_path)
-    for event, step in (("checkpoint", 4), ("rehearsed_fault", 6), ("training_started", resumed)):
-        append_event(run.events, event, stage=STAGE, step=step, max_steps=12)
+    for event, at in (("checkpoint", 4), ("rehearsed_fault", step), ("training_started", resumed)):
+        append_event(run.events, event, stage=STAGE, step=at, max_steps=12)
     # What else is compared is as it should be.
     monkeypatch.setattr(rehearsal, "verify_run", lambda *arguments: {"ledger": {"ok": True}})
     monkeypatch.setattr(rehearsal, "compare", lambda *arguments, **options: "yes")
     rehearsed = SimpleNamespace(layout=run)
     stage = make_job().stages[-1]
     finding = rehearsal._judge(fault, rehearsed, rehearsed, stage, promised=0.0)  # type: ignore[arg-type]
-    assert (finding.ok, finding.steps_lost) == (is_ok, 6 - resumed)
-    assert is_ok or f"it lost {6 - resumed} steps, expected at most" in finding.note
+    assert (finding.ok, finding.steps_lost) == (is_ok, step - resumed)
+    assert is_ok or f"it lost {step - resumed} steps, expected at most" in finding.note
