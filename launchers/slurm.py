@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from launchers.base import PlaceState, RefusedJobError, workers_per_node
-from launchers.runs import run_status
+from launchers.slurm_after import dependency_flags, refuse_over
 from launchers.slurm_queue import (
     UnansweredError,
     advice_on,
@@ -22,8 +22,6 @@ from launchers.slurm_queue import (
     queued_jobs,
     run_command,
 )
-from launchers.submitted import Submission, read_submission
-from orchestrator.checkpoint.layout import RunLayout
 from orchestrator.errors import LaunchError
 
 if TYPE_CHECKING:
@@ -102,7 +100,7 @@ class SlurmLauncher:
             f"--signal=B:{self._options.signal}@{self._options.grace_seconds}",
             *self._size_flags(),
             *self._site_flags(),
-            *self._chain_flags(run_dir.parent),
+            *dependency_flags(self._options.after, run_dir.parent),
             *self._options.flags,
             str(scripts / "ray.sbatch"),
             f"--scripts={scripts}",
@@ -143,50 +141,6 @@ class SlurmLauncher:
         values = {name: getattr(self._options, name) for name in ("partition", "time", "account")}
         return [f"--{name}={value}" for name, value in values.items() if value is not None]
 
-    def _chain_flags(self, runs_dir: Path) -> list[str]:
-        """The jobs of the runs that come first and are not finished.
-
-        Raises:
-            RefusedJobError: Such a run is not under SLURM.
-        """
-        waited = [submission.job_id for submission in self._awaited(runs_dir).values()]
-        if not waited:
-            return []
-        # One that fails must not keep the next waiting for ever.
-        return [f"--dependency=afterok:{':'.join(waited)}", "--kill-on-invalid-dep=yes"]
-
-    def _awaited(self, runs_dir: Path) -> dict[str, Submission]:
-        """The submissions of the runs that come first and are not finished, by name."""
-        awaited = {}
-        for name in self._options.after:
-            layout = RunLayout(runs_dir / name)
-            if layout.events.exists() and run_status(layout.root)["state"] == "finished":
-                continue
-            submission = read_submission(layout)
-            if submission is None or submission.launcher != "slurm":
-                raise RefusedJobError(
-                    f"--after {name}: {layout.root} is not finished and was not submitted to SLURM, so"
-                    " nothing there can be waited for; submit it first, or leave it out"
-                )
-            awaited[name] = submission
-        return awaited
-
-    def _refuse_over(self, runs_dir: Path) -> None:
-        """Refuse to wait for a job that is over: SLURM would take this one out of the queue without a word.
-
-        Raises:
-            RefusedJobError: The run of such a job is not finished.
-        """
-        queue = self.queue() if self._options.after else {}
-        # Read after the queue: a run may just have finished.
-        for name, submission in self._awaited(runs_dir).items():
-            if submission.job_id not in queue:
-                raise RefusedJobError(
-                    f"--after {name}: {runs_dir / name} is not finished, and its job {submission.job_id} is"
-                    f" over ({self.ending(submission.job_id) or 'SLURM has forgotten how'}), so it cannot be"
-                    " waited for; submit it again first, or leave it out"
-                )
-
     def submit(self, job_file: Path, run_dir: Path) -> str:
         """Submit it; the job id.
 
@@ -194,7 +148,7 @@ class SlurmLauncher:
             LaunchError: sbatch is not there, or refused the job.
         """
         command = self.render(job_file, run_dir)
-        self._refuse_over(run_dir.parent)
+        refuse_over(self._options.after, run_dir.parent)
         job_id = self._submit(command, run_dir.name, run_dir / run_dir.name)
         self._refuse_hopeless(job_id, job_id)
         return job_id
@@ -207,7 +161,7 @@ class SlurmLauncher:
         """
         command = self.render_array(name, job_files, at_once=at_once)
         runs_dir = job_files[0].parents[1]
-        self._refuse_over(runs_dir)
+        refuse_over(self._options.after, runs_dir)
         job_id = self._submit(command, name, runs_dir / name)
         self._refuse_hopeless(job_id, f"{job_id}_0")
         return [f"{job_id}_{task}" for task in range(len(job_files))]

@@ -78,7 +78,7 @@ class SlurmOptions(Section):
     scripts: Line | None = None
     """Folder with ``ray.sbatch``, ``ray_node.sh`` and ``env.sh``; absent: ``slurm/`` of the project."""
     after: tuple[Line, ...] = ()
-    """Runs in the same folder that must finish first; ``--after`` overrides it."""
+    """Runs, or sweeps, in the same folder that must finish first; ``--after`` overrides it."""
     flags: tuple[str, ...] = ()
     """Any other flags of sbatch, as given: ``[--qos=high, --exclusive]``; they win over the launcher's."""
 

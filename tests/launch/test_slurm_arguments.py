@@ -9,7 +9,9 @@ from pathlib import Path
 import pytest
 
 from launchers.slurm import SCRIPTS, SlurmLauncher
+from orchestrator.checkpoint.layout import RunLayout
 from orchestrator.spec.job import Resources
+from orchestrator.tracking.events import append_event
 from tests.unit.launchers.commands import Console, FakeRun
 from tests.unit.spec.jobs import VALID, write_job
 
@@ -183,6 +185,26 @@ def test_a_run_waits_for_those_that_come_first_and_are_not_finished(
         assert said in refused.errors
     assert "expected the name of a run" in console(*command, "--after", "../first").errors
     assert not (runs / "tiny").exists()
+
+
+def test_a_run_waits_for_the_runs_of_a_sweep_that_are_not_finished(
+    slurm: FakeSlurm, job: Path, tmp_path: Path, console: Console
+) -> None:
+    runs = tmp_path / "runs"
+    command = ("submit", job, "--launcher", "slurm", "--runs-dir", runs)
+    assert console(*command, "--set", "name=sw", "--set", "sweep.grid.seed=[1, 2, 3]").code == 0
+    given = (*command, "--after", "sw")
+    assert "--dependency=afterok:17 --kill-on-invalid-dep=yes" in console(*given, "--dry-run").output
+    append_event(RunLayout(runs / "sw-1").events, "run_finished")
+    assert "--dependency=afterok:17_0:17_2 --kill-on-invalid-dep=yes" in console(*given, "--dry-run").output
+    slurm.answer("squeue", "17_0|PENDING|Priority\n")
+    refused = console(*given)
+    assert refused.code == 2
+    assert f"--after sw: {runs}/sw-2 is not finished, and its job 17_2 is over" in refused.errors
+    slurm.answer("squeue", "17_[0-2]|PENDING|Priority\n17_0|PENDING|Priority\n17_2|RUNNING|None\n")
+    slurm.answer("sbatch", "18\n")
+    assert console(*given).code == 0
+    assert "--dependency=afterok:17_0:17_2" in slurm.calls()
 
 
 @pytest.mark.parametrize(

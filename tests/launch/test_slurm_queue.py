@@ -124,6 +124,19 @@ def test_a_run_waits_for_the_one_before_it_and_goes_when_that_is_cancelled(
     cluster.command("scancel", again)
 
 
+def test_a_run_waits_for_all_runs_of_a_sweep_and_goes_when_one_of_them_is_cancelled(
+    command: tuple[str | Path, ...], cluster: Cluster, console: Console
+) -> None:
+    swept = (*command, "--set", "name=sw", "--set", "sweep.grid.seed=[1, 2]")
+    ids = console(*swept, "--json", *LATER).json()["job_ids"]
+    array = ids[0].partition("_")[0]
+    job_id = console(*command, "--json", "--after", "sw").json()["job_id"]
+    assert f"afterok:{array}_*" in cluster.command("squeue", "--noheader", "--format=%E", f"--jobs={job_id}")
+    cluster.command("scancel", ids[1])
+    cluster.command("scancel", ids[0])
+    assert cluster.ended(job_id)["JobState"] == "CANCELLED"
+
+
 def test_a_run_of_an_array_is_shown_and_cancelled_alone(
     command: tuple[str | Path, ...], cluster: Cluster, tmp_path: Path, console: Console
 ) -> None:
