@@ -18,6 +18,7 @@ from launchers.slurm_queue import (
     UnansweredError,
     advice_on,
     ending,
+    printed_job_id,
     queued_after_all,
     queued_jobs,
     run_command,
@@ -174,13 +175,10 @@ class SlurmLauncher:
             return queued_after_all(name, f"{output}-", error)
         if done.returncode != 0:
             raise RefusedJobError(f"sbatch refused the job: {done.stderr.strip()}{advice_on(done.stderr)}")
-        # On a federation of clusters it is followed by the cluster's name.
-        job_id = done.stdout.strip().partition(";")[0]
-        if not job_id.isdigit():
-            raise LaunchError(
-                f"sbatch printed {done.stdout.strip()!r}, expected a job id; look with 'squeue --me' whether"
-                " the job was queued"
-            )
+        job_id = printed_job_id(done.stdout)
+        if job_id is None:
+            unread = LaunchError(f"sbatch printed {done.stdout.strip()!r}, expected a job id")
+            return queued_after_all(name, f"{output}-", unread)
         return job_id
 
     def _refuse_hopeless(self, job_id: str, first: str) -> None:

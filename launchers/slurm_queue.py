@@ -15,6 +15,7 @@ from orchestrator.errors import LaunchError
 TIMEOUT_SECONDS = 60
 # States in squeue of a job that waits; a requeued one is among them.
 WAITING = ("PENDING", "REQUEUED", "REQUEUE_HOLD", "REQUEUE_FED", "SPECIAL_EXIT", "SUSPENDED")
+JOB_ID = re.compile(r"(\d+)(;\S+)?", re.ASCII)
 # Of the variables that SLURM sets in a job or reads: a site's, for reaching its controller. The rest is an
 # outer job's, whose array, restarts and GPUs sbatch would pass on to the new job as that one's own.
 SITE_VARIABLES = (
@@ -128,7 +129,14 @@ def run_command(command: Sequence[str]) -> subprocess.CompletedProcess[str]:
         ) from error
 
 
-def queued_after_all(name: str, output: str, unanswered: UnansweredError) -> str:
+def printed_job_id(printed: str) -> str | None:
+    """The job id that ``sbatch --parsable`` printed last; a site's sbatch may greet before it."""
+    # On a federation of clusters it is followed by the cluster's name.
+    found = [match[1] for line in printed.splitlines() if (match := JOB_ID.fullmatch(line.strip()))]
+    return found[-1] if found else None
+
+
+def queued_after_all(name: str, output: str, unanswered: LaunchError) -> str:
     """The job id of a submission that sbatch gave no answer to, from the queue.
 
     Args:

@@ -322,6 +322,28 @@ def test_a_quota_error_of_a_fake_sbatch_is_shown_with_what_to_do(
     assert list(runs.iterdir()) == []
 
 
+@pytest.mark.parametrize("printed", ["Welcome, news on Monday: 3 nodes\n17\n", "12 users\n17;east\n"])
+def test_what_a_sites_sbatch_says_before_the_job_id_is_passed_over(
+    printed: str, slurm: FakeSlurm, job: Path, tmp_path: Path, console: Console
+) -> None:
+    slurm.answer("sbatch", printed)
+    ended = console("submit", job, "--launcher", "slurm", "--runs-dir", tmp_path / "runs", "--json")
+    assert ended.json()["job_id"] == "17"
+
+
+def test_a_job_whose_id_sbatch_does_not_print_is_looked_up_in_the_queue(
+    slurm: FakeSlurm, job: Path, tmp_path: Path, console: Console
+) -> None:
+    slurm.answer("sbatch", "Submitted\n")
+    command = ("submit", job, "--launcher", "slurm", "--runs-dir", tmp_path / "runs", "--json")
+    ended = console(*command)
+    assert ended.code == 1
+    assert "sbatch printed 'Submitted', expected a job id" in ended.json()["errors"][0]["message"]
+    slurm.answer("squeue", "41\n")
+    slurm.answer("scontrol", f"JobId=41 StdOut={tmp_path}/runs/tiny/tiny-41.out")
+    assert console(*command).json()["job_id"] == "41"
+
+
 RETRYING = "sbatch: error: Slurm temporarily unable to accept job, sleeping and retrying\n"
 
 
