@@ -68,6 +68,21 @@ class RemoteLauncher(Protocol):
 
 
 @runtime_checkable
+class CheckingLauncher(Protocol):
+    """A launcher whose place queues jobs that it can never start."""
+
+    def withdraw_hopeless(self, job_id: str) -> str | None:
+        """Take a job out of the queue that could never start there, with the array that it is one of.
+
+        Returns:
+            Why, and what to do; ``None``: it stays.
+
+        Raises:
+            LaunchError: The place cannot be asked, or refused.
+        """
+
+
+@runtime_checkable
 class RestartingLauncher(Protocol):
     """A launcher whose place starts a job again whatever its driver ended with."""
 

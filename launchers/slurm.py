@@ -150,9 +150,7 @@ class SlurmLauncher:
         """
         command = self.render(job_file, run_dir)
         refuse_over(self._options.after, run_dir.parent)
-        job_id = self._submit(command, run_dir.name, run_dir / run_dir.name)
-        self._refuse_hopeless(job_id, job_id)
-        return job_id
+        return self._submit(command, run_dir.name, run_dir / run_dir.name)
 
     def submit_array(self, name: str, job_files: Sequence[Path], *, at_once: int | None) -> list[str]:
         """Submit the runs of a sweep (``render_array``); the job id of each.
@@ -164,7 +162,6 @@ class SlurmLauncher:
         runs_dir = job_files[0].parents[1]
         refuse_over(self._options.after, runs_dir)
         job_id = self._submit(command, name, runs_dir / name)
-        self._refuse_hopeless(job_id, f"{job_id}_0")
         return [f"{job_id}_{task}" for task in range(len(job_files))]
 
     def _submit(self, command: Sequence[str], name: str, output: Path) -> str:
@@ -181,23 +178,24 @@ class SlurmLauncher:
             return queued_after_all(name, f"{output}-", unread)
         return job_id
 
-    def _refuse_hopeless(self, job_id: str, first: str) -> None:
-        """Take out of the queue what could never start there.
-
-        Args:
-            first: The job itself, or the first of an array.
+    def withdraw_hopeless(self, job_id: str) -> str | None:
+        """Take a job, or the whole array of one, out of the queue if it could never start; SLURM's reason.
 
         Raises:
-            RefusedJobError: Naming SLURM's reason.
+            LaunchError: squeue or scancel failed.
         """
-        found = self.queue().get(first)
+        found = self.queue().get(job_id)
         reason = found.detail.partition(", ")[2] if found else ""
-        if reason in NEVER_STARTS:
-            self.cancel(job_id, only_queued=False)
-            raise RefusedJobError(
-                f"the cluster can never start this job ({reason}), so it was taken out of the queue again."
-                f"\n{NEVER_STARTS[reason]}"
-            )
+        if reason not in NEVER_STARTS:
+            return None
+        try:
+            self.cancel(job_id.partition("_")[0], only_queued=False)
+        except LaunchError as error:
+            raise LaunchError(f"SLURM says {reason}; {NEVER_STARTS[reason]}. {error}") from error
+        return (
+            f"the cluster can never start this job ({reason}), so it was taken out of the queue again."
+            f"\n{NEVER_STARTS[reason]}"
+        )
 
     def queue(self) -> dict[str, PlaceState]:
         """The user's jobs that are not over.

@@ -115,6 +115,8 @@ def run_command(command: Sequence[str]) -> subprocess.CompletedProcess[str]:
             text=True,
             timeout=TIMEOUT_SECONDS,
             env=command_environment(),
+            # Ctrl-C at a terminal is for whoever waits for the command: sbatch has a submission to end.
+            process_group=0,
         )
     except FileNotFoundError as error:
         raise RefusedJobError(

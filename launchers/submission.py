@@ -5,13 +5,22 @@ from __future__ import annotations
 import fcntl
 import os
 import shlex
-from collections.abc import Iterator, Sequence
+import sys
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from io import TextIOWrapper
 from pathlib import Path
 from typing import Any
 
-from launchers.base import ArrayLauncher, ManifestLauncher, RefusedJobError, make_launcher
+from launchers.base import (
+    ArrayLauncher,
+    CheckingLauncher,
+    Launcher,
+    ManifestLauncher,
+    RefusedJobError,
+    make_launcher,
+)
+from launchers.deferral import deferred_signals
 from launchers.run_directory import make_directory
 from launchers.runs import is_locked, runs_dir_flag
 from launchers.submitted import Submission, read_submission
@@ -30,19 +39,19 @@ def submit_job(job: Job, *, runs_dir: Path, dry_run: bool) -> dict[str, Any]:
         LaunchError: The run is being run or queued already, or the launcher refused it.
     """
     layout = RunLayout(runs_dir.resolve() / job.name)
-    name, options = job.launcher.name, job.launcher.options
-    values = options.model_dump(mode="json") if isinstance(options, Section) else dict(options)
-    launcher = make_launcher(name, values, job.resources)
+    name = job.launcher.name
+    launcher = make_launcher(name, _options(job), job.resources)
     if dry_run and isinstance(launcher, ManifestLauncher):
         manifest = launcher.manifest(layout.submitted_job, layout.root)
         return {"name": job.name, "launcher": name, "manifest": manifest}
     if dry_run:
         command = shlex.join(launcher.render(layout.submitted_job, layout.root))
         return {"name": job.name, "launcher": name, "command": command}
-    with only_submission(layout):
-        with _handed_over(job, layout):
-            job_id = launcher.submit(layout.submitted_job, layout.root)
-        Submission.of_now(name, job_id, values).write(layout)
+
+    def submit() -> list[str]:
+        return [launcher.submit(layout.submitted_job, layout.root)]
+
+    (job_id,) = _submit(job, [job], [layout], launcher, submit)
     return {"name": job.name, "launcher": name, "job_id": job_id}
 
 
@@ -55,9 +64,8 @@ def submit_sweep(job: Job, runs: Sequence[Job], *, runs_dir: Path, dry_run: bool
         LaunchError: A run is being run or queued already, or the launcher refused it; or the runs of an array
             are to be compared while they run.
     """
-    name, options = job.launcher.name, job.launcher.options
-    values = options.model_dump(mode="json") if isinstance(options, Section) else dict(options)
-    launcher = make_launcher(name, values, job.resources)
+    name = job.launcher.name
+    launcher = make_launcher(name, _options(job), job.resources)
     if not isinstance(launcher, ArrayLauncher):
         return submit_job(job, runs_dir=runs_dir, dry_run=dry_run)
     if job.sweep is not None and job.sweep.early_stopping is not None:
@@ -79,15 +87,88 @@ def submit_sweep(job: Job, runs: Sequence[Job], *, runs_dir: Path, dry_run: bool
     if dry_run:
         command = shlex.join(launcher.render_array(job.name, files, at_once=at_once))
         return {"name": job.name, "launcher": name, "command": command}
-    with ExitStack() as stack:
-        with ExitStack() as handed_over:
-            for run, layout in zip(runs, layouts, strict=True):
-                stack.enter_context(only_submission(layout))
-                handed_over.enter_context(_handed_over(run, layout))
-            job_ids = launcher.submit_array(job.name, files, at_once=at_once)
-        for layout, job_id in zip(layouts, job_ids, strict=True):
-            Submission.of_now(name, job_id, values).write(layout)
+
+    def submit() -> list[str]:
+        return launcher.submit_array(job.name, files, at_once=at_once)
+
+    job_ids = _submit(job, runs, layouts, launcher, submit)
     return {"name": job.name, "launcher": name, "job_ids": job_ids}
+
+
+def _submit(
+    job: Job,
+    runs: Sequence[Job],
+    layouts: Sequence[RunLayout],
+    launcher: Launcher,
+    submit: Callable[[], list[str]],
+) -> list[str]:
+    """Hand runs to the place of ``launcher`` and record them; the job id of each.
+
+    What the place has taken is recorded before anything else can fail or be interrupted.
+
+    Args:
+        submit: Does it, and returns the job ids.
+
+    Raises:
+        LaunchError: A run is being run or queued already, or the place refused it.
+    """
+    place = job.launcher.name
+    with ExitStack() as stack:
+        for run, layout in zip(runs, layouts, strict=True):
+            stack.enter_context(only_submission(layout))
+            stack.enter_context(_handed_over(run, layout))
+        with deferred_signals(
+            f"Stopping as soon as {place} has answered and its job id is written down; Ctrl-C once more to"
+            f" stop at once, and then look there whether {job.name} was queued."
+        ) as waiting:
+            job_ids = submit()
+            _record(job, layouts, job_ids)
+            _refuse_hopeless(job, launcher, job_ids[0])
+            if waiting:
+                taken = f"{job.name} is submitted to {place} already, as {job_ids[0]};"
+                named = f"{job.name}{runs_dir_flag(layouts[0].root.parent)}"
+                print(f"{taken} 'orchestrator cancel {named}' takes it back.", file=sys.stderr)
+    return job_ids
+
+
+def _record(job: Job, layouts: Sequence[RunLayout], job_ids: Sequence[str]) -> None:
+    """Write down in each run directory as what it was submitted."""
+    place, options = job.launcher.name, _options(job)
+    try:
+        for layout, job_id in zip(layouts, job_ids, strict=True):
+            Submission.of_now(place, job_id, options).write(layout)
+    except OSError as error:
+        raise LaunchError(
+            f"{job.name} was submitted to {place} as {', '.join(job_ids)}, which cannot be written down:"
+            f" {error}. End it there by that id; then put this right and submit it again"
+        ) from error
+
+
+def _refuse_hopeless(job: Job, launcher: Launcher, job_id: str) -> None:
+    """Refuse what its place could never start, and has taken out of its queue again.
+
+    Raises:
+        RefusedJobError: Naming the place's reason.
+    """
+    if not isinstance(launcher, CheckingLauncher):
+        return
+    try:
+        reason = launcher.withdraw_hopeless(job_id)
+    except LaunchError as error:
+        print(
+            f"orchestrator: warning: {job.name} is submitted as {job.launcher.name} job {job_id}; whether it"
+            f" can ever start was not settled: {error}",
+            file=sys.stderr,
+        )
+        return
+    if reason is not None:
+        raise RefusedJobError(reason)
+
+
+def _options(job: Job) -> dict[str, Any]:
+    """``launcher.options``, as a launcher is built with them."""
+    options = job.launcher.options
+    return options.model_dump(mode="json") if isinstance(options, Section) else dict(options)
 
 
 def write_submitted(job: Job, layout: RunLayout) -> None:
@@ -98,21 +179,28 @@ def write_submitted(job: Job, layout: RunLayout) -> None:
 
 @contextmanager
 def _handed_over(job: Job, layout: RunLayout) -> Iterator[None]:
-    """Write the job file for a place that is asked to take it; where that fails, the file is as it was.
+    """Write the job file for a place that is asked to take it; where that refuses, all is as it was.
 
-    An earlier submission may still be looked at: by that file its runs are known to be those of a sweep.
+    An earlier submission may still be looked at: by that file its runs are known to be those of a sweep. What
+    the place has taken and was recorded stays, whatever comes after it.
     """
-    path = layout.submitted_job
-    before = path.read_text(encoding="utf-8") if path.exists() else None
+    before = {path: _text(path) for path in (layout.submitted_job, layout.submission)}
     try:
         write_submitted(job, layout)
         yield
-    except BaseException:
-        if before is None:
-            path.unlink(missing_ok=True)
-        else:
-            replace_text(path, before)
+    except BaseException as error:
+        is_recorded = _text(layout.submission) != before[layout.submission]
+        if not is_recorded or isinstance(error, RefusedJobError):
+            for path, text in before.items():
+                if text is None:
+                    path.unlink(missing_ok=True)
+                else:
+                    replace_text(path, text)
         raise
+
+
+def _text(path: Path) -> str | None:
+    return path.read_text(encoding="utf-8") if path.exists() else None
 
 
 @contextmanager

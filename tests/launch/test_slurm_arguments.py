@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import shlex
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from launchers.slurm import SCRIPTS, SlurmLauncher
+from launchers.submitted import read_submission
 from orchestrator.checkpoint.layout import RunLayout
 from orchestrator.spec.job import Resources
 from orchestrator.tracking.events import append_event
@@ -320,6 +322,51 @@ def test_a_quota_error_of_a_fake_sbatch_is_shown_with_what_to_do(
     assert f"sbatch refused the job: sbatch: {errors}\n" in ended.errors
     assert advice in ended.errors
     assert list(runs.iterdir()) == []
+
+
+@pytest.mark.parametrize("sweep", [(), ("--set", "sweep.grid.seed=[1, 2]")], ids=["run", "array"])
+@pytest.mark.parametrize("failing", ["squeue", "scancel"])
+def test_a_job_that_sbatch_took_is_recorded_whatever_fails_after_it(
+    failing: str, sweep: tuple[str, ...], slurm: FakeSlurm, job: Path, tmp_path: Path, console: Console
+) -> None:
+    name, job_id = ("tiny-1", "17_1") if sweep else ("tiny", "17")
+    slurm.answer("squeue", "17|PENDING|PartitionConfig\n17_0|PENDING|PartitionConfig\n")
+    slurm.answer(failing, errors="Socket timed out", code=1)
+    runs = tmp_path / "runs"
+    ended = console("submit", job, "--launcher", "slurm", "--runs-dir", runs, "--json", *sweep)
+    assert ended.code == 0
+    assert job_id in str(ended.json())
+    assert f"tiny is submitted as slurm job {'17_0' if sweep else '17'}; whether it" in ended.errors
+    reason = "SLURM says PartitionConfig; 'sinfo -Nl' shows" if failing == "scancel" else "squeue failed"
+    assert reason in ended.errors
+    assert "Socket timed out" in ended.errors
+    submission = read_submission(RunLayout(runs / name))
+    assert submission is not None
+    assert submission.job_id == job_id
+    assert (runs / name / "submitted.yaml").is_file()
+
+
+@pytest.mark.parametrize("signal", ["INT", "TERM", "HUP"])
+def test_a_signal_while_sbatch_works_waits_until_the_job_is_recorded(
+    signal: str, slurm: FakeSlurm, job: Path, tmp_path: Path
+) -> None:
+    # As from a terminal, or a time limit: to every process of the group.
+    (tmp_path / "bin" / "sbatch").write_text(f"#!/bin/bash\nkill -{signal} -- -$PPID\nsleep 0.5\necho 17\n")
+    runs = tmp_path / "runs"
+    command = ("submit", job, "--launcher", "slurm", "--runs-dir", runs)
+    done = subprocess.run(
+        [sys.executable, "-m", "launchers.cli", *command], capture_output=True, text=True, process_group=0
+    )
+    assert done.returncode == {"INT": 130, "TERM": -15, "HUP": -1}[signal]
+    assert done.stdout == ""
+    first, second = done.stderr.splitlines()
+    assert first.startswith("Stopping as soon as slurm has answered and its job id is written down; Ctrl-C")
+    assert second.startswith(
+        "tiny is submitted to slurm already, as 17; 'orchestrator cancel tiny --runs-dir"
+    )
+    submission = read_submission(RunLayout(runs / "tiny"))
+    assert submission is not None
+    assert submission.job_id == "17"
 
 
 @pytest.mark.parametrize("printed", ["Welcome, news on Monday: 3 nodes\n17\n", "12 users\n17;east\n"])

@@ -18,6 +18,7 @@ class Place:
 
     refuses = False
     is_down = False
+    hopeless: ClassVar[str | None] = None
     times_asked = 0
     jobs: ClassVar[dict[str, PlaceState]] = {}
     printed: ClassVar[dict[str, str]] = {}
@@ -29,7 +30,7 @@ class Place:
     def reset(cls) -> None:
         """Forget what other tests have set."""
         cls.refuses, cls.is_down, cls.times_asked = False, False, 0
-        cls.jobs, cls.printed = {}, {}
+        cls.jobs, cls.printed, cls.hopeless = {}, {}, None
 
     def render(self, job_file: Path, run_dir: Path) -> list[str]:
         """Nothing that could be typed."""
@@ -50,6 +51,13 @@ class Place:
         if self.is_down:
             raise LaunchError("the place does not answer")
         return self.jobs
+
+    def withdraw_hopeless(self, job_id: str) -> str | None:
+        """Forget it where a test says so."""
+        self.queue()
+        if self.hopeless is not None:
+            self.jobs.pop(job_id)
+        return self.hopeless
 
     def output(self, job_id: str, run_dir: Path) -> str | None:
         """What a test has had it print."""

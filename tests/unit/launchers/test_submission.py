@@ -49,6 +49,48 @@ def test_a_refused_submission_leaves_the_files_of_the_one_before(console: Consol
     assert files(runs) == before
 
 
+def test_what_the_place_takes_and_can_never_start_leaves_the_files_of_the_one_before(
+    console: Console, tmp_path: Path
+) -> None:
+    runs = tmp_path / "runs"
+    submit = ("submit", job(tmp_path), "--runs-dir", runs)
+    Place.hopeless = "no node is so large"
+    refused = console(*submit)
+    assert (refused.code, refused.errors) == (2, "no node is so large\n")
+    assert list(runs.iterdir()) == []
+    Place.hopeless = None
+    assert console(*submit).code == 0
+    before = files(runs)
+    console("cancel", "tiny", "--runs-dir", runs)
+    Place.hopeless = "no node is so large"
+    assert console(*submit, "--set", "seed=5").code == 2
+    assert files(runs) == before
+
+
+def test_a_place_that_cannot_be_asked_after_it_took_the_job_leaves_the_record(
+    console: Console, tmp_path: Path
+) -> None:
+    Place.is_down = True
+    submit = ("submit", job(tmp_path), "--runs-dir", tmp_path / "runs")
+    ended = console(*submit)
+    assert (ended.code, ended.output.splitlines()[0]) == (0, f"tiny submitted to {NAME} as tiny")
+    assert ended.errors == (
+        f"orchestrator: warning: tiny is submitted as {NAME} job tiny; whether it can ever start was not"
+        " settled: the place does not answer\n"
+    )
+    Place.is_down = False
+    assert "tiny is queued already" in console(*submit).errors
+
+
+def test_a_job_that_cannot_be_written_down_is_named(console: Console, tmp_path: Path) -> None:
+    runs = tmp_path / "runs"
+    (runs / "tiny" / "submission.json.tmp").mkdir(parents=True)
+    ended = console("submit", job(tmp_path), "--runs-dir", runs)
+    assert ended.code == 1
+    assert ended.errors.startswith(f"tiny was submitted to {NAME} as tiny, which cannot be written down: ")
+    assert f"{runs}/tiny/submission.json.tmp" in ended.errors
+
+
 def test_a_refused_sweep_is_still_one(console: Console, tmp_path: Path) -> None:
     runs = tmp_path / "runs"
     submit = ("submit", job(tmp_path, f"{ArrayPlace.__module__}:ArrayPlace", SWEEP), "--runs-dir", runs)
