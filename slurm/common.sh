@@ -84,9 +84,14 @@ requeue() {
     say "the work is saved; not queued again after $count times (--max-requeues=$max_requeues)"
     return
   fi
-  say "the work is saved; queued again"
-  # SLURM ends this script then.
-  scontrol requeue "$job_ref" && sleep 300
+  if scontrol requeue "$job_ref"; then
+    say "the work is saved; queued again"
+    # SLURM ends this script then.
+    sleep 300
+  else
+    say "the work is saved, but SLURM does not queue the job again, as under --no-requeue (its words stand" \
+      "above): submit it again, and it goes on"
+  fi
 }
 
 # What the scripts call with the status of reading this file.

@@ -79,6 +79,29 @@ def test_a_fake_scontrol_says_when_a_job_ends_or_nobody_knows(
     assert (done.returncode, done.stdout, done.stderr) == (0, f"{expected}\n", "")
 
 
+@pytest.mark.parametrize(
+    ("code", "expected"),
+    [(0, "queued again"), (1, "but SLURM does not queue the job again, as under --no-requeue")],
+)
+def test_another_turn_is_told_once_a_fake_scontrol_has_given_it(
+    code: int, expected: str, tmp_path: Path
+) -> None:
+    for name, text in (("scontrol", f"echo asked; exit {code}"), ("sleep", "echo slept")):
+        (tmp_path / name).write_text(f"#!/bin/bash\n{text}\n")
+        (tmp_path / name).chmod(0o755)
+    done = subprocess.run(
+        ["bash", "-c", f"source {SCRIPTS}/common.sh; site_is_read 0; max_requeues=1; requeue"],
+        env={"PATH": f"{tmp_path}:{os.environ['PATH']}", "SLURM_JOB_ID": "17"},
+        capture_output=True,
+        text=True,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    first, second, *rest = done.stdout.splitlines()
+    assert first == "asked"
+    assert expected in second
+    assert rest == ([] if code else ["slept"])
+
+
 OUTER = {
     "SLURM_JOB_ID": "17",
     "SLURM_ARRAY_JOB_ID": "9",
