@@ -20,19 +20,28 @@ SIGNAL_EARLY_SECONDS = 60
 FLAG = re.compile(r"--([a-z][a-z0-9-]*)(=[^\x00-\x1f\x7f]*)?")
 OWN_FLAGS = {
     "array": "it is made of the job's sweep",
+    "clusters": "'status' and 'cancel' would look for the job on this one; submit it on a login node of the"
+    " other, or set SLURM_CLUSTERS for every command",
     "error": "it goes to the run's output, which 'orchestrator logs RUN' shows",
     "help": "type 'sbatch --help'",
     "job-name": "it is the run's name",
+    "no-requeue": "a run queues itself again at its time limit; launcher.options.max_requeues: 0 is one turn",
     "open-mode": "each turn of a run adds to its output",
     "output": "it lies in the run directory, where 'orchestrator logs RUN' reads it",
     "parsable": "the launcher reads the job id itself",
+    "quiet": "the launcher reads the job id, which sbatch does not print then",
+    "signal": "launcher.options.signal and grace_seconds say which one asks the run to save, and when",
     "test-only": "use --dry-run",
     "usage": "type 'sbatch --usage'",
     "version": "type 'sbatch --version'",
     "wait": "follow the run with 'orchestrator logs RUN -f'",
     "wrap": "the script is slurm/ray.sbatch",
 }
-"""Flags of sbatch that would break a submission, and what to do instead."""
+"""Flags of sbatch that would break a submission or what a run promises, and what to do instead."""
+WAITING_FLAGS = {
+    "dependency": "it would take the place of --after (launcher.options.after); give just one of them",
+}
+"""The same where a run waits for others."""
 
 
 class LocalLauncher(Section):
@@ -88,15 +97,16 @@ class SlurmOptions(Section):
         for run in self.after:
             if "/" in run or run in (".", ".."):
                 raise ValueError(f"after: expected the name of a run in the same folder, found {run!r}")
+        own_flags = OWN_FLAGS | (WAITING_FLAGS if self.after else {})
         for flag in self.flags:
             found = FLAG.fullmatch(flag)
             if found is None:
                 raise ValueError(f"flags: expected '--name' or '--name=value' in one line, found {flag!r}")
             # sbatch takes every beginning of a flag for it; none of them is another flag's whole name.
-            own = next((name for name in OWN_FLAGS if name.startswith(found[1])), None)
+            own = next((name for name in own_flags if name.startswith(found[1])), None)
             if own is not None:
                 meant = "" if own == found[1] else f", which sbatch takes for '--{own}',"
-                raise ValueError(f"flags: '--{found[1]}'{meant} cannot be given: {OWN_FLAGS[own]}")
+                raise ValueError(f"flags: '--{found[1]}'{meant} cannot be given: {own_flags[own]}")
             if found[1] == "time":
                 given = (found[2] or "=")[1:]
                 _check_time(given, key="flags", found=repr(flag), grace_seconds=self.grace_seconds)

@@ -475,6 +475,13 @@ def test_where_the_queue_cannot_be_asked_status_shows_the_run_directory_and_says
         ("--wai", "orchestrator logs"),
         ("--outp=x", "'orchestrator logs RUN' reads it"),
         ("--test", "use --dry-run"),
+        ("--signal=B:USR2@300", "launcher.options.signal and grace_seconds say"),
+        ("--sig=TERM", "'--sig', which sbatch takes for '--signal', cannot be given"),
+        ("--no-requeue", "launcher.options.max_requeues: 0"),
+        ("--no-req", "'--no-req', which sbatch takes for '--no-requeue',"),
+        ("--clusters=east", "set SLURM_CLUSTERS for every command"),
+        ("--cluster=east", "'--cluster', which sbatch takes for '--clusters',"),
+        ("--quiet", "the launcher reads the job id"),
     ],
 )
 def test_flags_that_belong_to_the_launcher_are_refused_and_beginnings_of_them(
@@ -489,9 +496,21 @@ def test_flags_that_share_letters_with_those_of_the_launcher_are_passed_on(
     job: Path, console: Console
 ) -> None:
     given = ("--wait-all-nodes=1", "--overcommit", "--exclusive", "--hold", "--tmp=1G", "--uid=0")
+    given = (*given, "--no-kill", "--cluster-constraint=x", "--qos=high")
     ended = console("submit", job, "--launcher", "slurm", "--dry-run", "--", *given)
     assert (ended.code, ended.errors) == (0, "")
     assert [flag for flag in shlex.split(ended.output) if flag in given] == list(given)
+
+
+@pytest.mark.parametrize("flag", ["--dependency=afterany:9", "--dep=singleton"])
+def test_a_dependency_of_ones_own_is_passed_on_and_refused_beside_that_of_another_run(
+    flag: str, slurm: FakeSlurm, job: Path, tmp_path: Path, console: Console
+) -> None:
+    command = ("submit", job, "--launcher", "slurm", "--runs-dir", tmp_path / "runs", "--dry-run")
+    assert flag in shlex.split(console(*command, "--", flag).output)
+    refused = console(*command, "--after", "first", "--", flag)
+    assert refused.code == 2
+    assert "it would take the place of --after (launcher.options.after); give just one" in refused.errors
 
 
 def test_the_signal_is_one_that_the_script_listens_to(job: Path, console: Console) -> None:
