@@ -61,10 +61,17 @@ def submit_sweep(job: Job, runs: Sequence[Job], *, runs_dir: Path, dry_run: bool
     Where the place has no arrays, one job runs them all; the answer is that of ``submit_job``.
 
     Raises:
-        LaunchError: A run is being run or queued already, or the launcher refused it; or the runs of an array
-            are to be compared while they run.
+        LaunchError: A run is being run or queued already, or the launcher refused it; the runs ask for
+            different places; or the runs of an array are to be compared while they run.
     """
     name = job.launcher.name
+    points = () if job.sweep is None else job.sweep.points
+    keys = sorted({key for point in points for key in point if key.partition(".")[0] == "launcher"})
+    if keys:
+        raise RefusedJobError(
+            f"the sweep sets {' and '.join(keys)}, and all of its runs are submitted at once, in one way:"
+            " give that outside the sweep, or submit a job file for each"
+        )
     launcher = make_launcher(name, _options(job), job.resources)
     if not isinstance(launcher, ArrayLauncher):
         return submit_job(job, runs_dir=runs_dir, dry_run=dry_run)
@@ -75,11 +82,11 @@ def submit_sweep(job: Job, runs: Sequence[Job], *, runs_dir: Path, dry_run: bool
             " in one allocation, as with 'sbatch --nodes=2 slurm/ray.sbatch JOB'; or leave it out with"
             " --set sweep.early_stopping=null"
         )
-    other = next((run.name for run in runs if run.resources != runs[0].resources), None)
+    other = next((run.name for run in runs if run.resources != job.resources), None)
     if other is not None:
         raise RefusedJobError(
-            f"'{other}' of the sweep asks for other resources than '{runs[0].name}', and all jobs of an array"
-            " get the same: leave resources out of the sweep, or submit a job file for each"
+            f"'{other}' of the sweep asks for other resources than the job outside it, which all jobs of an"
+            " array get: leave resources out of the sweep, or submit a job file for each"
         )
     layouts = [RunLayout(runs_dir.resolve() / run.name) for run in runs]
     files = [layout.submitted_job for layout in layouts]

@@ -66,6 +66,23 @@ def test_runs_that_are_compared_are_not_jobs_of_their_own(console: Console, tmp_
     assert "--array=0-1" in json.dumps(console("submit", path, *without, "--runs-dir", tmp_path).json())
 
 
+@pytest.mark.parametrize("launcher", ["slurm", "ray"])
+def test_what_is_the_same_for_all_runs_of_a_submission_is_not_swept(
+    launcher: str, console: Console, tmp_path: Path
+) -> None:
+    submit = ("submit", write_job(tmp_path, VALID), "--launcher", launcher, "--dry-run")
+    place = "{launcher.options.python: [a, b], seed: [1, 2]}"
+    ended = console(*submit, "--set", f"sweep.grid={place}")
+    assert (ended.code, ended.output) == (2, "")
+    assert ended.errors.startswith(
+        "the sweep sets launcher.options.python, and all of its runs are submitted"
+    )
+    # The one job of a Ray cluster gives each run the workers that it asks for.
+    sized = console(*submit, "--set", "sweep.grid={resources.num_workers: [2]}")
+    assert sized.code == (2 if launcher == "slurm" else 0)
+    assert ("'tiny-0' of the sweep asks for other resources" in sized.errors) == (launcher == "slurm")
+
+
 def test_starting_over_a_stage_that_no_run_has_is_refused_once(console: Console, tmp_path: Path) -> None:
     command = ("run", write_job(tmp_path, TEXT), "--runs-dir", tmp_path / "runs")
     message = "job 'tiny' has no stage 'pretrian'. Did you mean 'pretrain'? Its stages: pretrain.\n"
