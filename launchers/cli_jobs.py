@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import glob
 import os
+import shlex
 import signal
 import sys
 from argparse import Namespace
@@ -197,7 +198,7 @@ def prepare(options: Namespace) -> int:
             workers = job.resources.num_workers
             print(
                 f"  torchrun --nproc-per-node {workers} -m orchestrator.train.worker"
-                f" {layout.root} --stage {stage.name}"
+                f" {shlex.quote(str(layout.root))} --stage {stage.name}"
             )
     return 0
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import shlex
 from pathlib import Path
 
 import pytest
 
 from launchers.cli import main
 from launchers.planning import ParameterCounts
+from orchestrator.checkpoint.layout import RunLayout
 from orchestrator.errors import ModelError
 from orchestrator.spec.json_schema import job_schema
 from orchestrator.tracking.events import replace_text
@@ -369,6 +371,16 @@ def test_of_two_files_the_one_that_cannot_be_replaced_is_named(
     ended = console("status")
     assert ended.code == 1
     assert ended.errors.startswith(f"{tmp_path / 'inputs.json'}: Is a directory: put that right and run")
+
+
+def test_what_prepare_says_to_type_can_be_pasted(
+    console: Console, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    layout = RunLayout(tmp_path / "my $(runs)" / "tiny")
+    monkeypatch.setattr("launchers.run.prepare_job", lambda *arguments, **options: layout)
+    ended = console("prepare", write_job(tmp_path, VALID))
+    command = ended.output.splitlines()[1]
+    assert shlex.split(command)[-3:] == [str(layout.root), "--stage", "pretrain"]
 
 
 def test_help_names_every_command(capfd: pytest.CaptureFixture[str]) -> None:
