@@ -7,6 +7,7 @@ in the project and works by hand as well. Commands are started without a shell.
 from __future__ import annotations
 
 import functools
+import re
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -38,6 +39,12 @@ NEVER_STARTS = {
     "PartitionNodeLimit": "'sinfo -s' shows how many nodes a partition gives: lower --nodes",
     "PartitionTimeLimit": "'sinfo -s' shows each partition's limit: lower --time",
     "BadConstraints": "no node has these features: correct --constraint in launcher.options.flags",
+    "InvalidAccount": "'sacctmgr show assoc user=$USER' lists your accounts: give one with --account",
+    "InvalidQOS": "'sacctmgr show assoc user=$USER format=account,qos' lists those that you may use: correct"
+    " --qos in launcher.options.flags",
+    r"(QOS|Assoc)Max\w+Per(Job|Node)(Limit)?": "'sacctmgr show qos' and 'sacctmgr show assoc user=$USER' show"
+    " how much a job may have: ask for less, or for another --qos",
+    r"QOSMin\w+": "'sacctmgr show qos' shows how much a job must ask for: ask for more, or for another --qos",
 }
 
 
@@ -186,15 +193,16 @@ class SlurmLauncher:
         """
         found = self.queue().get(job_id)
         reason = found.detail.partition(", ")[2] if found else ""
-        if reason not in NEVER_STARTS:
+        advice = next((text for sign, text in NEVER_STARTS.items() if re.fullmatch(sign, reason)), None)
+        if advice is None:
             return None
         try:
             self.cancel(job_id.partition("_")[0], only_queued=False)
         except LaunchError as error:
-            raise LaunchError(f"SLURM says {reason}; {NEVER_STARTS[reason]}. {error}") from error
+            raise LaunchError(f"SLURM says {reason}; {advice}. {error}") from error
         return (
             f"the cluster can never start this job ({reason}), so it was taken out of the queue again."
-            f"\n{NEVER_STARTS[reason]}"
+            f"\n{advice}"
         )
 
     def queue(self) -> dict[str, PlaceState]:

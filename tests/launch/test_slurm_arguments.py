@@ -391,6 +391,33 @@ def test_a_job_whose_id_sbatch_does_not_print_is_looked_up_in_the_queue(
     assert console(*command).json()["job_id"] == "41"
 
 
+@pytest.mark.parametrize(
+    ("reason", "advice"),
+    [
+        ("InvalidAccount", "give one with --account"),
+        ("InvalidQOS", "correct --qos"),
+        ("QOSMaxWallDurationPerJobLimit", "ask for less"),
+        ("AssocMaxCpuPerJobLimit", "ask for less"),
+        ("QOSMaxGRESPerNode", "ask for less"),
+        ("QOSMinGRES", "ask for more"),
+        ("QOSMaxJobsPerUserLimit", None),
+        ("AssocGrpCpuLimit", None),
+        ("Resources", None),
+    ],
+)
+def test_what_waits_for_other_jobs_stays_and_what_asks_for_too_much_is_taken_out(
+    reason: str, advice: str | None, slurm: FakeSlurm, job: Path, tmp_path: Path, console: Console
+) -> None:
+    slurm.answer("squeue", f"17|PENDING|{reason}\n")
+    ended = console("submit", job, "--launcher", "slurm", "--runs-dir", tmp_path / "runs")
+    assert ended.code == (0 if advice is None else 2)
+    assert (slurm.calls()[-2:] == ["scancel", "17"]) == (advice is not None)
+    if advice is not None:
+        assert f"the cluster can never start this job ({reason})" in ended.errors
+        assert advice in ended.errors
+        assert list((tmp_path / "runs").iterdir()) == []
+
+
 RETRYING = "sbatch: error: Slurm temporarily unable to accept job, sleeping and retrying\n"
 
 
