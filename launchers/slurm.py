@@ -7,7 +7,9 @@ in the project and works by hand as well. Commands are started without a shell.
 from __future__ import annotations
 
 import functools
+import os
 import re
+import shutil
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -87,6 +89,11 @@ class SlurmLauncher:
             RefusedJobError: The script is not there, or sbatch would misread the run directory.
         """
         runs_dir = job_files[0].parents[1]
+        if TASK in str(runs_dir):
+            raise RefusedJobError(
+                f"the runs folder '{runs_dir}' holds {TASK}, which stands for a run's number in what the jobs"
+                " of an array are given; name another with --runs-dir"
+            )
         limit = f"%{at_once}" if at_once else ""
         flags = [
             f"--array=0-{len(job_files) - 1}{limit}",
@@ -112,7 +119,7 @@ class SlurmLauncher:
             *self._options.flags,
             str(scripts / "ray.sbatch"),
             f"--scripts={scripts}",
-            f"--python={Path(self._options.python or sys.executable).absolute()}",
+            f"--python={_program(self._options.python or sys.executable)}",
             f"--folder={run_dir}",
             f"--max-requeues={self._options.max_requeues}",
             str(job_file),
@@ -120,7 +127,7 @@ class SlurmLauncher:
         ]
 
     def _scripts(self) -> Path:
-        scripts = Path(self._options.scripts or SCRIPTS).absolute()
+        scripts = Path(self._options.scripts or SCRIPTS).expanduser().absolute()
         if not (scripts / "ray.sbatch").is_file():
             raise RefusedJobError(
                 f"there is no {scripts / 'ray.sbatch'}; name the folder that holds it with"
@@ -241,6 +248,12 @@ class SlurmLauncher:
         done = run_command(["scancel", *only, job_id])
         if done.returncode != 0:
             raise LaunchError(f"scancel refused: {done.stderr.strip()}")
+
+
+def _program(given: str) -> Path:
+    """An interpreter as a shell would find it here: by PATH or in the home folder, too."""
+    found = None if "/" in given else shutil.which(given)
+    return Path(found or os.path.expanduser(given)).absolute()
 
 
 def _pattern(folder: Path) -> str:

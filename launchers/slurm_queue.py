@@ -119,9 +119,10 @@ def run_command(command: Sequence[str]) -> subprocess.CompletedProcess[str]:
             process_group=0,
         )
     except FileNotFoundError as error:
+        dry = " ('--dry-run' shows what would be submitted)" if command[0] == "sbatch" else ""
         raise RefusedJobError(
             f"there is no {command[0]} on PATH: type this on a login node of a SLURM cluster, or load its"
-            " module first ('--dry-run' shows what would be submitted)"
+            f" module first{dry}"
         ) from error
     except subprocess.TimeoutExpired as error:
         said = (error.stderr or b"").decode(errors="replace").strip()

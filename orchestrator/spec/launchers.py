@@ -83,7 +83,8 @@ class SlurmOptions(Section):
     max_requeues: Annotated[int, Must(ge=0)] = 10
     """How often one job is queued again at its time limit, a preemption or a lost node."""
     python: Line | None = None
-    """Interpreter on the nodes, with orchestrator installed; absent: the one that submits."""
+    """Interpreter on the nodes, with orchestrator installed: a path, or a name on PATH where it is submitted;
+    absent: the one that submits."""
     scripts: Line | None = None
     """Folder with ``ray.sbatch``, ``ray_node.sh`` and ``env.sh``; absent: ``slurm/`` of the project."""
     after: tuple[Line, ...] = ()

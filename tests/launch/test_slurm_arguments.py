@@ -290,6 +290,37 @@ def test_a_runs_folder_that_sbatch_would_misread_is_refused(
     assert f"--output={tmp_path}/100%%j/tiny/%x-%j.out" in slurm.calls()
 
 
+def test_an_array_in_a_runs_folder_that_the_script_would_misread_is_refused(
+    slurm: FakeSlurm, job: Path, tmp_path: Path, console: Console
+) -> None:
+    command = ("submit", job, "--launcher", "slurm", "--runs-dir", tmp_path / "a@ARRAY_TASK_ID@")
+    refused = console(*command, "--set", "sweep.grid.seed=[1, 2]")
+    assert refused.code == 2
+    assert "holds @ARRAY_TASK_ID@, which stands for a run's number" in refused.errors
+    assert slurm.calls() == []
+    assert console(*command).code == 0, "one job is given its paths as they are"
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ("python3.x", "bin/python3.x"),
+        ("~/v/bin/python", "home/v/bin/python"),
+        ("v/bin/python", "v/bin/python"),
+    ],
+)
+def test_an_interpreter_is_found_as_in_a_shell(
+    given: str, expected: str, slurm: FakeSlurm, job: Path, tmp_path: Path, console: Console,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    (tmp_path / "bin" / "python3.x").touch(0o755)
+    option = ("--set", f"launcher.options.python={given}")
+    shown = console("submit", job, "--launcher", "slurm", "--dry-run", *option)
+    assert f"--python={tmp_path / expected}" in shlex.split(shown.output)
+
+
 def test_without_sbatch_the_message_says_where_to_submit(
     slurm: FakeSlurm, job: Path, tmp_path: Path, console: Console, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -487,7 +518,9 @@ def test_where_the_queue_cannot_be_asked_status_shows_the_run_directory_and_says
     assert second.code == 1
     assert f"If you know that it is, delete {runs}/tiny/submission.json" in second.errors
     monkeypatch.setenv("PATH", str(tmp_path / "empty"))
-    assert "there is no squeue on PATH" in console("status", "tiny", "--runs-dir", runs).errors
+    missing = console("status", "tiny", "--runs-dir", runs).errors
+    assert "there is no squeue on PATH" in missing
+    assert "--dry-run" not in missing
 
 
 @pytest.mark.parametrize(
