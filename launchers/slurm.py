@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from launchers.base import PlaceState, RefusedJobError, workers_per_node
-from launchers.slurm_after import dependency_flags, refuse_over
+from launchers.slurm_after import dependency_flags
 from launchers.slurm_queue import (
     UnansweredError,
     advice_on,
@@ -73,7 +73,8 @@ class SlurmLauncher:
         """The arguments of sbatch.
 
         Raises:
-            RefusedJobError: The script is not there, or sbatch would misread the run directory.
+            RefusedJobError: The script is not there, sbatch would misread the run directory, or a job that is
+                to be waited for is over.
         """
         return self._command(run_dir.name, run_dir, job_file, [f"--output={_pattern(run_dir)}/%x-%j.out"])
 
@@ -86,7 +87,8 @@ class SlurmLauncher:
             at_once: Most runs at the same time; absent: as many as SLURM starts.
 
         Raises:
-            RefusedJobError: The script is not there, or sbatch would misread the run directory.
+            RefusedJobError: The script is not there, sbatch would misread the run directory, or a job that is
+                to be waited for is over.
         """
         runs_dir = job_files[0].parents[1]
         if TASK in str(runs_dir):
@@ -163,7 +165,6 @@ class SlurmLauncher:
             LaunchError: sbatch is not there, or refused the job.
         """
         command = self.render(job_file, run_dir)
-        refuse_over(self._options.after, run_dir.parent)
         return self._submit(command, run_dir.name, run_dir / run_dir.name)
 
     def submit_array(self, name: str, job_files: Sequence[Path], *, at_once: int | None) -> list[str]:
@@ -174,7 +175,6 @@ class SlurmLauncher:
         """
         command = self.render_array(name, job_files, at_once=at_once)
         runs_dir = job_files[0].parents[1]
-        refuse_over(self._options.after, runs_dir)
         job_id = self._submit(command, name, runs_dir / name)
         return [f"{job_id}_{task}" for task in range(len(job_files))]
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from launchers.base import RefusedJobError
@@ -13,23 +13,58 @@ from launchers.submitted import read_submission
 from orchestrator.checkpoint.layout import RunLayout
 
 
-@dataclass(frozen=True)
-class AwaitedJob:
-    """The job of a run that comes first and is not finished."""
+def dependency_flags(after: Sequence[str], runs_dir: Path) -> list[str]:
+    """Flags of sbatch by which a job waits for those of ``after``.
 
-    after: str
-    """As it was given: the run, or its sweep."""
-    run_dir: Path
-    job_id: str
+    Raises:
+        RefusedJobError: A run of these is not finished, and not under SLURM or over there.
+    """
+    # A dry run is of use on a machine without SLURM, too.
+    if after and shutil.which("squeue") is not None:
+        _refuse_over(after, runs_dir)
+    waited = [job_id for name in after for job_id in _waited_ids(name, runs_dir)]
+    if not waited:
+        return []
+    # One that fails must not keep the next waiting for ever.
+    return [f"--dependency=afterok:{':'.join(waited)}", "--kill-on-invalid-dep=yes"]
 
 
-def awaited_jobs(name: str, runs_dir: Path) -> list[AwaitedJob]:
-    """The jobs of the run called ``name``, or of the sweep called so, that are not finished.
+def _refuse_over(after: Sequence[str], runs_dir: Path) -> None:
+    """Refuse to wait for a job that is over: SLURM would take this one out of the queue without a word.
+
+    Raises:
+        RefusedJobError: The run of such a job is not finished.
+    """
+    queue = queued_jobs()
+    # Read after the queue: a run may just have finished.
+    for name in after:
+        for run_dir, job_id in _awaited_jobs(name, runs_dir).items():
+            if job_id not in queue:
+                raise RefusedJobError(
+                    f"--after {name}: {run_dir} is not finished, and its job {job_id} is over"
+                    f" ({ending(job_id) or 'SLURM has forgotten how'}), so it cannot be waited for; submit it"
+                    " again first, or leave it out"
+                )
+
+
+def _waited_ids(name: str, runs_dir: Path) -> list[str]:
+    """What sbatch is told of the jobs of a run or sweep."""
+    jobs = _awaited_jobs(name, runs_dir)
+    arrays = {job_id.partition("_")[0] for job_id in jobs.values()}
+    if len(arrays) == 1 and list(jobs) == sweep_runs(name, runs_dir):
+        # A task that scancel takes out of the array before it starts counts as done well where it is waited
+        # for by its own id, and as failed in the whole array (tried with 22.05).
+        return list(arrays)
+    return list(jobs.values())
+
+
+def _awaited_jobs(name: str, runs_dir: Path) -> dict[Path, str]:
+    """The jobs of the unfinished among the run, or the runs of the sweep, called ``name``, by run directory.
 
     Raises:
         RefusedJobError: Such a run is not under SLURM.
     """
-    awaited = []
+    awaited = {}
     for run_dir in _run_dirs(name, runs_dir):
         layout = RunLayout(run_dir)
         if layout.events.exists() and run_status(run_dir)["state"] == "finished":
@@ -40,7 +75,7 @@ def awaited_jobs(name: str, runs_dir: Path) -> list[AwaitedJob]:
                 f"--after {name}: {run_dir} is not finished and was not submitted to SLURM, so nothing there"
                 " can be waited for; submit it first, or leave it out"
             )
-        awaited.append(AwaitedJob(name, run_dir, submission.job_id))
+        awaited[run_dir] = submission.job_id
     return awaited
 
 
@@ -49,44 +84,3 @@ def _run_dirs(name: str, runs_dir: Path) -> list[Path]:
     layout = RunLayout(runs_dir / name)
     is_run = layout.submission.exists() or layout.events.exists()
     return [layout.root] if is_run else sweep_runs(name, runs_dir) or [layout.root]
-
-
-def dependency_flags(after: Sequence[str], runs_dir: Path) -> list[str]:
-    """Flags of sbatch by which a job waits for those of ``after``.
-
-    Raises:
-        RefusedJobError: A run of these is neither finished nor under SLURM.
-    """
-    waited = [job_id for name in after for job_id in _waited_ids(name, runs_dir)]
-    if not waited:
-        return []
-    # One that fails must not keep the next waiting for ever.
-    return [f"--dependency=afterok:{':'.join(waited)}", "--kill-on-invalid-dep=yes"]
-
-
-def _waited_ids(name: str, runs_dir: Path) -> list[str]:
-    """What sbatch is told of the jobs of a run or sweep."""
-    jobs = awaited_jobs(name, runs_dir)
-    arrays = {job.job_id.partition("_")[0] for job in jobs}
-    if len(arrays) == 1 and [job.run_dir for job in jobs] == sweep_runs(name, runs_dir):
-        # A task that scancel takes out of the array before it starts counts as done well where it is waited
-        # for by its own id, and as failed in the whole array (tried with 22.05).
-        return list(arrays)
-    return [job.job_id for job in jobs]
-
-
-def refuse_over(after: Sequence[str], runs_dir: Path) -> None:
-    """Refuse to wait for a job that is over: SLURM would take this one out of the queue without a word.
-
-    Raises:
-        RefusedJobError: The run of such a job is not finished.
-    """
-    queue = queued_jobs() if after else {}
-    # Read after the queue: a run may just have finished.
-    for job in (job for name in after for job in awaited_jobs(name, runs_dir)):
-        if job.job_id not in queue:
-            raise RefusedJobError(
-                f"--after {job.after}: {job.run_dir} is not finished, and its job {job.job_id} is over"
-                f" ({ending(job.job_id) or 'SLURM has forgotten how'}), so it cannot be waited for; submit it"
-                " again first, or leave it out"
-            )

@@ -175,6 +175,10 @@ def test_a_run_waits_for_those_that_come_first_and_are_not_finished(
         assert console(*command, "--set", f"name={name}").code == 0
     FakeRun(runs, "done").event("run_finished")
     after = ("--after", "first", "--after", "done", "--after", "second")
+    refused = console(*command, *after, "--dry-run")
+    assert (refused.code, refused.output) == (2, "")
+    assert f"--after first: {runs}/first is not finished, and its job 31 is over" in refused.errors
+    slurm.answer("squeue", "31|PENDING|Priority\n32|RUNNING|None\n")
     ended = console(*command, *after, "--dry-run")
     assert (ended.code, ended.errors) == (0, "")
     assert "--dependency=afterok:31:32 --kill-on-invalid-dep=yes" in ended.output
@@ -196,6 +200,7 @@ def test_a_run_waits_for_the_runs_of_a_sweep_that_are_not_finished(
     command = ("submit", job, "--launcher", "slurm", "--runs-dir", runs)
     assert console(*command, "--set", "name=sw", "--set", "sweep.grid.seed=[1, 2, 3]").code == 0
     given = (*command, "--after", "sw")
+    slurm.answer("squeue", "".join(f"17_{task}|PENDING|Priority\n" for task in range(3)))
     assert "--dependency=afterok:17 --kill-on-invalid-dep=yes" in console(*given, "--dry-run").output
     append_event(RunLayout(runs / "sw-1").events, "run_finished")
     assert "--dependency=afterok:17_0:17_2 --kill-on-invalid-dep=yes" in console(*given, "--dry-run").output
