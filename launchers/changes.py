@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from orchestrator.train.inputs import PreparedData, StageInputs
+    from orchestrator.train.inputs import StageInputs
+    from orchestrator.train.preparing import PreparedData
 
 
 def why_changed(before: StageInputs, data: PreparedData) -> str:
@@ -22,7 +22,7 @@ def why_changed(before: StageInputs, data: PreparedData) -> str:
     both = [(before.files[name], now) for name, now in data.files.items() if name in before.files]
     lines = list(dict.fromkeys(chain.from_iterable(changed_files(*files) for files in both)))
     if lines:
-        return first_lines(lines)
+        return "; ".join(lines[:3]) + (f"; and {len(lines) - 3} more" if len(lines) > 3 else "")
     if before.data_digests.get("tokenizer") != data.digests()["tokenizer"]:
         return "its files are the same, and the tokenizer is another one"
     if has_other_template(Path(before.tokenizer), data.tokenizer):
@@ -30,8 +30,3 @@ def why_changed(before: StageInputs, data: PreparedData) -> str:
     if any(list(earlier) != list(now) for earlier, now in both):
         return "its files are the same in another order, which is that of its rows"
     return "its files are the same, and this version of orchestrator prepares them in another way"
-
-
-def first_lines(lines: Sequence[str]) -> str:
-    """The first three, and how many more there are."""
-    return "; ".join(lines[:3]) + (f"; and {len(lines) - 3} more" if len(lines) > 3 else "")

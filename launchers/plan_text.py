@@ -61,16 +61,18 @@ def _state_text(stage: dict[str, Any]) -> str:
 
 def _changed_text(stage: dict[str, Any]) -> list[str]:
     """What became of the stage's data since it was prepared, and what follows from that."""
+    lines = []
     if stage["gone_data"]:
         names = ", ".join(f"'{name}'" for name in stage["gone_data"])
-        return [f"the source of {names} is gone: the rows that were prepared from it are kept"]
-    if not stage["changed_data"]:
-        return []
-    named, more = stage["changed_data"][:3], len(stage["changed_data"]) - 3
-    files = "; ".join(named) + (f"; and {more} more" if more > 0 else "")
-    if stage["kind"] != "train":
-        return [f"its data changed: {files}: done again if that changes its rows"]
-    return [f"its data changed: {files}: refused if that changes its training rows"]
+        lines.append(f"the source of {names} is gone: the rows that were prepared from it are kept")
+    if stage["changed_data"]:
+        named, more = stage["changed_data"][:3], len(stage["changed_data"]) - 3
+        files = "; ".join(named) + (f"; and {more} more" if more > 0 else "")
+        what = "refused if that changes its training rows"
+        if stage["kind"] != "train":
+            what = "done again if that changes its rows"
+        lines.append(f"its data changed: {files}: {what}")
+    return lines
 
 
 def _early_stopping_text(rule: dict[str, Any]) -> str:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from contextlib import suppress
+from functools import cache
 from typing import TYPE_CHECKING
 
-from launchers.changes import first_lines, why_changed
+from launchers.changes import why_changed
 from launchers.counting import rows_drawn, steps_of
 from launchers.display import Display
 from launchers.ray_tasks import RayTasks
@@ -21,7 +21,8 @@ from orchestrator.tracking.events import append_event
 
 if TYPE_CHECKING:
     from orchestrator.data.tasks import Tasks
-    from orchestrator.train.inputs import PreparedData
+    from orchestrator.train.kept import Kept
+    from orchestrator.train.preparing import PreparedData
 
 
 class StoppedError(OrchestratorError):
@@ -94,10 +95,7 @@ class Preparation:
                 try:
                     self._catalog.find(name).check_columns()
                 except SourceMissingError:
-                    from orchestrator.train.inputs import find_prepared
-
-                    fingerprint = spec_fingerprint(self._job, stage)
-                    if find_prepared(self._layout.stage(stage.name), fingerprint) is None:
+                    if self._kept(stage) is None:
                         raise
 
     def prepare(self, stage: Stage) -> str:
@@ -110,7 +108,7 @@ class Preparation:
         from orchestrator.train.inputs import StageInputs
 
         job, stage_layout = self._job, self._layout.stage(stage.name)
-        data = None if isinstance(stage, ExportStage) else self._prepare_or_find(stage)
+        data = None if isinstance(stage, ExportStage) else self._prepare_data(stage)
         digests = data.digests() if data else {}
         self._refuse_other_tokenizer(stage, digests)
         inputs = {name: self._fingerprints[name] for name in input_stages(stage)}
@@ -153,8 +151,7 @@ class Preparation:
             if before != digests["tokenizer"]:
                 raise PlanError(
                     f"stage '{stage.name}': its tokenizer is another one than that of '{name}', whose weights"
-                    " it starts from: what it was trained on or loaded from has changed. Restore that, or"
-                    f" start over with --redo {name}."
+                    " it starts from: what it was trained on or loaded from has changed. Restore that."
                 )
 
     def _begun(self, stage: TrainStage, digests: Mapping[str, str]) -> dict[str, int]:
@@ -191,53 +188,30 @@ class Preparation:
         earlier = sum(1 for _ in self._layout.root.glob(f"{stage.name}.before-*"))
         return f"{self._run_id}-{stage.name}" + (f"-{earlier + 1}" if earlier else "")
 
-    def _prepare_or_find(self, stage: TrainStage | EvaluateStage) -> PreparedData:
-        """Tokenizer and rows of a stage; where its sources are gone, those that it had before.
+    def _kept(self, stage: TrainStage | EvaluateStage) -> Kept | None:
+        """What was prepared for the stage before."""
+        from orchestrator.train.kept import Kept
 
-        Raises:
-            SourceMissingError: The sources are gone, and nothing was prepared from them for this very stage.
-        """
-        from orchestrator.train.inputs import find_prepared
-
-        try:
-            return self._prepare_data(stage)
-        except SourceMissingError as error:
-            found = find_prepared(self._layout.stage(stage.name), spec_fingerprint(self._job, stage))
-            if found is None:
-                raise
-            self._refuse_changed_files(stage, found, error)
-            self._display.note(stage.name, f"keeps the rows that were prepared before: {error}")
-            append_event(self._layout.events, "sources_missing", stage=stage.name, message=str(error))
-            return found
-
-    def _refuse_changed_files(self, stage: Stage, found: PreparedData, missing: SourceMissingError) -> None:
-        """Rows that were prepared before stand in for sources that are gone, not for changed ones.
-
-        Raises:
-            PlanError: A source that is there has changed.
-        """
-        from orchestrator.data.files import changed_files
-
-        for name, before in found.files.items():
-            with suppress(SourceMissingError):
-                changed = changed_files(before, self._catalog.find(name).files)
-                if before and changed:
-                    raise PlanError(
-                        f"stage '{stage.name}': {missing} The rows that were prepared before cannot stand in"
-                        f" for it, since dataset '{name}' has changed, too: {first_lines(changed)}. Restore"
-                        f" both to go on, or start over with --redo {stage.name}."
-                    ) from missing
+        return Kept.find(self._layout.stage(stage.name), spec_fingerprint(self._job, stage))
 
     def _prepare_data(self, stage: TrainStage | EvaluateStage) -> PreparedData:
-        """Tokenizer and rows of a stage, until somebody wants the run to stop."""
-        from orchestrator.train.inputs import prepare_data
+        """Tokenizer and rows of a stage, until somebody wants the run to stop.
+
+        Raises:
+            SourceMissingError: A source is gone, and nothing was prepared from it for this very stage.
+        """
+        from orchestrator.train.preparing import prepare_data
 
         def on_progress(what: str, done: int, total: int) -> None:
             refuse_to_go_on(self._layout)
             self._display.prepare(stage.name, what, done, total)
 
         refuse_to_go_on(self._layout)
-        data = prepare_data(self._job, stage, self._catalog, on_progress)
+        data = prepare_data(self._job, stage, self._catalog, on_progress, cache(lambda: self._kept(stage)))
+        if data.gone:
+            message = " ".join(data.gone)
+            self._display.note(stage.name, f"keeps the rows that were prepared before: {message}")
+            append_event(self._layout.events, "sources_missing", stage=stage.name, message=message)
         for line in data.summaries():
             self._display.note(stage.name, line)
         return data

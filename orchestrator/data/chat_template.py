@@ -53,7 +53,7 @@ def prepare_chat_template(folder: Path, chat_template: str | None, cache_dir: Pa
                 f"supervised_finetuning needs a chat template, and the tokenizer in {folder} has none. Set"
                 " objective.chat_template to 'plain', 'chatml' or a Jinja file."
             )
-        refuse_broken(tokenizer.get_chat_template(), f"the chat template of the tokenizer in {folder}")
+        refuse_broken(own_template(tokenizer), f"the chat template of the tokenizer in {folder}")
         return folder
     check_chat_template(chat_template)
     template = _template_text(tokenizer, chat_template)
@@ -93,9 +93,24 @@ def check_chat_template(chat_template: str | None) -> None:
         refuse_broken(_read(chat_template), f"objective.chat_template: {chat_template}")
 
 
+def own_template(tokenizer: Any) -> str:
+    """The one that a tokenizer uses unless told otherwise.
+
+    Raises:
+        DataError: It has several with names, and none of them is the default.
+    """
+    try:
+        return str(tokenizer.get_chat_template())
+    except ValueError as error:
+        raise DataError(
+            f"the tokenizer has several chat templates ({', '.join(tokenizer.chat_template)}) and none is its"
+            " default. Write one of them into a Jinja file, and set objective.chat_template to that."
+        ) from error
+
+
 def _read(chat_template: str) -> str:
     try:
-        return Path(chat_template).read_text("utf-8")
+        return Path(chat_template).read_text("utf-8-sig")
     except FileNotFoundError as error:
         raise DataError(
             f"objective.chat_template '{chat_template}' is neither 'plain' nor 'chatml', and no such file is"
@@ -103,7 +118,8 @@ def _read(chat_template: str) -> str:
         ) from error
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(
-            f"objective.chat_template: {chat_template} cannot be read ({error}). Save it as UTF-8 text."
+            f"objective.chat_template: {chat_template} cannot be read ({error}), expected a file of UTF-8"
+            " text."
         ) from error
 
 
@@ -118,8 +134,14 @@ def refuse_broken(template: str, where: str) -> None:
     try:
         render_jinja_template(conversations=[[]], chat_template=template)
     except TemplateSyntaxError as error:
-        raise DataError(f"{where}, line {error.lineno}: not valid Jinja: {error.message}.") from error
-    except (JinjaError, *RENDER_ERRORS):
+        fault = str(error.message).rstrip(".")
+        raise DataError(f"{where}, line {error.lineno}: not valid Jinja: {fault}.") from error
+    except SyntaxError as error:
+        # Jinja makes a program of it, which has rules of its own: a 'break' stands in a loop.
+        raise DataError(f"{where}: not valid Jinja: {error.msg}.") from error
+    except (JinjaError, MemoryError, *RENDER_ERRORS) as error:
+        if "no loader" in str(error):
+            raise DataError(f"{where}: a template stands alone, and this one reads another file.") from error
         # A sound one may want messages, or special tokens.
         return
 

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from orchestrator.contracts import RowLayout
-from orchestrator.data.chat_template import RENDER_ERRORS, on_a_day
+from orchestrator.data.chat_template import RENDER_ERRORS, on_a_day, own_template
 from orchestrator.data.encode import Encoded, Encoder, Unfit
 
 Messages = Sequence[Mapping[str, Any]]
@@ -37,7 +37,7 @@ class ConversationEncoder(Encoder):
         """
         super().__init__(layout, tokenizer)
         self._tokenizer = tokenizer
-        self._template = on_a_day(tokenizer.get_chat_template(), layout.chat_date)
+        self._template = on_a_day(own_template(tokenizer), layout.chat_date)
         self._special_ids = np.array(sorted(self.info.special_ids))
 
     def encode(self, documents: Sequence[Any]) -> Iterator[Encoded | Unfit | None]:

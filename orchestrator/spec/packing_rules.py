@@ -128,14 +128,14 @@ def _check_conversations(stage: TrainStage, path: KeyPath) -> Iterator[Complaint
 
 def _faults_of_template(template: str, day: str | None) -> Iterator[str]:
     """What is wrong with the file of a chat template, as far as that is seen without Jinja."""
-    if not os.path.isfile(template):
+    if not os.path.exists(template):
         names = " nor ".join(map(repr, CHAT_TEMPLATES))
         yield f"'{template}' is neither {names}, and there is no such file"
         return
     try:
-        text = Path(template).read_text("utf-8")
+        text = Path(template).read_text("utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
-        yield f"'{template}' cannot be read ({error}); save it as UTF-8 text"
+        yield f"'{template}' cannot be read ({error}), expected a file of UTF-8 text"
         return
     if not text.strip():
         yield f"'{template}' is empty, so conversations would have no tokens"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -83,29 +84,111 @@ def test_a_broken_chat_template_is_refused_before_any_stage_is_prepared(tmp_path
         preparation.check_sources()
 
 
-def test_a_source_that_is_gone_does_not_hide_one_that_changed(tmp_path: Path) -> None:
-    layout, keys = RunLayout(tmp_path / "runs" / "job"), make_job(tmp_path).model_dump(by_alias=True)
-    other = write_jsonl(tmp_path / "other.jsonl", [{"text": f"other {n}", "y": "a"} for n in range(20)])
-    keys["datasets"]["other"] = {
-        **keys["datasets"]["rows"],
-        "files": str(other),
-        "label_names": ["a", "b", "c"],
+def make_many(folder: Path) -> Job:
+    """Rows of two files without what is held out, which is evaluated on; a tokenizer of its own file."""
+    keys = make_job(folder).model_dump(mode="json", by_alias=True)
+    labels = {"source": "json", "label_column": "y", "label_names": ["a", "b", "c"]}
+    files = {}
+    for name in ("words", "rows", "more", "held", "other"):
+        rows = [{"text": f"{name} {n} of some text", "y": "a"} for n in range(20)]
+        files[name] = str(write_jsonl(folder / f"{name}.jsonl", rows))
+    keys["tokenizer"]["train"]["datasets"] = ["words"]
+    keys["datasets"] = {
+        "words": {"source": "json", "files": files["words"]},
+        "rows": {**labels, "files": [files["rows"], files["more"]], "decontaminate": {"against": ["held"]}},
+        "held": {**labels, "files": files["held"], "validation_fraction": 0.5},
+        "other": {**labels, "files": files["other"]},
     }
-    keys["datasets"]["rows"]["label_names"] = ["a", "b", "c"]
     keys["stages"][0]["data"]["mixture"] = {"rows": 0.5, "other": 0.5}
-    job = Job.model_validate(keys)
+    keys["stages"][0]["evaluation"] = {"datasets": ["held"], "every_steps": 4}
+    return Job.model_validate(keys)
+
+
+@pytest.fixture
+def begun(tmp_path: Path) -> tuple[Job, RunLayout, str]:
+    """A job of many files, the run that it was finished in, and the stage's fingerprint."""
+    job, layout = make_many(tmp_path), RunLayout(tmp_path / "runs" / "job")
     layout.stage("classify").root.mkdir(parents=True)
     fingerprint = prepare(job, layout)
     layout.stage("classify").result.write_text('{"step": 8}')
-    other.unlink()
+    return job, layout, fingerprint
+
+
+def change(path: Path) -> None:
+    path.write_text(path.read_text().replace("some", "other", 1))
+
+
+@pytest.mark.parametrize("gone", ["words", "rows", "more", "held", "other"])
+def test_what_is_gone_alone_is_done_without(
+    gone: str, begun: tuple[Job, RunLayout, str], tmp_path: Path
+) -> None:
+    job, layout, fingerprint = begun
+    (tmp_path / f"{gone}.jsonl").unlink()
     assert prepare(job, layout) == fingerprint
-    path = tmp_path / "rows.jsonl"
-    path.write_text(path.read_text().replace("a", "o", 1))
-    with pytest.raises(PlanError) as raised:
+    (event,) = read_json_lines(layout.events)
+    assert event["event"] == "sources_missing"
+    assert f"there is no file '{gone}.jsonl'" in event["message"]
+
+
+@pytest.mark.parametrize(
+    ("gone", "changed", "said"),
+    [
+        # Of the same dataset, of one that is compared with what is gone, and of another one.
+        ("more", "rows", "cannot stand in for it: {path} has other content since. Bring back what is gone"),
+        ("held", "rows", "cannot stand in for it: {path} has other content since. Bring back what is gone"),
+        (
+            "other",
+            "rows",
+            "the content of train.rows changed since the stage began: {path} has other",
+        ),
+        ("words", "other", "the content of train.other changed since the stage began: {path} has other"),
+        ("other", "words", "cannot stand in for it: the tokenizer is another one; {path} has other content"),
+    ],
+)
+def test_what_is_gone_does_not_hide_what_changed(
+    gone: str, changed: str, said: str, begun: tuple[Job, RunLayout, str], tmp_path: Path
+) -> None:
+    job, layout, fingerprint = begun
+    (tmp_path / f"{gone}.jsonl").rename(tmp_path / "kept")
+    path = tmp_path / f"{changed}.jsonl"
+    content = path.read_text()
+    change(path)
+    with pytest.raises((DataError, PlanError)) as raised:
         prepare(job, layout)
-    said = str(raised.value)
-    assert "datasets.other: files: there is no file 'other.jsonl'" in said
-    assert f"has changed, too: {path} has other content. Restore both" in said
+    assert said.format(path=path) in str(raised.value)
+    # Either way out is enough.
+    path.write_text(content)
+    assert prepare(job, layout) == fingerprint
+
+
+def test_changes_that_do_no_harm_do_none_where_something_is_gone(
+    begun: tuple[Job, RunLayout, str], tmp_path: Path
+) -> None:
+    job, layout, fingerprint = begun
+    (tmp_path / "other.jsonl").unlink()
+    path = tmp_path / "rows.jsonl"
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    write_jsonl(path, [{**row, "unread": 1} for row in rows])
+    assert prepare(job, layout) == fingerprint
+    held = tmp_path / "held.jsonl"
+    held.write_text(held.read_text().replace("some", "other"))
+    prepare(job, layout)
+    events = [event["event"] for event in read_json_lines(layout.events)]
+    assert events == ["sources_missing", "sources_missing", "evaluation_data_changed"]
+
+
+def test_a_chat_template_that_changed_is_named_where_the_conversations_are_gone(tmp_path: Path) -> None:
+    template, layout = tmp_path / "own.jinja", RunLayout(tmp_path / "runs" / "job")
+    text = "{% for message in messages %}{{ message.role + message.content + eos_token }}{% endfor %}"
+    template.write_text(text + "{% if add_generation_prompt %}assistant{% endif %}")
+    job = make_chat(tmp_path, template)
+    layout.stage("classify").root.mkdir(parents=True)
+    fingerprint = prepare(job, layout)
+    (tmp_path / "chats.jsonl").unlink()
+    assert prepare(job, layout) == fingerprint
+    template.write_text("X" + template.read_text())
+    with pytest.raises(DataError, match="cannot stand in for it: the chat template is another one"):
+        prepare(job, layout)
 
 
 def test_rows_of_another_tokenizer_than_the_weights_are_refused(tmp_path: Path) -> None:

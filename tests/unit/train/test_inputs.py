@@ -8,9 +8,11 @@ import pytest
 
 from orchestrator.checkpoint.layout import StageLayout
 from orchestrator.data.catalog import Catalog
-from orchestrator.errors import DataError
+from orchestrator.errors import DataError, SourceMissingError
 from orchestrator.spec.job import Job
-from orchestrator.train.inputs import StageInputs, find_prepared, prepare_data
+from orchestrator.train.inputs import StageInputs
+from orchestrator.train.kept import Kept
+from orchestrator.train.preparing import prepare_data
 from tests.unit.data.corpus import make_texts, write_jsonl
 
 
@@ -78,7 +80,7 @@ def test_datasets_of_a_stage_with_other_labels_are_refused(tmp_path: Path) -> No
 
 def test_prepared_rows_are_found_for_the_same_keys_alone(tmp_path: Path) -> None:
     job, layout = make_job(tmp_path), StageLayout(tmp_path / "stage")
-    assert find_prepared(layout, "keys") is None
+    assert Kept.find(layout, "keys") is None
     catalog = Catalog(job.datasets, tmp_path / "cache")
     data = prepare_data(job, job.stages[0], catalog, lambda what, done, total: None)  # type: ignore[arg-type]
     rows = data.train["rows"]
@@ -95,13 +97,19 @@ def test_prepared_rows_are_found_for_the_same_keys_alone(tmp_path: Path) -> None
         input_fingerprints={},
         files=data.files,
     ).write(layout.inputs)
-    assert find_prepared(layout, "keys") == data
-    assert find_prepared(layout, "other keys") is None
+    kept = Kept.find(layout, "keys")
+    assert kept is not None
+    missing = SourceMissingError("gone.")
+    assert kept.rows("rows", "train", data.tokenizer, missing) == rows
+    assert kept.files("rows") == data.files["rows"]
+    with pytest.raises(SourceMissingError, match="gone"):
+        kept.rows("text", "train", data.tokenizer, missing)
+    assert Kept.find(layout, "other keys") is None
 
     whole = layout.inputs.read_text()
     for damaged in (whole[: len(whole) // 2], "[]", "{}"):
         layout.inputs.write_text(damaged)
-        assert find_prepared(layout, "keys") is None
+        assert Kept.find(layout, "keys") is None
         with pytest.raises(DataError, match=r"inputs.json is damaged .*: delete it. Run 'orch"):
             StageInputs.read(layout)
     layout.inputs.unlink()
@@ -113,4 +121,4 @@ def test_prepared_rows_are_found_for_the_same_keys_alone(tmp_path: Path) -> None
 
     tokens = (rows / "tokens.bin").read_bytes()
     (rows / "tokens.bin").write_bytes(bytes([tokens[0] ^ 1]) + tokens[1:])
-    assert find_prepared(layout, "keys") is None
+    assert Kept.find(layout, "keys") is None
