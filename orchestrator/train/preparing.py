@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import TypeVar
 
 from transformers import PretrainedConfig
 
-from orchestrator.contracts import TokenInfo
+from orchestrator.contracts import RowLayout, TokenInfo
 from orchestrator.data.catalog import Catalog
 from orchestrator.data.chat_template import prepare_chat_template
 from orchestrator.data.conversations import ConversationEncoder
@@ -80,67 +81,108 @@ def prepare_data(
         SourceMissingError: A source is gone, and nothing was prepared from it for this very stage.
         DataError: A source, a label or the tokenizer is unfit.
     """
-    gone: dict[str, None] = {}
-
-    def or_kept(make: Callable[[], T], find: Callable[[Kept, SourceMissingError], T]) -> T:
-        try:
-            return make()
-        except SourceMissingError as missing:
-            kept = find_kept()
-            if kept is None:
-                raise
-            found = find(kept, missing)
-            gone[str(missing)] = None
-            return found
-
     trained = stage if isinstance(stage, TrainStage) else trained_stage(job, stage.from_)
-    objective = resolve("objective", trained.objective.name)
-    rows = objective.row_layout(trained.objective, trained.data)
-    section = tokenizer_section(job, trained)
-    tokenizer = or_kept(
-        lambda: prepare_tokenizer(section, catalog), lambda kept, missing: kept.tokenizer(section, missing)
-    )
-    if rows.document == "conversation":
-        tokenizer = prepare_chat_template(tokenizer, chat_template(job, trained), catalog.cache_dir)
-        if not ConversationEncoder(rows, load_tokenizer(tokenizer)).has_end_of_turn():
-            logger.warning(
-                "stage '%s': its chat template ends an answer with no special token of the tokenizer, so the"
-                " model does not learn to stop; have it write {{ eos_token }} there",
-                trained.name,
-            )
+    made = _Making(job, trained, catalog, on_progress, find_kept)
+    tokenizer = made.tokenizer()
+    labels = made.label_names(tokenizer) if made.layout.labelled else None
+    files = {name: made.files(name) for name in with_compared(job, dataset_names(job, stage))}
+    if isinstance(stage, EvaluateStage):
+        held_out = {name: made.rows(name, stage.split, tokenizer, labels) for name in stage.datasets}
+        return PreparedData(tokenizer, {}, held_out, labels or (), files, tuple(made.gone))
+    train = {name: made.rows(name, "train", tokenizer, None) for name in trained.data.mixture}
+    names = stage.evaluation.datasets if stage.evaluation else ()
+    held_out = {name: made.rows(name, "validation", tokenizer, labels) for name in names}
+    return PreparedData(tokenizer, train, held_out, labels or (), files, tuple(made.gone))
 
-    tokens = token_info(load_tokenizer(tokenizer))
-    check_fit(_model_config(job, trained, tokens), tokens, trained.data.seq_len, f"stage '{trained.name}'")
 
-    def prepare(name: str, split: Split, label_names: tuple[str, ...] | None) -> Path:
-        # How many rows a file has is known when it was read.
-        estimate = ", total estimated" if getattr(job.datasets[name], "streaming", False) else ""
-        return or_kept(
-            lambda: prepare_rows(
-                catalog.find(name),
-                split,
-                rows,
-                tokenizer,
-                label_names=label_names,
-                num_labels=_num_outputs(trained),
-                tasks=catalog.tasks,
-                on_progress=lambda done, total: on_progress(f"{name} ({split}{estimate})", done, total),
-            ),
+@dataclass(frozen=True)
+class _Making:
+    """Makes what a stage reads; where a source is gone, finds what was made of it before."""
+
+    job: Job
+    trained: TrainStage
+    """The stage, or the one that it evaluates."""
+    catalog: Catalog
+    on_progress: Progress
+    find_kept: Callable[[], Kept | None]
+    gone: dict[str, None] = field(default_factory=dict)
+    """What is said of sources that are gone."""
+
+    @cached_property
+    def layout(self) -> RowLayout:
+        """What a row is."""
+        objective = resolve("objective", self.trained.objective.name)
+        layout: RowLayout = objective.row_layout(self.trained.objective, self.trained.data)
+        return layout
+
+    def tokenizer(self) -> Path:
+        """Folder of the tokenizer, which fits the model."""
+        section, trained = tokenizer_section(self.job, self.trained), self.trained
+        folder = self._or_kept(
+            lambda: prepare_tokenizer(section, self.catalog),
+            lambda kept, missing: kept.tokenizer(section, missing),
+        )
+        if self.layout.document == "conversation":
+            folder = prepare_chat_template(folder, chat_template(self.job, trained), self.catalog.cache_dir)
+            if not ConversationEncoder(self.layout, load_tokenizer(folder)).has_end_of_turn():
+                logger.warning(
+                    "stage '%s': its chat template ends an answer with no special token of the tokenizer, so"
+                    " the model does not learn to stop; have it write {{ eos_token }} there",
+                    trained.name,
+                )
+        tokens = token_info(load_tokenizer(folder))
+        check_fit(
+            _model_config(self.job, trained, tokens), tokens, trained.data.seq_len, f"stage '{trained.name}'"
+        )
+        return folder
+
+    def label_names(self, tokenizer: Path) -> tuple[str, ...]:
+        """Those that the rows which the stage is trained on have in common."""
+
+        def find() -> tuple[str, ...]:
+            mixture = self.trained.data.mixture
+            folders = {name: self._make_rows(name, "train", tokenizer, None) for name in mixture}
+            return _common_labels(self.trained, folders)
+
+        return self._or_kept(find, lambda kept, missing: kept.inputs.label_names)
+
+    def rows(self, name: str, split: Split, tokenizer: Path, label_names: tuple[str, ...] | None) -> Path:
+        """Folder of the rows of a dataset's split."""
+        return self._or_kept(
+            lambda: self._make_rows(name, split, tokenizer, label_names),
             lambda kept, missing: kept.rows(name, split, tokenizer, missing),
         )
 
-    def files_of(name: str) -> Mapping[str, str]:
-        return or_kept(lambda: catalog.find(name).files, lambda kept, missing: kept.files(name))
+    def files(self, name: str) -> Mapping[str, str]:
+        """Digests by path of the files that a dataset is made from."""
+        return self._or_kept(lambda: self.catalog.find(name).files, lambda kept, missing: kept.files(name))
 
-    train = {name: prepare(name, "train", None) for name in trained.data.mixture}
-    label_names = _common_labels(trained, train) if rows.labelled else None
-    files = {name: files_of(name) for name in with_compared(job, dataset_names(job, stage))}
-    if isinstance(stage, EvaluateStage):
-        held_out = {name: prepare(name, stage.split, label_names) for name in stage.datasets}
-        return PreparedData(tokenizer, {}, held_out, label_names or (), files, tuple(gone))
-    names = stage.evaluation.datasets if stage.evaluation else ()
-    held_out = {name: prepare(name, "validation", label_names) for name in names}
-    return PreparedData(tokenizer, train, held_out, label_names or (), files, tuple(gone))
+    def _make_rows(
+        self, name: str, split: Split, tokenizer: Path, label_names: tuple[str, ...] | None
+    ) -> Path:
+        # How many rows a file has is known when it was read.
+        estimate = ", total estimated" if getattr(self.job.datasets[name], "streaming", False) else ""
+        return prepare_rows(
+            self.catalog.find(name),
+            split,
+            self.layout,
+            tokenizer,
+            label_names=label_names,
+            num_labels=_num_outputs(self.trained),
+            tasks=self.catalog.tasks,
+            on_progress=lambda done, total: self.on_progress(f"{name} ({split}{estimate})", done, total),
+        )
+
+    def _or_kept(self, make: Callable[[], T], find: Callable[[Kept, SourceMissingError], T]) -> T:
+        try:
+            return make()
+        except SourceMissingError as missing:
+            kept = self.find_kept()
+            if kept is None:
+                raise
+            found = find(kept, missing)
+            self.gone[str(missing)] = None
+            return found
 
 
 def _model_config(job: Job, stage: TrainStage, tokens: TokenInfo) -> PretrainedConfig:

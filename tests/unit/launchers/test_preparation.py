@@ -130,6 +130,31 @@ def test_what_is_gone_alone_is_done_without(
     assert f"there is no file '{gone}.jsonl'" in event["message"]
 
 
+def test_an_evaluation_does_without_the_rows_that_were_trained_on(tmp_path: Path) -> None:
+    keys = make_many(tmp_path).model_dump(mode="json", by_alias=True)
+    keys["stages"].append(
+        {
+            "name": "test",
+            "kind": "evaluate",
+            "from": "classify",
+            "datasets": ["held"],
+            "split": "validation",
+        }
+    )
+    job, layout = Job.model_validate(keys), RunLayout(tmp_path / "runs" / "job")
+
+    def prepare_both() -> list[str]:
+        preparation = start(job, layout)
+        for stage in job.stages:
+            layout.stage(stage.name).root.mkdir(parents=True, exist_ok=True)
+        return [preparation.prepare(stage) for stage in job.stages]
+
+    before = prepare_both()
+    for name in ("words", "rows", "more", "held", "other"):
+        (tmp_path / f"{name}.jsonl").unlink()
+        assert prepare_both() == before
+
+
 @pytest.mark.parametrize(
     ("gone", "changed", "said"),
     [
