@@ -31,6 +31,8 @@ ENVIRONMENT = {"RAY_CHDIR_TO_TRIAL_DIR": "0"}
 
 # A cluster that has just been started answers before the part of its head that takes jobs is there.
 NO_AGENT, AGENT_SECONDS = "No available agent", 60
+# A job whose submission broke off is listed once the head has taken it, of which nobody is told any more.
+NUM_LOOKS, LOOK_SECONDS = 4, 1
 
 
 class RayLauncher:
@@ -64,11 +66,13 @@ class RayLauncher:
         """Send it; the submission id.
 
         Raises:
-            LaunchError: The cluster is not there, refused, or runs a job in this run directory.
+            LaunchError: The cluster is not there, refused, or runs a job in this run directory; or the
+                connection broke and it does not tell whether it has the job.
         """
         headers = self._service.headers()
         jobs = self._jobs()
         self._refuse_second(run_dir, jobs)
+        job_id = _unused(run_dir.name, jobs)
         from ray.job_submission import JobSubmissionClient
 
         with tempfile.TemporaryDirectory() as folder:
@@ -81,18 +85,49 @@ class RayLauncher:
                     return str(
                         client.submit_job(
                             entrypoint=shlex.join(self._entrypoint(run_dir)),
-                            submission_id=_unused(run_dir.name, jobs),
+                            submission_id=job_id,
                             metadata={RUN_DIR: str(run_dir)},
                             runtime_env={"working_dir": folder, "env_vars": ENVIRONMENT},
                             entrypoint_num_cpus=self._options.entrypoint_cpus,
                         )
                     )
-                except (RuntimeError, ConnectionError) as error:
+                except ConnectionError as error:
+                    # Ray's own, before it sends a job.
+                    raise LaunchError(self._refused(error)) from error
+                except (RuntimeError, OSError) as error:
+                    # Where an answer is lost, an OSError of the library that Ray's client asks with.
                     if NO_AGENT not in str(error) or time.monotonic() > deadline:
-                        raise LaunchError(
-                            f"the Ray cluster at {self._service.address} refused the job: {error}"
-                        ) from error
+                        return self._taken_after_all(job_id, run_dir, error)
                 time.sleep(1)
+
+    def _refused(self, error: Exception) -> str:
+        return f"the Ray cluster at {self._service.address} refused the job: {error}"
+
+    def _taken_after_all(self, job_id: str, run_dir: Path, error: Exception) -> str:
+        """The id of a submission that Ray's client gave up, where the cluster has the job.
+
+        Raises:
+            LaunchError: It has not, or does not say.
+        """
+        is_answered, place = isinstance(error, RuntimeError), f"--address={self._service.address}"
+        said = self._refused(error) if is_answered else f"the submission of {job_id} got no answer: {error}"
+        try:
+            for number in range(1 if is_answered else NUM_LOOKS):
+                time.sleep(LOOK_SECONDS if number else 0)
+                if _is_of(self._jobs().get(job_id), run_dir):
+                    return job_id
+        except LaunchError as unknown:
+            raise LaunchError(
+                f"{said}\nNor can the cluster be asked ({unknown}).\nIt may have the job, as '{job_id}': look"
+                f" with 'ray job status {job_id} {place}', and end it with 'ray job stop {job_id} {place}'"
+                " before you submit the run again"
+            ) from error
+        if is_answered:
+            raise LaunchError(said) from error
+        raise LaunchError(
+            f"{said}\nThe Ray cluster at {self._service.address} has no job of this run: look once more with"
+            f" 'ray job list {place}', and submit it again"
+        ) from error
 
     def _refuse_second(self, run_dir: Path, jobs: Mapping[str, Mapping[str, Any]]) -> None:
         """Refuse what the run directory itself cannot tell of, as where it was deleted under a running job.
@@ -101,7 +136,7 @@ class RayLauncher:
             LaunchError: A job is alive there.
         """
         for job_id, job in jobs.items():
-            if job["status"] in PHASES and (job.get("metadata") or {}).get(RUN_DIR) == str(run_dir):
+            if job["status"] in PHASES and _is_of(job, run_dir):
                 raise LaunchError(
                     f"{run_dir} is {PHASES[job['status']]} already as job {job_id} of the Ray cluster at"
                     f" {self._service.address}; end it with 'ray job stop {job_id}', or rename yours"
@@ -142,6 +177,11 @@ class RayLauncher:
             LaunchError: The cluster refused.
         """
         self._service.stop(job_id)
+
+
+def _is_of(job: Mapping[str, Any] | None, run_dir: Path) -> bool:
+    """Whether a job of the cluster says that it runs in this run directory."""
+    return job is not None and (job.get("metadata") or {}).get(RUN_DIR) == str(run_dir)
 
 
 def _unused(name: str, taken: Container[str]) -> str:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from launchers.submitted import Submission
+from launchers.submitted import Submission, read_submission
 from orchestrator.checkpoint.layout import RunLayout
 from tests.unit.launchers.commands import Console, Ended
 from tests.unit.spec.jobs import VALID, write_job
@@ -37,8 +37,7 @@ def serve() -> Iterator[Serve]:
             except OSError:
                 return
             with connection:
-                asked = connection.recv(65536).decode(errors="replace")
-                connection.sendall(said(asked.partition(" ")[2].partition(" ")[0]))
+                connection.sendall(said(asked_of(connection)))
 
     def start(said: Callable[[str], bytes]) -> str:
         listening = socket.create_server(("127.0.0.1", 0))
@@ -51,6 +50,21 @@ def serve() -> Iterator[Serve]:
         # Closing alone does not end an accept that waits.
         listening.shutdown(socket.SHUT_RDWR)
         listening.close()
+
+
+def asked_of(connection: socket.socket) -> str:
+    """The path that is asked for, behind the method unless that is GET; the whole request is read."""
+    with connection.makefile("rb") as request:
+        method, _, rest = request.readline().decode(errors="replace").partition(" ")
+        length = 0
+        for line in iter(request.readline, b""):
+            if not line.strip():
+                break
+            name, _, value = line.decode().partition(":")
+            length = int(value) if name.lower() == "content-length" else length
+        request.read(length)
+    path = rest.partition(" ")[0]
+    return path if method == "GET" else f"{method} {path}"
 
 
 def ray(paths: Mapping[str, object]) -> Callable[[str], bytes]:
@@ -141,6 +155,74 @@ def test_a_job_that_the_service_has_forgotten_has_no_log(
     assert (ended.code, ended.errors) == (2, f"{tmp_path}/tiny has no log yet: no stage of it has started\n")
     status = console("status", "tiny", "--runs-dir", tmp_path)
     assert (status.code, status.errors) == (0, "")
+
+
+class Cluster:
+    """A jobs service that takes a job and gives no answer."""
+
+    def __init__(self, *, then: str, listed_after: int = 0) -> None:
+        """Take over what becomes of it then: ``taken``, ``proxied``, ``another's``, ``lost`` or ``gone``."""
+        self.is_sent, self.times_asked = False, 0
+        self._then, self._listed_after = then, listed_after
+        self.run_dir = Path()
+
+    def __call__(self, path: str) -> bytes:
+        """The answer; none at all is a connection that breaks."""
+        if path == "POST /api/jobs/":
+            self.is_sent = True
+            return answer("Bad Gateway", 502) if self._then == "proxied" else b""
+        if path == "/api/jobs/":
+            return self._list()
+        known = {"/api/version": {"version": "4", "ray_version": "2.60.0"}}
+        return answer(json.dumps(known.get(path, {})))
+
+    def _list(self) -> bytes:
+        if not self.is_sent:
+            return answer("[]")
+        if self._then == "gone":
+            return b""
+        self.times_asked += 1
+        if self._then == "lost" or self.times_asked <= self._listed_after:
+            return answer("[]")
+        run_dir = "/elsewhere" if self._then == "another's" else str(self.run_dir)
+        return answer(
+            json.dumps([{"submission_id": "tiny", "status": "PENDING", "metadata": {"run_dir": run_dir}}])
+        )
+
+
+@pytest.mark.parametrize(("then", "listed_after"), [("taken", 0), ("taken", 2), ("proxied", 0)])
+def test_a_job_whose_submission_lost_its_answer_is_submitted(
+    then: str, listed_after: int, serve: Serve, console: Console, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    monkeypatch.setattr("launchers.ray.LOOK_SECONDS", 0)
+    cluster = Cluster(then=then, listed_after=listed_after)
+    cluster.run_dir = tmp_path / "runs" / "tiny"
+    ended = submit(console, tmp_path, serve(cluster))
+    assert (ended.code, ended.output.splitlines()[0]) == (0, "tiny submitted to ray as tiny"), ended.errors
+    found = read_submission(RunLayout(cluster.run_dir))
+    assert found is not None
+    assert found.job_id == "tiny"
+
+
+@pytest.mark.parametrize(
+    ("then", "message"),
+    [
+        ("lost", "has no job of this run: look once more with 'ray job list --address={address}'"),
+        ("another's", "has no job of this run: look once more"),
+        ("gone", "It may have the job, as 'tiny': look with 'ray job status tiny --address={address}', and"),
+    ],
+)
+def test_a_job_that_may_not_have_been_taken_is_not_recorded(
+    then: str, message: str, serve: Serve, console: Console, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("launchers.ray.LOOK_SECONDS", 0)
+    address = serve(Cluster(then=then))
+    ended = submit(console, tmp_path, address)
+    assert ended.code == 1
+    assert "\nthe submission of tiny got no answer: " in ended.errors
+    assert message.format(address=address) in ended.errors
+    assert list((tmp_path / "runs").iterdir()) == []
 
 
 @pytest.mark.parametrize("token", ["sec\nret", "sec\x1bret", "secr\u00e9t", "sec\r\nHost: x"])
