@@ -99,7 +99,7 @@ def _cancel_sweep(options: Namespace, swept: Sequence[Path]) -> int:
             continue
         if not options.json:
             print(_cancelled_text(run_dir, states[run_dir.name]))
-    if not set(states.values()) & {"stopping", "cancelled"}:
+    if not set(states.values()) & {"stopping", "cancelled", "cancelling"}:
         listed = ", ".join(f"{run} is '{states[run]}'" for run in sorted(states)[: runs.NUM_NAMED])
         raise runs.UnknownRunError(f"no run of the sweep '{name}' is running or queued: {listed}")
     if options.json:
@@ -110,8 +110,13 @@ def _cancel_sweep(options: Namespace, swept: Sequence[Path]) -> int:
 
 def _cancelled_text(run_dir: Path, state: str) -> str:
     """What was done, and where the work is."""
-    if state != "cancelled":
+    if state == "stopping":
         return f"{run_dir.name} stops after this step, with its work saved"
+    if state == "cancelling":
+        return (
+            f"{run_dir.name} still waits in its queue, which has been asked to end it: that is done at the"
+            " latest when it would start"
+        )
     begun = [stage for stage in runs.run_status(run_dir)["stages"] if stage["state"] != "waiting"]
     if not begun and not RunLayout(run_dir).events.is_file():
         return f"{run_dir.name} is cancelled before it started"

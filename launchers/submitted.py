@@ -10,14 +10,14 @@ import json
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from launchers.base import PlaceState, RemoteLauncher, RestartingLauncher, make_launcher
 from launchers.run_logs import find_log
-from launchers.runs import ENDS, UnknownRunError, is_locked, request_stop
+from launchers.runs import ENDS, UnknownRunError, is_locked, request_stop, runs_dir_flag
 from orchestrator.checkpoint.layout import RunLayout
 from orchestrator.errors import LaunchError, OrchestratorError
 from orchestrator.tracking.events import read_events, replace_text
@@ -25,6 +25,10 @@ from orchestrator.tracking.events import read_events, replace_text
 Status = dict[str, Any]
 # Each look asks the place, which other users ask as well.
 POLL_SECONDS = 2
+# Looks at a job that was cancelled while it waited: a place may first have to start what ends it.
+NUM_LOOKS, LOOK_SECONDS = 10, 1
+# In the places' own words for a job that somebody has ended.
+CANCELLED = ("CANCELLED", "STOPPED")
 # What of its options tells a place's queues apart; of one that is not listed, any option may.
 QUEUE_OPTIONS: Mapping[str, Sequence[str]] = {"slurm": (), "ray": ("address",), "kuberay": ("namespace",)}
 
@@ -37,6 +41,8 @@ class Submission:
     job_id: str
     options: Mapping[str, Any]
     time: str
+    is_cancelled: bool = False
+    """Its place has been asked to end it, and had not when it was last looked at."""
 
     @classmethod
     def of_now(cls, launcher: str, job_id: str, options: Mapping[str, Any]) -> Submission:
@@ -62,7 +68,15 @@ class Submission:
             LaunchError: The place cannot be asked.
         """
         place = self.place()
-        return place.queue().get(self.job_id) if place else None
+        return self.found_in(place.queue()) if place else None
+
+    def found_in(self, jobs: Mapping[str, PlaceState]) -> PlaceState | None:
+        """How it stands among the jobs of its place; ``None``: it is over."""
+        found = jobs.get(self.job_id)
+        if found is None or found.phase != "queued" or not self.is_cancelled:
+            return found
+        detail = f"{found.detail}, cancelled already: it ends at the latest when it would start"
+        return replace(found, detail=detail)
 
 
 def read_submission(layout: RunLayout) -> Submission | None:
@@ -103,7 +117,7 @@ def join_places(statuses: Mapping[Path, Status]) -> None:
         if isinstance(jobs, OrchestratorError):
             unknown.setdefault(queue, []).append(str(status["name"]))
             continue
-        found = jobs.get(submission.job_id)
+        found = submission.found_in(jobs)
         status["job"] = {"launcher": submission.launcher, "job_id": submission.job_id, "state": None}
         if found:
             status["job"]["state"] = found.detail
@@ -139,11 +153,26 @@ def explain_ending(run_dir: Path, status: Status) -> None:
     place = submission.place()
     ending = place.ending(submission.job_id) if place else None
     status["job"]["state"] = ending
-    status["state"] = "cancelled" if ending and "CANCELLED" in ending else "failed"
+    is_cancelled = submission.is_cancelled or (ending is not None and ending.startswith(CANCELLED))
+    status["state"] = "cancelled" if is_cancelled else "failed"
     status["problem"] = (
         f"{submission.launcher} job {submission.job_id} ended before its driver started"
-        f" ({ending or 'its place no longer knows how'}); its output is in {run_dir}"
+        f" ({ending or 'its place no longer knows how'}); {_output_text(run_dir)}"
     )
+
+
+def _output_text(run_dir: Path) -> str:
+    """Where to see what a driver that never started has printed."""
+    try:
+        lines = (driver_output(run_dir) or "").strip().splitlines()
+    except LaunchError as error:
+        return f"what it printed cannot be seen: {error}"
+    if not lines:
+        return "it has left no output"
+    if has_stage_log(run_dir):
+        # 'logs' shows that of the workers that an earlier submission had.
+        return f"the last that it printed: {lines[-1]}"
+    return f"'orchestrator logs {run_dir.resolve().name}{runs_dir_flag(run_dir.parent)}' shows its output"
 
 
 def _joined_state(state: str, found: PlaceState, has_begun: bool) -> str:
@@ -163,6 +192,9 @@ def _has_begun(run_dir: Path, submission: Submission) -> bool:
 
 def stop_run(run_dir: Path) -> str:
     """Ask a run to save and stop, or take its job out of the queue; what was done.
+
+    Returns:
+        ``stopping``, ``cancelled``, or ``cancelling``: its place has been asked, and its job waits on.
 
     Raises:
         LaunchError: It is not running, or its place refused.
@@ -187,8 +219,21 @@ def stop_run(run_dir: Path) -> str:
         layout.stop_request.write_text("cancel", encoding="utf-8")
     else:
         place.cancel(submission.job_id, only_queued=False)
+        if not _leaves_queue(place, submission.job_id):
+            replace(submission, is_cancelled=True).write(layout)
+            return "cancelling"
         return "cancelled"
     return "stopping"
+
+
+def _leaves_queue(place: RemoteLauncher, job_id: str) -> bool:
+    """Whether a job that was cancelled is over, or runs to its end, soon."""
+    for number in range(NUM_LOOKS):
+        time.sleep(LOOK_SECONDS if number else 0)
+        state = place.queue().get(job_id)
+        if state is None or state.phase != "queued":
+            return True
+    return False
 
 
 def _is_driven(layout: RunLayout, submission: Submission) -> bool:

@@ -159,6 +159,7 @@ def put_fake_on_path(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_a_stand_in_for_kubectl_is_given_the_manifest_and_asked_for_the_state(
     tmp_path: Path, console: Console, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("launchers.submitted.LOOK_SECONDS", 0)
     log = put_fake_on_path(tmp_path, monkeypatch)
     flags = ("--set", "launcher.options.namespace=lab")
     assert submit(tmp_path, console, *flags, "--json").json()["job_id"] == "tiny"

@@ -276,7 +276,5 @@ def test_a_ray_head_that_does_not_start_fails_the_job(
     assert cluster.processes(job_id) == []
     status = console("status", "tiny", "--runs-dir", runs, "--json").json()
     assert status["state"] == "failed"
-    assert (
-        f"ended before its driver started (FAILED, exit code 1); its output is in {runs}/tiny"
-        in (status["problem"])
-    )
+    shown = f"'orchestrator logs tiny --runs-dir {runs}' shows its output"
+    assert f"ended before its driver started (FAILED, exit code 1); {shown}" in status["problem"]

@@ -19,9 +19,12 @@ class Place:
     refuses = False
     is_down = False
     hopeless: ClassVar[str | None] = None
+    keeps = False
+    """A job that waits does so until it would start, cancelled or not."""
     times_asked = 0
     jobs: ClassVar[dict[str, PlaceState]] = {}
     printed: ClassVar[dict[str, str]] = {}
+    endings: ClassVar[dict[str, str]] = {}
 
     def __init__(self, options: Mapping[str, Any]) -> None:
         """Take no options."""
@@ -29,8 +32,8 @@ class Place:
     @classmethod
     def reset(cls) -> None:
         """Forget what other tests have set."""
-        cls.refuses, cls.is_down, cls.times_asked = False, False, 0
-        cls.jobs, cls.printed, cls.hopeless = {}, {}, None
+        cls.refuses, cls.is_down, cls.keeps, cls.times_asked = False, False, False, 0
+        cls.jobs, cls.printed, cls.endings, cls.hopeless = {}, {}, {}, None
 
     def render(self, job_file: Path, run_dir: Path) -> list[str]:
         """Nothing that could be typed."""
@@ -64,11 +67,13 @@ class Place:
         return self.printed.get(job_id)
 
     def ending(self, job_id: str) -> str | None:
-        """Nothing is remembered."""
-        return None
+        """What a test has had it end with."""
+        return self.endings.get(job_id)
 
     def cancel(self, job_id: str, *, only_queued: bool) -> None:
         """Forget a job."""
+        if self.keeps and self.jobs[job_id].phase == "queued":
+            return
         self.jobs.pop(job_id, None)
 
 

@@ -11,6 +11,7 @@ from launchers.submitted import Submission, join_places
 from orchestrator.checkpoint.layout import RunLayout
 from tests.unit.launchers.commands import Console, FakeRun
 from tests.unit.launchers.place import NAME, Place
+from tests.unit.spec.jobs import VALID, write_job
 
 
 @pytest.fixture(autouse=True)
@@ -151,6 +152,66 @@ def test_cancelling_a_job_that_was_queued_again_says_where_its_work_is(
 
 def queue_again(name: str) -> None:
     Place.jobs[name] = PlaceState("queued", "PENDING, BeginTime")
+
+
+def test_a_job_that_waits_on_after_it_was_cancelled_is_said_to(
+    console: Console, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("launchers.submitted.LOOK_SECONDS", 0)
+    Place.keeps = True
+    job = write_job(tmp_path, f"{VALID}launcher: {{name: '{NAME}'}}\n")
+    runs = ("--runs-dir", tmp_path / "runs")
+    assert console("submit", job, *runs).code == 0
+    waits = "tiny still waits in its queue, which has been asked to end it: that is done at the latest when"
+    assert console("cancel", "tiny", *runs).output == f"{waits} it would start\n"
+    assert console("cancel", "tiny", "--json", *runs).json() == {"name": "tiny", "state": "cancelling"}
+    detail = "PENDING, cancelled already: it ends at the latest when it would start"
+    status = console("status", "tiny", "--json", *runs).json()
+    assert (status["state"], status["job"]["state"]) == ("queued", detail)
+    refused = console("submit", job, *runs)
+    assert (refused.code, f"job tiny ({detail})" in refused.errors) == (1, True), refused.errors
+
+    Place.jobs["tiny"] = PlaceState("running", "RUNNING")
+    assert console("status", "tiny", "--json", *runs).json()["job"]["state"] == "RUNNING"
+    # As Ray says of one that could not start for long.
+    Place.jobs.clear()
+    Place.endings["tiny"] = "FAILED"
+    assert console("status", "tiny", "--json", *runs).json()["state"] == "cancelled"
+    Place.keeps = False
+    assert console("submit", job, *runs).code == 0
+    assert console("status", "tiny", "--json", *runs).json()["job"]["state"] == "PENDING"
+
+
+@pytest.mark.parametrize(
+    ("ending", "state"),
+    [
+        ("CANCELLED, exit code 0", "cancelled"),
+        ("CANCELLED by 1000, exit code 0", "cancelled"),
+        ("STOPPED", "cancelled"),
+        ("FAILED, exit code 1", "failed"),
+    ],
+)
+def test_a_job_that_ended_before_its_driver_is_explained(
+    ending: str, state: str, console: Console, tmp_path: Path
+) -> None:
+    run = submitted(tmp_path, "tiny", None)
+    Place.endings["tiny"] = ending
+
+    def explained() -> str:
+        status = console("status", "tiny", "--runs-dir", tmp_path, "--json").json()
+        assert (status["state"], status["job"]["state"]) == (state, ending)
+        return str(status["problem"]).removeprefix(
+            f"{NAME} job tiny ended before its driver started ({ending}); "
+        )
+
+    assert explained() == "it has left no output"
+    Place.printed["tiny"] = "starting Ray\nno head\n"
+    assert explained() == f"'orchestrator logs tiny --runs-dir {tmp_path}' shows its output"
+    # Of an earlier submission.
+    run.event("stage_started", stage="pretrain")
+    Submission(NAME, "tiny", {}, time="9999").write(run.layout)
+    run.log("pretrain", "of workers before")
+    assert explained() == "the last that it printed: no head"
 
 
 def test_following_a_job_that_ended_in_silence_says_what_looking_says(
