@@ -19,6 +19,7 @@ from pathlib import Path
 from threading import Thread
 from typing import Any
 
+from launchers.ray_cluster import existing_cluster
 from orchestrator.counts import counted
 from orchestrator.errors import LaunchError, PlanError
 from orchestrator.spec.job import Resources
@@ -32,8 +33,6 @@ LOOPBACK = "127.0.0.2" if sys.platform == "linux" else "127.0.0.1"
 # A driver holds its folder's lock within milliseconds of making it.
 ABANDONED_SECONDS = 60
 
-# A Ray node takes about 10 s to start; where Python comes from a slow shared file system, a multiple.
-JOIN_SECONDS = 180
 # As long after its newest node has started, a cluster may have more to come.
 SETTLED_SECONDS = 60
 
@@ -61,7 +60,7 @@ def ray_session(needed_next: str | None = None) -> Iterator[None]:
     importing = Thread(target=import_module, args=(needed_next,)) if needed_next else Thread()
     importing.start()
     try:
-        with _existing(address) if address else _embedded():
+        with existing_cluster(address) if address else _embedded():
             importing.join()
             yield
     finally:
@@ -78,45 +77,6 @@ def connected_address() -> str:
 def is_own_ray() -> bool:
     """Whether a run starts a Ray of its own, inside this machine."""
     return not os.environ.get("RAY_ADDRESS")
-
-
-@contextmanager
-def _existing(address: str) -> Iterator[None]:
-    """Connect to a cluster that somebody else runs."""
-    import ray
-
-    try:
-        ray.init(address=address, log_to_driver=False, logging_level="ERROR")
-    except ConnectionError as error:
-        raise LaunchError(
-            f"no Ray cluster answers at RAY_ADDRESS '{address}': {str(error).splitlines()[0]}."
-            " Start it, correct RAY_ADDRESS, set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN_PATH if it asks for a"
-            " token, or unset RAY_ADDRESS to run inside this machine."
-        ) from error
-    try:
-        _wait_for_nodes(int(os.environ.get("ORCHESTRATOR_RAY_NODES") or 1))
-        yield
-    finally:
-        ray.shutdown()
-
-
-def _wait_for_nodes(num_nodes: int) -> None:
-    """Wait until a cluster that starts together with this driver is complete.
-
-    Raises:
-        LaunchError: It is not within ``JOIN_SECONDS``.
-    """
-    import ray
-
-    deadline = time.monotonic() + JOIN_SECONDS
-    while (found := sum(node["Alive"] for node in ray.nodes())) < num_nodes:
-        if time.monotonic() > deadline:
-            raise LaunchError(
-                f"{found} of {num_nodes} Ray nodes have joined {os.environ['RAY_ADDRESS']} within"
-                f" {JOIN_SECONDS} s; the logs of the others, ray-<node>.log, lie beside the token in"
-                f" {Path(os.environ.get('RAY_AUTH_TOKEN_PATH', '.')).parent}"
-            )
-        time.sleep(0.2)
 
 
 @contextmanager
