@@ -38,14 +38,14 @@ def logs(options: Namespace) -> int:
 
 def _has_started(run_dir: Path) -> bool:
     """Whether a stage has a log; before that, a submitted run has the output of its driver."""
-    return submitted.read_submission(RunLayout(run_dir)) is None or submitted.has_stage_log(run_dir)
+    return submitted.read_submission(RunLayout(run_dir)) is None or run_logs.has_stage_log(run_dir)
 
 
 def _driver_output(options: Namespace, run_dir: Path) -> int:
     """Print what a submitted run's driver says before its first stage has a log."""
     if options.follow:
         has_printed = submitted.follow_output(run_dir, _write)
-        if submitted.has_stage_log(run_dir) or not has_printed:
+        if run_logs.has_stage_log(run_dir) or not has_printed:
             run_logs.follow_log(run_dir, None, options.rank, _write)
         return 0
     output = submitted.driver_output(run_dir)

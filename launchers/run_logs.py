@@ -43,6 +43,15 @@ def find_log(run_dir: Path, stage: str | None, rank: int) -> tuple[str, Path]:
     raise UnknownRunError(f"{run_dir} has no log of stage '{stage}'; stages with a log: {known}")
 
 
+def has_stage_log(run_dir: Path) -> bool:
+    """Whether a worker of the run has begun to log."""
+    try:
+        find_log(run_dir, None, 0)
+    except UnknownRunError:
+        return False
+    return True
+
+
 def follow_log(run_dir: Path, stage: str | None, rank: int, write: Callable[[bytes], object]) -> None:
     """Pass on the log as it grows, and the next stage's after it, until the run is not running.
 

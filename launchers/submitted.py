@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from launchers.base import PlaceState, RemoteLauncher, RestartingLauncher, make_launcher
-from launchers.run_logs import find_log
-from launchers.runs import ENDS, UnknownRunError, is_locked, request_stop, runs_dir_flag
+from launchers.run_logs import has_stage_log
+from launchers.runs import ENDS, is_locked, request_stop, runs_dir_flag
 from orchestrator.checkpoint.layout import RunLayout
 from orchestrator.errors import LaunchError, OrchestratorError
 from orchestrator.tracking.events import read_events, replace_text
@@ -31,6 +31,8 @@ NUM_LOOKS, LOOK_SECONDS = 10, 1
 CANCELLED = ("CANCELLED", "STOPPED")
 # What of its options tells a place's queues apart; of one that is not listed, any option may.
 QUEUE_OPTIONS: Mapping[str, Sequence[str]] = {"slurm": (), "ray": ("address",), "kuberay": ("namespace",)}
+# Whose jobs nobody starts again when their driver has ended: what is over there stays so.
+NEVER_RESTARTING = ("ray",)
 
 
 @dataclass(frozen=True)
@@ -43,6 +45,8 @@ class Submission:
     time: str
     is_cancelled: bool = False
     """Its place has been asked to end it, and had not when it was last looked at."""
+    layout: RunLayout | None = None
+    """Where it was read; nothing that is written."""
 
     @classmethod
     def of_now(cls, launcher: str, job_id: str, options: Mapping[str, Any]) -> Submission:
@@ -51,7 +55,7 @@ class Submission:
 
     def write(self, layout: RunLayout) -> None:
         """Remember it in the run directory."""
-        replace_text(layout.submission, json.dumps(asdict(self), indent=1))
+        replace_text(layout.submission, json.dumps(asdict(replace(self, layout=None)), indent=1))
 
     def place(self) -> RemoteLauncher | None:
         """The launcher whose queue holds it, if that has one."""
@@ -65,10 +69,16 @@ class Submission:
         """How it stands in its queue; ``None``: it is over, or its place has no queue.
 
         Raises:
-            LaunchError: The place cannot be asked.
+            LaunchError: The place cannot be asked, and the run's own events do not tell.
         """
         place = self.place()
-        return self.found_in(place.queue()) if place else None
+        try:
+            return self.found_in(place.queue()) if place else None
+        except LaunchError:
+            ends = ENDS if self.launcher in NEVER_RESTARTING else ("run_finished",)
+            if self.layout and _last_mark(self.layout, self) in ends:
+                return None
+            raise
 
     def found_in(self, jobs: Mapping[str, PlaceState]) -> PlaceState | None:
         """How it stands among the jobs of its place; ``None``: it is over."""
@@ -82,7 +92,8 @@ class Submission:
 def read_submission(layout: RunLayout) -> Submission | None:
     """The latest submission of a run; ``None`` where it was started by hand."""
     try:
-        return Submission(**json.loads(layout.submission.read_text(encoding="utf-8")))
+        record = json.loads(layout.submission.read_text(encoding="utf-8"))
+        return Submission(**{**record, "layout": layout})
     except FileNotFoundError:
         return None
     except (ValueError, TypeError) as error:
@@ -186,8 +197,12 @@ def _joined_state(state: str, found: PlaceState, has_begun: bool) -> str:
 
 def _has_begun(run_dir: Path, submission: Submission) -> bool:
     """Whether a driver has written an event since the submission."""
-    events = read_events(RunLayout(run_dir).events)
-    return any(str(event.get("time", "")) >= submission.time for event in events)
+    return bool(_events_since(RunLayout(run_dir), submission))
+
+
+def _events_since(layout: RunLayout, submission: Submission) -> list[str]:
+    events = read_events(layout.events)
+    return [str(event.get("event")) for event in events if str(event.get("time", "")) >= submission.time]
 
 
 def stop_run(run_dir: Path) -> str:
@@ -238,12 +253,14 @@ def _leaves_queue(place: RemoteLauncher, job_id: str) -> bool:
 
 def _is_driven(layout: RunLayout, submission: Submission) -> bool:
     """Whether a driver has started since the submission and not ended: one whose lock cannot be seen here."""
-    marks = [
-        str(event["event"])
-        for event in read_events(layout.events)
-        if str(event.get("time", "")) >= submission.time and str(event.get("event")).startswith("run_")
-    ]
-    return bool(marks) and marks[-1] not in ENDS
+    mark = _last_mark(layout, submission)
+    return mark is not None and mark not in ENDS
+
+
+def _last_mark(layout: RunLayout, submission: Submission) -> str | None:
+    """The last that a driver has noted of the run itself since the submission."""
+    marks = [event for event in _events_since(layout, submission) if event.startswith("run_")]
+    return marks[-1] if marks else None
 
 
 def driver_output(run_dir: Path) -> str | None:
@@ -274,12 +291,3 @@ def follow_output(run_dir: Path, write: Callable[[bytes], object]) -> bool:
             break
         time.sleep(POLL_SECONDS)
     return shown > 0
-
-
-def has_stage_log(run_dir: Path) -> bool:
-    """Whether a worker of the run has begun to log."""
-    try:
-        find_log(run_dir, None, 0)
-    except UnknownRunError:
-        return False
-    return True

@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 
 from launchers.base import PlaceState
-from launchers.submitted import Submission, join_places
+from launchers.submitted import Submission, join_places, read_submission
 from orchestrator.checkpoint.layout import RunLayout
+from orchestrator.errors import LaunchError
 from tests.unit.launchers.commands import Console, FakeRun
 from tests.unit.launchers.place import NAME, Place
 from tests.unit.spec.jobs import VALID, write_job
@@ -180,6 +181,41 @@ def test_a_job_that_waits_on_after_it_was_cancelled_is_said_to(
     Place.keeps = False
     assert console("submit", job, *runs).code == 0
     assert console("status", "tiny", "--json", *runs).json()["job"]["state"] == "PENDING"
+
+
+@pytest.mark.parametrize(
+    ("launcher", "mark", "is_over"),
+    [
+        ("ray", "run_finished", True),
+        ("ray", "run_stopped", True),
+        ("ray", "run_failed", True),
+        ("ray", "run_started", False),
+        (NAME, "run_finished", True),
+        # Its place may have queued it again.
+        (NAME, "run_stopped", False),
+    ],
+)
+def test_a_job_whose_place_is_gone_is_over_where_its_run_says_so(
+    launcher: str, mark: str, is_over: bool, tmp_path: Path
+) -> None:
+    Place.is_down = True
+    run = FakeRun(tmp_path)
+    run.event("run_finished")
+    options = {"address": "http://127.0.0.1:1"} if launcher == "ray" else {}
+    Submission(launcher, "tiny", options, time="9999").write(run.layout)
+    submission = read_submission(run.layout)
+    assert submission is not None
+    with pytest.raises(LaunchError):
+        submission.state()
+    Submission(launcher, "tiny", options, time="2000").write(run.layout)
+    run.event(mark)
+    submission = read_submission(run.layout)
+    assert submission is not None
+    if is_over:
+        assert submission.state() is None
+        return
+    with pytest.raises(LaunchError):
+        submission.state()
 
 
 @pytest.mark.parametrize(
