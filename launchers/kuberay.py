@@ -28,6 +28,13 @@ if TYPE_CHECKING:
 TIMEOUT_SECONDS = 60
 # KubeRay adds to it for the names of pods and services, which have 63 characters.
 NAME = re.compile(r"[a-z]([-a-z0-9]{0,45}[a-z0-9])?")
+# A line of kubectl's log, such as "E1130 10:20:03.123456 ...".
+LOGGED = re.compile(r"[IWEF]\d{4} \d\d:\d\d:\d\d")
+# In what it says where it knows or reaches no cluster.
+NO_CLUSTER = (
+    *("connection to the server", "Unable to connect to the server"),
+    *("context was not found", "no context exists"),
+)
 # jobDeploymentStatus of a RayJob that is over.
 OVER = ("Complete", "Failed", "ValidationFailed")
 
@@ -258,5 +265,17 @@ def _run(command: Sequence[str], text: str | None) -> str:
             " ('kubectl cluster-info')?"
         ) from error
     if done.returncode != 0:
-        raise LaunchError(f"kubectl {' '.join(command[1:4])} failed: {done.stderr.strip()}")
+        raise LaunchError(f"kubectl {' '.join(command[1:4])} failed: {_complaint(done.stderr)}")
     return done.stdout
+
+
+def _complaint(errors: str) -> str:
+    """What kubectl says, without its log of the attempts before; and what to do where it has no cluster."""
+    said = "\n".join(line for line in errors.splitlines() if not LOGGED.match(line)).strip() or errors.strip()
+    if not any(sign in said for sign in NO_CLUSTER):
+        return said
+    return (
+        f"{said}\nChoose the cluster's context ('kubectl config get-contexts' lists them, 'kubectl config"
+        " use-context NAME' takes one), or set KUBECONFIG to the file that has it; whether it answers,"
+        " 'kubectl cluster-info' shows"
+    )

@@ -145,6 +145,26 @@ def test_without_kubectl_the_message_says_what_to_do(
     assert not list((tmp_path / "runs").glob("*"))
 
 
+def test_without_a_cluster_the_message_is_kubectls_last_word_and_what_to_do(
+    tmp_path: Path, console: Console, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put_fake_on_path(tmp_path, monkeypatch)
+    refused = (
+        "The connection to the server localhost:8080 was refused - did you specify the right host or port?"
+    )
+    logged = 'E1130 10:35:39.938700   14070 memcache.go:265] "Unhandled Error" err="connection refused"'
+    errors = tmp_path / "errors"
+    errors.write_text(f"{logged}\n{logged}\n{refused}\n")
+    (tmp_path / "bin" / "kubectl").write_text(f"#!/bin/bash\ncat {errors} >&2; exit 1\n")
+    ended = submit(tmp_path, console)
+    first, *advice = ended.errors.splitlines()
+    assert (ended.code, first) == (1, f"kubectl get rayjob tiny failed: {refused}")
+    assert advice[0].startswith("Choose the cluster's context ('kubectl config get-contexts' lists them,")
+    # What is nothing else is shown.
+    errors.write_text(f"{logged}\n")
+    assert submit(tmp_path, console).errors == f"kubectl get rayjob tiny failed: {logged}\n"
+
+
 def put_fake_on_path(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A stand-in for kubectl is found first; the file in which it writes its arguments."""
     bin_dir, log = folder / "bin", folder / "log"
