@@ -169,7 +169,9 @@ class KuberayLauncher:
         if found is not None and found not in OVER:
             raise LaunchError(
                 f"a RayJob '{run_dir.name}' is there already ({found}); stop it with"
-                f" 'orchestrator cancel {run_dir.name}', or give the job another name"
+                f" 'orchestrator cancel {run_dir.name}' or, where no run of that name is known,"
+                f" '{shlex.join([*self._kubectl(), 'delete', 'rayjob', run_dir.name])}'; or give the job"
+                " another name"
             )
         if found is not None:
             self._run("delete", "rayjob", run_dir.name, "--wait=true")
@@ -252,7 +254,13 @@ def _deployment(job: Mapping[str, Any]) -> str:
 def _run(command: Sequence[str], text: str | None) -> str:
     try:
         done = subprocess.run(
-            command, input=text or "", capture_output=True, text=True, timeout=TIMEOUT_SECONDS
+            command,
+            input=text or "",
+            capture_output=True,
+            text=True,
+            timeout=TIMEOUT_SECONDS,
+            # A terminal's Ctrl-C is for the one who waits for the answer.
+            process_group=0,
         )
     except FileNotFoundError as error:
         raise RefusedJobError(

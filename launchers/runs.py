@@ -96,8 +96,12 @@ def sweep_runs(sweep: str, runs_dir: Path) -> list[Path]:
 
 
 def find_all(run: str, runs_dir: Path) -> list[Path]:
-    """The directory of a run, or those of a sweep's runs; ``UnknownRunError`` where there is neither."""
+    """The directory of a run, or those of a sweep's runs; ``UnknownRunError`` where there is neither.
+
+    Of a sweep without the runs that have not begun, unless none has.
+    """
     swept = sweep_runs(run, runs_dir)
+    swept = [path for path in swept if RunLayout(path).job.is_file()] or swept
     try:
         run_dir = find_run(run, runs_dir)
     except UnknownRunError:

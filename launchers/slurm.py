@@ -33,6 +33,18 @@ if TYPE_CHECKING:
     from orchestrator.spec.launchers import SlurmOptions
 
 SCRIPTS = Path(__file__).parents[1] / "slurm"
+# Flags that would undo what a run promises, and what to do instead. Here and not among the job's types: runs
+# that were submitted with one go on.
+UNDOING_FLAGS = {
+    "clusters": "'status' and 'cancel' would look for the job on this one; submit it on a login node of the"
+    " other, or set SLURM_CLUSTERS for every command",
+    "no-requeue": "a run queues itself again at its time limit; launcher.options.max_requeues: 0 is one turn",
+    "quiet": "the launcher reads the job id, which sbatch does not print then",
+    "signal": "launcher.options.signal and grace_seconds say which one asks the run to save, and when",
+}
+WAITING_FLAGS = {
+    "dependency": "it would take the place of --after (launcher.options.after); give just one of them",
+}
 # Stands for a run's number in what the jobs of an array are given; the script puts it in.
 TASK = "@ARRAY_TASK_ID@"
 # Reasons of waiting that only another request, or the administrator, ends. Many sites let such jobs in.
@@ -106,6 +118,7 @@ class SlurmLauncher:
 
     def _command(self, name: str, run_dir: Path, job_file: Path, flags: Sequence[str]) -> list[str]:
         scripts = self._scripts()
+        self._refuse_undoing_flags()
         return [
             "sbatch",
             "--parsable",
@@ -127,6 +140,14 @@ class SlurmLauncher:
             str(job_file),
             f"--runs-dir={run_dir.parent}",
         ]
+
+    def _refuse_undoing_flags(self) -> None:
+        from orchestrator.spec.launchers import refused_flag
+
+        refused = UNDOING_FLAGS | (WAITING_FLAGS if self._options.after else {})
+        for flag in self._options.flags:
+            if (complaint := refused_flag(flag, refused)) is not None:
+                raise RefusedJobError(f"launcher.options.{complaint}")
 
     def _scripts(self) -> Path:
         scripts = Path(self._options.scripts or SCRIPTS).expanduser().absolute()

@@ -27,7 +27,7 @@ SITE_VARIABLES = (
 BREAKING_VARIABLES = tuple(
     f"SBATCH_{name}"
     for name in (
-        *("ARRAY_INX", "WAIT", "TEST_ONLY", "PARSABLE", "JOB_NAME", "DEPENDENCY", "SIGNAL"),
+        *("ARRAY_INX", "WAIT", "TEST_ONLY", "PARSABLE", "JOB_NAME", "DEPENDENCY", "SIGNAL", "CLUSTERS"),
         *("REQUEUE", "NO_REQUEUE", "OPEN_MODE", "INPUT", "OUTPUT", "ERROR"),
     )
 )
@@ -133,10 +133,13 @@ def run_command(command: Sequence[str]) -> subprocess.CompletedProcess[str]:
 
 
 def printed_job_id(printed: str) -> str | None:
-    """The job id that ``sbatch --parsable`` printed last; a site's sbatch may greet before it."""
+    """The job id that ``sbatch --parsable`` printed, also beside what a site's sbatch says.
+
+    ``None`` where several lines are such numbers, since just one of them is its.
+    """
     # On a federation of clusters it is followed by the cluster's name.
-    found = [match[1] for line in printed.splitlines() if (match := JOB_ID.fullmatch(line.strip()))]
-    return found[-1] if found else None
+    found = {match[1] for line in printed.splitlines() if (match := JOB_ID.fullmatch(line.strip()))}
+    return found.pop() if len(found) == 1 else None
 
 
 def queued_after_all(name: str, output: str, unanswered: LaunchError) -> str:

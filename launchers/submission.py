@@ -5,7 +5,6 @@ from __future__ import annotations
 import fcntl
 import os
 import shlex
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from io import TextIOWrapper
@@ -20,7 +19,7 @@ from launchers.base import (
     RefusedJobError,
     make_launcher,
 )
-from launchers.deferral import deferred_signals
+from launchers.deferral import deferred_signals, say
 from launchers.run_directory import make_directory
 from launchers.runs import is_locked, runs_dir_flag
 from launchers.submitted import Submission, read_submission
@@ -29,7 +28,7 @@ from orchestrator.errors import LaunchError
 from orchestrator.spec.job import Job
 from orchestrator.spec.load import dump_resolved
 from orchestrator.spec.section import Section
-from orchestrator.tracking.events import replace_text
+from orchestrator.tracking.events import replace_text, time_now
 
 
 def submit_job(job: Job, *, runs_dir: Path, dry_run: bool) -> dict[str, Any]:
@@ -128,22 +127,24 @@ def _submit(
             f"Stopping as soon as {place} has answered and its job id is written down; Ctrl-C once more to"
             f" stop at once, and then look there whether {job.name} was queued."
         ) as waiting:
+            # What its driver does comes after this, however late the answer is.
+            time = time_now()
             job_ids = submit()
-            _record(job, layouts, job_ids)
+            _record(job, layouts, job_ids, time)
             _refuse_hopeless(job, launcher, job_ids[0])
             if waiting:
                 taken = f"{job.name} is submitted to {place} already, as {job_ids[0]};"
                 named = f"{job.name}{runs_dir_flag(layouts[0].root.parent)}"
-                print(f"{taken} 'orchestrator cancel {named}' takes it back.", file=sys.stderr)
+                say(f"{taken} 'orchestrator cancel {named}' takes it back.")
     return job_ids
 
 
-def _record(job: Job, layouts: Sequence[RunLayout], job_ids: Sequence[str]) -> None:
+def _record(job: Job, layouts: Sequence[RunLayout], job_ids: Sequence[str], time: str) -> None:
     """Write down in each run directory as what it was submitted."""
     place, options = job.launcher.name, _options(job)
     try:
         for layout, job_id in zip(layouts, job_ids, strict=True):
-            Submission.of_now(place, job_id, options).write(layout)
+            Submission(place, job_id, options, time).write(layout)
     except OSError as error:
         raise LaunchError(
             f"{job.name} was submitted to {place} as {', '.join(job_ids)}, which cannot be written down:"
@@ -162,10 +163,9 @@ def _refuse_hopeless(job: Job, launcher: Launcher, job_id: str) -> None:
     try:
         reason = launcher.withdraw_hopeless(job_id)
     except LaunchError as error:
-        print(
+        say(
             f"orchestrator: warning: {job.name} is submitted as {job.launcher.name} job {job_id}; whether it"
-            f" can ever start was not settled: {error}",
-            file=sys.stderr,
+            f" can ever start was not settled: {error}"
         )
         return
     if reason is not None:

@@ -245,7 +245,11 @@ def _leaves_queue(place: RemoteLauncher, job_id: str) -> bool:
     """Whether a job that was cancelled is over, or runs to its end, soon."""
     for number in range(NUM_LOOKS):
         time.sleep(LOOK_SECONDS if number else 0)
-        state = place.queue().get(job_id)
+        try:
+            state = place.queue().get(job_id)
+        except LaunchError:
+            # It was asked to end it; what has become of that is for another look.
+            continue
         if state is None or state.phase != "queued":
             return True
     return False

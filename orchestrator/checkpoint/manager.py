@@ -121,7 +121,8 @@ class CheckpointManager:
         for found in reversed(list_steps(self._folder)):
             problem = None
             if not found.is_complete and not seal.has_lost_complete(found.path):
-                if found.step not in committed:
+                is_removed = (found.path / seal.WAITING).exists()
+                if found.step not in committed or is_removed:
                     continue
                 problem = f"no {COMPLETE} and no {seal.MANIFEST}, though the ledger has its steps"
             problem = problem or seal.verify(found.path)

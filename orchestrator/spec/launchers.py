@@ -5,6 +5,7 @@ a command would misread - a line break, a flag that belongs to the launcher - is
 """
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -20,28 +21,19 @@ SIGNAL_EARLY_SECONDS = 60
 FLAG = re.compile(r"--([a-z][a-z0-9-]*)(=[^\x00-\x1f\x7f]*)?")
 OWN_FLAGS = {
     "array": "it is made of the job's sweep",
-    "clusters": "'status' and 'cancel' would look for the job on this one; submit it on a login node of the"
-    " other, or set SLURM_CLUSTERS for every command",
     "error": "it goes to the run's output, which 'orchestrator logs RUN' shows",
     "help": "type 'sbatch --help'",
     "job-name": "it is the run's name",
-    "no-requeue": "a run queues itself again at its time limit; launcher.options.max_requeues: 0 is one turn",
     "open-mode": "each turn of a run adds to its output",
     "output": "it lies in the run directory, where 'orchestrator logs RUN' reads it",
     "parsable": "the launcher reads the job id itself",
-    "quiet": "the launcher reads the job id, which sbatch does not print then",
-    "signal": "launcher.options.signal and grace_seconds say which one asks the run to save, and when",
     "test-only": "use --dry-run",
     "usage": "type 'sbatch --usage'",
     "version": "type 'sbatch --version'",
     "wait": "follow the run with 'orchestrator logs RUN -f'",
     "wrap": "the script is slurm/ray.sbatch",
 }
-"""Flags of sbatch that would break a submission or what a run promises, and what to do instead."""
-WAITING_FLAGS = {
-    "dependency": "it would take the place of --after (launcher.options.after); give just one of them",
-}
-"""The same where a run waits for others."""
+"""Flags of sbatch that would break a submission, and what to do instead."""
 
 
 class LocalLauncher(Section):
@@ -98,19 +90,26 @@ class SlurmOptions(Section):
         for run in self.after:
             if "/" in run or run in (".", ".."):
                 raise ValueError(f"after: expected the name of a run in the same folder, found {run!r}")
-        own_flags = OWN_FLAGS | (WAITING_FLAGS if self.after else {})
         for flag in self.flags:
             found = FLAG.fullmatch(flag)
             if found is None:
                 raise ValueError(f"flags: expected '--name' or '--name=value' in one line, found {flag!r}")
-            # sbatch takes every beginning of a flag for it; none of them is another flag's whole name.
-            own = next((name for name in own_flags if name.startswith(found[1])), None)
-            if own is not None:
-                meant = "" if own == found[1] else f", which sbatch takes for '--{own}',"
-                raise ValueError(f"flags: '--{found[1]}'{meant} cannot be given: {own_flags[own]}")
+            if (complaint := refused_flag(flag, OWN_FLAGS)) is not None:
+                raise ValueError(complaint)
             if found[1] == "time":
                 given = (found[2] or "=")[1:]
                 _check_time(given, key="flags", found=repr(flag), grace_seconds=self.grace_seconds)
+
+
+def refused_flag(flag: str, refused: Mapping[str, str]) -> str | None:
+    """What is said of a flag that is one of those ``refused``, each for a reason, or a beginning of one."""
+    given = flag.removeprefix("--").partition("=")[0]
+    # sbatch takes every beginning of a flag for it; none of them is another flag's whole name.
+    own = next((name for name in refused if name.startswith(given)), None)
+    if own is None:
+        return None
+    meant = "" if own == given else f", which sbatch takes for '--{own}',"
+    return f"flags: '--{given}'{meant} cannot be given: {refused[own]}"
 
 
 def _check_time(time: str, *, key: str, found: str, grace_seconds: int) -> None:

@@ -139,6 +139,16 @@ def test_a_step_that_was_complete_and_lost_everything_is_told_and_kept(tmp_path:
     assert (tmp_path / step_name(5)).is_dir()
 
 
+def test_a_removal_that_was_interrupted_is_no_damage(tmp_path: Path) -> None:
+    save(tmp_path, 1, 2)
+    (tmp_path / step_name(2) / "COMPLETE").rename(tmp_path / step_name(2) / seal.WAITING)
+    (tmp_path / step_name(2) / "manifest.json").unlink()
+    told: list[Damage] = []
+    manager = CheckpointManager(tmp_path, on_damage=told.append, committed=lambda: [1, 2])
+    assert manager.newest() == tmp_path / step_name(1)
+    assert told == []
+
+
 @pytest.mark.parametrize("thing", ["file", "link to a folder", "link to nothing"])
 def test_what_has_the_name_of_the_next_step_is_named_and_stays(thing: str, tmp_path: Path) -> None:
     manager = save(tmp_path, 1)

@@ -93,6 +93,10 @@ def test_a_sweep_stands_for_its_runs(is_submitted: bool, console: Console, tmp_p
         layout.root.mkdir()
         layout.submitted_job.write_text("name: sw\nsweep: {runs: [{seed: 1}, {seed: 2}]}\n")
         layout.events.write_text("")
+    # One that waits for its turn.
+    waits = RunLayout(tmp_path / "sw-2")
+    waits.root.mkdir()
+    waits.submitted_job.write_text("name: sw-2\n")
     make(tmp_path, "other")
     ended = console("compare", "sw", "other", "--runs-dir", tmp_path, "--json")
     assert (ended.code, ended.json()["runs"]) == (0, ["sw-0", "sw-1", "other"])
