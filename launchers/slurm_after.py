@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from launchers.base import RefusedJobError
 from launchers.runs import run_status, sweep_runs
 from launchers.slurm_queue import ending, queued_jobs
-from launchers.submitted import read_submission
+from launchers.submitted import Submission, read_submission
 from orchestrator.checkpoint.layout import RunLayout
 
 
@@ -64,7 +64,7 @@ def _awaited_jobs(name: str, runs_dir: Path) -> dict[Path, str]:
     Raises:
         RefusedJobError: Such a run is not under SLURM.
     """
-    awaited = {}
+    submissions = dict[Path, Submission]()
     for run_dir in _run_dirs(name, runs_dir):
         layout = RunLayout(run_dir)
         if layout.events.exists() and run_status(run_dir)["state"] == "finished":
@@ -75,8 +75,19 @@ def _awaited_jobs(name: str, runs_dir: Path) -> dict[Path, str]:
                 f"--after {name}: {run_dir} is not finished and was not submitted to SLURM, so nothing there"
                 " can be waited for; submit it first, or leave it out"
             )
-        awaited[run_dir] = submission.job_id
-    return awaited
+        submissions[run_dir] = submission
+    return {run_dir: found.job_id for run_dir, found in _of_newest_array(submissions).items()}
+
+
+def _of_newest_array(submissions: Mapping[Path, Submission]) -> dict[Path, Submission]:
+    """Without those of an earlier array: the sweep had more runs then, and their folders are left over."""
+    tasks = [found for found in submissions.values() if "_" in found.job_id]
+    newest = max(tasks, key=lambda found: found.time).job_id.partition("_")[0] if tasks else None
+    return {
+        run_dir: found
+        for run_dir, found in submissions.items()
+        if "_" not in found.job_id or found.job_id.partition("_")[0] == newest
+    }
 
 
 def _run_dirs(name: str, runs_dir: Path) -> list[Path]:

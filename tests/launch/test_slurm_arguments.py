@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from launchers.slurm import SCRIPTS, SlurmLauncher
-from launchers.submitted import read_submission
+from launchers.submitted import Submission, read_submission
 from orchestrator.checkpoint.layout import RunLayout
 from orchestrator.spec.job import Resources
 from orchestrator.tracking.events import append_event
@@ -210,6 +210,11 @@ def test_a_run_waits_for_the_runs_of_a_sweep_that_are_not_finished(
     assert f"--after sw: {runs}/sw-2 is not finished, and its job 17_2 is over" in refused.errors
     slurm.answer("squeue", "17_[0-2]|PENDING|Priority\n17_0|PENDING|Priority\n17_2|RUNNING|None\n")
     slurm.answer("sbatch", "18\n")
+    # Of an earlier sweep of this name, which had more runs.
+    left = RunLayout(runs / "sw-3")
+    left.root.mkdir()
+    left.submitted_job.write_text("name: sw-3\n")
+    Submission("slurm", "5_3", {}, "2026-01-01T00:00:00.000+00:00").write(left)
     assert console(*given).code == 0
     assert "--dependency=afterok:17_0:17_2" in slurm.calls()
 
