@@ -33,6 +33,7 @@ def main() -> None:
         "at least 0.97",
         step["ratio"],
     )
+    row("of a step waiting for its rows / all of it, s", step["data_wait"], step["step"], "next to nothing")
     for name, exact in measure_exact().items():
         row(
             f"a step under exact / standard, {name}, {WORLD_SIZE} workers x {ACCUM}, s",

@@ -2,7 +2,8 @@
 
 Both train in one process and take turns of a few steps, ours first in every other pair. The ratio is
 the median over the pairs of turns, so that whatever else the machine does slows both sides of a pair, or
-spoils that pair alone. Ours reads and collates its rows; the plain loop's batches are ready-made.
+spoils that pair alone. Ours reads and collates its rows; the plain loop's batches are ready-made. Then ours
+runs alone for a while, and its own metrics say how long a step waits for its rows.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import socket
 import statistics
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -38,6 +39,7 @@ from tests.benchmarks.loader import causal_lm, open_ours
 
 VOCAB, SEQ_LEN, MICRO, ACCUM = 8192, 128, 8, 2
 STEPS_PER_TURN, TURNS = 2, 25
+STEPS_ALONE = 40
 NUM_ROWS = 4096
 
 
@@ -76,8 +78,21 @@ def make_model() -> nn.Module:
     return AutoModelForCausalLM.from_config(config)
 
 
-def our_loop(stage: TrainStage, reader: MixtureReader) -> Callable[[int], None]:
-    """One turn of ``Loop`` on DDP with one worker, from the given step."""
+class Remembered:
+    """A tracker that keeps what it is given."""
+
+    def __init__(self) -> None:
+        self.metrics: list[Mapping[str, float]] = []
+
+    def log(self, step: int, metrics: Mapping[str, float]) -> None:
+        self.metrics.append(metrics)
+
+    def finish(self, outcome: str) -> None:
+        """Nothing is open."""
+
+
+def our_loop(stage: TrainStage, reader: MixtureReader, tracker: Remembered) -> Callable[..., None]:
+    """Some steps of ``Loop`` on DDP with one worker, from the given one on."""
     model, device = make_model(), torch.device("cpu")
     batch_plan = plan_batch(stage, Resources())
     setup = EngineSetup(
@@ -100,7 +115,7 @@ def our_loop(stage: TrainStage, reader: MixtureReader) -> Callable[[int], None]:
         engine=DDPEngine(model, DDPStrategy(name="ddp"), setup),
         objective=causal_lm(),
         reader=reader,
-        trackers=[],
+        trackers=[tracker],
         evaluate=dict,
         save=lambda step, evaluated: None,
         roll_back=lambda: 0,
@@ -111,11 +126,11 @@ def our_loop(stage: TrainStage, reader: MixtureReader) -> Callable[[int], None]:
         goodput=dict,
         stop=StopRequest(Path("no such file")),
     )
-    return lambda step: loop_turn(loop, step)
+    return lambda step, steps=STEPS_PER_TURN: loop_turn(loop, step, steps)
 
 
-def loop_turn(loop: Loop, step: int) -> None:
-    replace(loop, max_steps=step + STEPS_PER_TURN).run(step)
+def loop_turn(loop: Loop, step: int, steps: int) -> None:
+    replace(loop, max_steps=step + steps).run(step)
 
 
 def plain_loop(stage: TrainStage, tokens_RS: np.ndarray) -> Callable[[int], None]:
@@ -140,7 +155,11 @@ def plain_loop(stage: TrainStage, tokens_RS: np.ndarray) -> Callable[[int], None
 
 
 def measure_step_loop(turns: int = TURNS) -> dict[str, float]:
-    """Median tokens per second of each loop, and the median ratio of a pair of turns."""
+    """Median tokens per second of each loop, and the median ratio of a pair of turns.
+
+    ``data_wait`` and ``step`` are seconds of one step of ours alone, but for the first, before which
+    nothing could be read ahead.
+    """
     torch.set_num_threads(max(1, len(os.sched_getaffinity(0))))
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -148,18 +167,22 @@ def measure_step_loop(turns: int = TURNS) -> dict[str, float]:
     dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=0, world_size=1)
     stage = make_stage()
     tokens_RS = np.random.default_rng(0).integers(0, VOCAB, (NUM_ROWS, SEQ_LEN), dtype=np.uint16)
+    tracker = Remembered()
     with tempfile.TemporaryDirectory() as folder:
-        loops = {
-            "ours": our_loop(stage, open_ours(Path(folder), tokens_RS)),
-            "plain": plain_loop(stage, tokens_RS),
-        }
-        seconds = take_turns(loops, turns)
+        ours = our_loop(stage, open_ours(Path(folder), tokens_RS), tracker)
+        seconds = take_turns({"ours": ours, "plain": plain_loop(stage, tokens_RS)}, turns)
+        tracker.metrics.clear()
+        ours(turns * STEPS_PER_TURN, STEPS_ALONE)
     dist.destroy_process_group()
     tokens = STEPS_PER_TURN * ACCUM * MICRO * SEQ_LEN
-    ratios = [plain / ours for ours, plain in zip(seconds["ours"], seconds["plain"], strict=True)]
+    ratios = [theirs / our for our, theirs in zip(seconds["ours"], seconds["plain"], strict=True)]
     return {
         **{name: tokens / statistics.median(turns) for name, turns in seconds.items()},
         "ratio": statistics.median(ratios),
+        **{
+            name: statistics.mean(logged[f"train/{name}_seconds"] for logged in tracker.metrics[1:])
+            for name in ("data_wait", "step")
+        },
     }
 
 

@@ -15,7 +15,7 @@ from tests.benchmarks.{module} import {function}
 print(json.dumps({function}({arguments})))
 """
 MEASURED = {
-    ("step_loop", "measure_step_loop", "turns=1"): {"ours", "plain", "ratio"},
+    ("step_loop", "measure_step_loop", "turns=1"): {"ours", "plain", "ratio", "data_wait", "step"},
     ("saving", "measure_saving", "turns=1, rows=8"): {"first_stall", "stall", "digest", "slowdown"},
 }
 
