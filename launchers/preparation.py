@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import cache
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from launchers.changes import why_changed
@@ -110,7 +111,8 @@ class Preparation:
         job, stage_layout = self._job, self._layout.stage(stage.name)
         data = None if isinstance(stage, ExportStage) else self._prepare_data(stage)
         digests = data.digests() if data else {}
-        self._refuse_other_tokenizer(stage, digests)
+        if data:
+            self._refuse_other_tokenizer(stage, data)
         inputs = {name: self._fingerprints[name] for name in input_stages(stage)}
         fingerprint = stage_fingerprint(job, stage, input_fingerprints=inputs, data_digests=digests)
         self._fingerprints[stage.name] = weights_fingerprint(
@@ -138,17 +140,18 @@ class Preparation:
         ).write(stage_layout.inputs)
         return fingerprint
 
-    def _refuse_other_tokenizer(self, stage: Stage, digests: Mapping[str, str]) -> None:
+    def _refuse_other_tokenizer(self, stage: Stage, data: PreparedData) -> None:
         """A stage reads by the tokenizer of the weights that it goes on from.
 
         Raises:
             PlanError: They were trained with another one.
         """
+        from orchestrator.data.tokenizer import gives_same_tokens
         from orchestrator.train.inputs import StageInputs
 
-        for name in input_stages(stage) if digests else ():
-            before = StageInputs.read(self._layout.stage(name)).data_digests.get("tokenizer")
-            if before != digests["tokenizer"]:
+        for name in input_stages(stage):
+            before = StageInputs.read(self._layout.stage(name)).tokenizer
+            if not gives_same_tokens(Path(before), data.tokenizer):
                 raise PlanError(
                     f"stage '{stage.name}': its tokenizer is another one than that of '{name}', whose weights"
                     " it starts from: what it was trained on or loaded from has changed. Restore that."

@@ -57,6 +57,8 @@ def prepare_chat_template(folder: Path, chat_template: str | None, cache_dir: Pa
         return folder
     check_chat_template(chat_template)
     template = _template_text(tokenizer, chat_template)
+    if tokenizer.chat_template == template:
+        return folder
     key = {"tokenizer": tokenizer_digest(folder), "chat_template": template}
     tokenizer.chat_template = template
     target = cache_dir / "tokenizers" / digest_values(key)

@@ -231,6 +231,19 @@ def vocabulary_digest(folder: Path) -> str:
     return _digest(folder, VOCABULARY_FILES)
 
 
+def gives_same_tokens(folder: Path, other: Path) -> bool:
+    """Whether the tokenizers in two folders make the same of a text, in whatever words their files say it.
+
+    Raises:
+        DataError: A folder holds no tokenizer.
+    """
+    if folder == other or vocabulary_digest(folder) == vocabulary_digest(other):
+        return True
+    first, second = load_tokenizer(folder), load_tokenizer(other)
+    said = [(found.backend_tokenizer.to_str(), found.special_tokens_map) for found in (first, second)]
+    return said[0] == said[1]
+
+
 def _digest(folder: Path, patterns: tuple[str, ...]) -> str:
     paths = {path.name: path for pattern in patterns for path in folder.glob(pattern)}
     if not paths:

@@ -11,7 +11,7 @@ from orchestrator.checkpoint.layout import StageLayout
 from orchestrator.data.chat_template import has_other_template
 from orchestrator.data.files import digest_file
 from orchestrator.data.prepare import verify
-from orchestrator.data.tokenizer import vocabulary_digest
+from orchestrator.data.tokenizer import gives_same_tokens
 from orchestrator.errors import DataError, SourceMissingError
 from orchestrator.spec.datasets import Tokenizer
 from orchestrator.train.inputs import StageInputs
@@ -65,7 +65,7 @@ class Kept:
             raise missing
         self._refuse_changed_files(name, missing)
         before = Path(self.inputs.tokenizer)
-        if vocabulary_digest(before) != vocabulary_digest(tokenizer):
+        if not gives_same_tokens(before, tokenizer):
             changes = [line for dataset in self.inputs.files for line in self._changed_files(dataset)]
             raise _changed(missing, ["the tokenizer is another one", *dict.fromkeys(changes)])
         if has_other_template(before, tokenizer):

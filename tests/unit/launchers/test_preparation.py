@@ -14,6 +14,7 @@ from launchers.preparation import Preparation
 from launchers.progress import ProgressDisplay
 from orchestrator.checkpoint.layout import RunLayout
 from orchestrator.data.tasks import IN_PROCESS
+from orchestrator.data.tokenizer import load_tokenizer, save_tokenizer
 from orchestrator.errors import DataError, PlanError
 from orchestrator.spec.job import Job
 from orchestrator.tracking.events import read_json_lines
@@ -60,6 +61,29 @@ def make_chat(folder: Path, template: Path) -> Job:
     keys["stages"][0]["objective"] = {"name": "supervised_finetuning", "chat_template": str(template)}
     keys["stages"][0]["data"] |= {"mixture": {"chats": 1.0}, "seq_len": 64}
     return Job.model_validate(keys)
+
+
+def test_a_stage_goes_on_from_a_chat_with_the_same_tokens_and_without_its_conversations(
+    tmp_path: Path,
+) -> None:
+    template, layout = tmp_path / "own.jinja", RunLayout(tmp_path / "runs" / "job")
+    template.write_text("{% for m in messages %}{{ m.role + m.content + eos_token }}{% endfor %}")
+    keys = make_chat(tmp_path, template).model_dump(mode="json", by_alias=True)
+    (chat,) = keys["stages"]
+    chat["objective"]["train_on"] = "all"
+    keys["tokenizer"]["train"]["datasets"] = ["chats"]
+    classify = make_job(tmp_path).model_dump(mode="json", by_alias=True)["stages"][0]
+    keys["stages"].append({**classify, "name": "second", "model": None, "init": {"stage": "classify"}})
+    job = Job.model_validate(keys)
+    fingerprints = []
+    for _ in range(2):
+        preparation = start(job, layout)
+        for stage in job.stages:
+            layout.stage(stage.name).root.mkdir(parents=True, exist_ok=True)
+            fingerprints.append(preparation.prepare(stage))
+            layout.stage(stage.name).result.write_text('{"step": 8}')
+        (tmp_path / "chats.jsonl").unlink(missing_ok=True)
+    assert fingerprints[:2] == fingerprints[2:]
 
 
 def test_a_chat_template_that_changed_is_named(tmp_path: Path) -> None:
@@ -229,8 +253,10 @@ def test_rows_of_another_tokenizer_than_the_weights_are_refused(tmp_path: Path) 
         layout.stage(stage.name).root.mkdir(parents=True)
         preparation.prepare(stage)
     inputs = StageInputs.read(layout.stage("classify"))
-    digests = {**inputs.data_digests, "tokenizer": "another"}
-    replace(inputs, data_digests=digests).write(layout.stage("classify").inputs)
+    other = load_tokenizer(Path(inputs.tokenizer))
+    other.add_tokens(["another"])
+    save_tokenizer(other, tmp_path / "other")
+    replace(inputs, tokenizer=str(tmp_path / "other")).write(layout.stage("classify").inputs)
     for name in ("again", "test"):
         with pytest.raises(PlanError, match=f"stage '{name}': its tokenizer is another one than that of 'cl"):
             preparation.prepare(job.stage(name))
