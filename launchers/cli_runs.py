@@ -114,8 +114,8 @@ def _cancelled_text(run_dir: Path, state: str) -> str:
         return f"{run_dir.name} stops after this step, with its work saved"
     if state == "cancelling":
         return (
-            f"{run_dir.name} still waits in its queue, which has been asked to end it: that is done at the"
-            " latest when it would start"
+            f"{run_dir.name} still waits in its queue, which has been asked to end it once it has room;"
+            " cancel it again if it runs then"
         )
     begun = [stage for stage in runs.run_status(run_dir)["stages"] if stage["state"] != "waiting"]
     if not begun and not RunLayout(run_dir).events.is_file():

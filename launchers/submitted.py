@@ -85,7 +85,7 @@ class Submission:
         found = jobs.get(self.job_id)
         if found is None or found.phase != "queued" or not self.is_cancelled:
             return found
-        detail = f"{found.detail}, cancelled already: it ends at the latest when it would start"
+        detail = f"{found.detail}, cancelled already: to end once it has room; cancel it again if it runs"
         return replace(found, detail=detail)
 
 

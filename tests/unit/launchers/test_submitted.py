@@ -163,10 +163,10 @@ def test_a_job_that_waits_on_after_it_was_cancelled_is_said_to(
     job = write_job(tmp_path, f"{VALID}launcher: {{name: '{NAME}'}}\n")
     runs = ("--runs-dir", tmp_path / "runs")
     assert console("submit", job, *runs).code == 0
-    waits = "tiny still waits in its queue, which has been asked to end it: that is done at the latest when"
-    assert console("cancel", "tiny", *runs).output == f"{waits} it would start\n"
+    waits = "tiny still waits in its queue, which has been asked to end it once it has room; cancel it again"
+    assert console("cancel", "tiny", *runs).output == f"{waits} if it runs then\n"
     assert console("cancel", "tiny", "--json", *runs).json() == {"name": "tiny", "state": "cancelling"}
-    detail = "PENDING, cancelled already: it ends at the latest when it would start"
+    detail = "PENDING, cancelled already: to end once it has room; cancel it again if it runs"
     status = console("status", "tiny", "--json", *runs).json()
     assert (status["state"], status["job"]["state"]) == ("queued", detail)
     refused = console("submit", job, *runs)
