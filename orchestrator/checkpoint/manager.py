@@ -26,7 +26,7 @@ from orchestrator.checkpoint.peers import from_first, my_rank, tell_all
 from orchestrator.checkpoint.remote import RemoteSteps, fetch_newer
 from orchestrator.checkpoint.retention import Retention
 from orchestrator.checkpoint.saving import DirectSaver
-from orchestrator.checkpoint.steps import COMPLETE, QUARANTINE, StepFolder, list_steps
+from orchestrator.checkpoint.steps import QUARANTINE, StepFolder, list_steps
 from orchestrator.checkpoint.storage import ShardReader, StoredTensor, read_index, read_tensors
 from orchestrator.errors import CheckpointError
 
@@ -121,10 +121,9 @@ class CheckpointManager:
         for found in reversed(list_steps(self._folder)):
             problem = None
             if not found.is_complete and not seal.has_lost_complete(found.path):
-                is_removed = (found.path / seal.WAITING).exists()
-                if found.step not in committed or is_removed:
+                if found.step not in committed or not seal.is_unsealed(found.path):
                     continue
-                problem = f"no {COMPLETE} and no {seal.MANIFEST}, though the ledger has its steps"
+                problem = seal.EMPTIED
             problem = problem or seal.verify(found.path)
             if problem is None:
                 return found.path

@@ -28,6 +28,8 @@ from orchestrator.errors import CheckpointError
 MANIFEST = "manifest.json"
 WAITING = f"{COMPLETE}.tmp"
 STATE = "state.json"
+EMPTIED = f"no {COMPLETE} and no {MANIFEST}, though the ledger has its steps"
+"""What is wrong with a folder that is unsealed and whose step was committed."""
 METADATA = "metadata.json"
 """Where the tensors are; ``storage.py`` reads it."""
 FORMAT = "orchestrator-tensors-1"
@@ -164,6 +166,11 @@ def has_lost_complete(path: Path) -> bool:
     """
     names = (MANIFEST, WAITING, COMPLETE, WAITING, MANIFEST)
     return all((path / name).is_file() == (name == MANIFEST) for name in names)
+
+
+def is_unsealed(path: Path) -> bool:
+    """Whether nothing tells that the folder was ever complete, nor that a save or a removal got so far."""
+    return not any((path / name).exists() for name in (COMPLETE, WAITING, MANIFEST))
 
 
 def verify(path: Path) -> str | None:

@@ -47,9 +47,5 @@ def _emptied(layout: StageLayout, steps: Sequence[StepFolder]) -> Iterator[Check
     for found in steps:
         if found.is_complete or found.step not in committed or found.step <= newest:
             continue
-        if found.path.is_dir() and not any(
-            (found.path / name).exists() for name in (COMPLETE, seal.WAITING, seal.MANIFEST)
-        ):
-            yield CheckpointProof(
-                found.step, f"no {COMPLETE} and no {seal.MANIFEST}, though the ledger has its steps"
-            )
+        if found.path.is_dir() and seal.is_unsealed(found.path):
+            yield CheckpointProof(found.step, seal.EMPTIED)
