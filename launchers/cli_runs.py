@@ -10,6 +10,7 @@ from typing import Any
 
 from launchers import run_logs, runs, submitted
 from launchers.cli_print import metrics_text, number_text, print_json, print_table
+from launchers.submission_record import read_submission
 from orchestrator.checkpoint.layout import RunLayout
 from orchestrator.errors import PlanError
 
@@ -38,7 +39,7 @@ def logs(options: Namespace) -> int:
 
 def _has_started(run_dir: Path) -> bool:
     """Whether a stage has a log; before that, a submitted run has the output of its driver."""
-    return submitted.read_submission(RunLayout(run_dir)) is None or run_logs.has_stage_log(run_dir)
+    return read_submission(RunLayout(run_dir)) is None or run_logs.has_stage_log(run_dir)
 
 
 def _driver_output(options: Namespace, run_dir: Path) -> int:
@@ -114,8 +115,8 @@ def _cancelled_text(run_dir: Path, state: str) -> str:
         return f"{run_dir.name} stops after this step, with its work saved"
     if state == "cancelling":
         return (
-            f"{run_dir.name} still waits in its queue, which has been asked to end it once it has room;"
-            " cancel it again if it runs then"
+            f"{run_dir.name} is cancelled; its place keeps it in the queue until its turn comes, and it ends"
+            " then without running"
         )
     begun = [stage for stage in runs.run_status(run_dir)["stages"] if stage["state"] != "waiting"]
     if not begun and not RunLayout(run_dir).events.is_file():

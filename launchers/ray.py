@@ -20,6 +20,8 @@ from typing import Any, Literal
 from launchers.base import PlaceState
 from launchers.ray_http import JobsService
 from launchers.ray_package import JOB_NAME, collect
+from launchers.submission_record import JOB_ID_VARIABLE, read_submission
+from orchestrator.checkpoint.layout import RunLayout
 from orchestrator.errors import LaunchError
 from orchestrator.spec.launchers import RayOptions
 
@@ -51,6 +53,7 @@ class RayLauncher:
             "submit",
             f"--address={self._service.address}",
             f"--submission-id={run_dir.name}",
+            f"--runtime-env-json={json.dumps({'env_vars': ENVIRONMENT})}",
             f"--metadata-json={json.dumps({RUN_DIR: str(run_dir)})}",
             f"--entrypoint-num-cpus={self._options.entrypoint_cpus:g}",
             "--working-dir=.",
@@ -72,7 +75,7 @@ class RayLauncher:
         headers = self._service.headers()
         jobs = self._jobs()
         self._refuse_second(run_dir, jobs)
-        job_id = _unused(run_dir.name, jobs)
+        job_id = _unused(run_dir.name, {*jobs, *_cancelled_before(run_dir)})
         from ray.job_submission import JobSubmissionClient
 
         with tempfile.TemporaryDirectory() as folder:
@@ -87,7 +90,10 @@ class RayLauncher:
                             entrypoint=shlex.join(self._entrypoint(run_dir)),
                             submission_id=job_id,
                             metadata={RUN_DIR: str(run_dir)},
-                            runtime_env={"working_dir": folder, "env_vars": ENVIRONMENT},
+                            runtime_env={
+                                "working_dir": folder,
+                                "env_vars": {**ENVIRONMENT, JOB_ID_VARIABLE: job_id},
+                            },
                             entrypoint_num_cpus=self._options.entrypoint_cpus,
                         )
                     )
@@ -159,12 +165,14 @@ class RayLauncher:
         }
 
     def ending(self, job_id: str) -> str | None:
-        """Status and exit code of the driver."""
+        """Status and exit code of the driver, or Ray's own reason where it has none."""
         found = self._service.job(job_id)
         if found is None:
             return None
-        code = found.get("driver_exit_code")
-        return str(found["status"]) if code is None else f"{found['status']}, exit code {code}"
+        code, lines = found.get("driver_exit_code"), str(found.get("message") or "").splitlines()
+        if code is not None:
+            return f"{found['status']}, exit code {code}"
+        return f"{found['status']}: {lines[0]}" if lines else str(found["status"])
 
     def output(self, job_id: str, run_dir: Path) -> str | None:
         """What the driver has printed."""
@@ -182,6 +190,16 @@ class RayLauncher:
 def _is_of(job: Mapping[str, Any] | None, run_dir: Path) -> bool:
     """Whether a job of the cluster says that it runs in this run directory."""
     return job is not None and (job.get("metadata") or {}).get(RUN_DIR) == str(run_dir)
+
+
+def _cancelled_before(run_dir: Path) -> list[str]:
+    """The job id, if it was cancelled, under which a run was last submitted.
+
+    Its driver would take itself for that one, on a cluster that no longer knows of it, until this submission
+    is recorded as well.
+    """
+    earlier = read_submission(RunLayout(run_dir))
+    return [earlier.job_id] if earlier and earlier.is_cancelled else []
 
 
 def _unused(name: str, taken: Container[str]) -> str:

@@ -9,7 +9,7 @@ from pathlib import Path
 from launchers.base import RefusedJobError
 from launchers.runs import run_status, sweep_runs
 from launchers.slurm_queue import ending, queued_jobs
-from launchers.submitted import Submission, read_submission
+from launchers.submission_record import Submission, read_submission
 from orchestrator.checkpoint.layout import RunLayout
 
 

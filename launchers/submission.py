@@ -22,7 +22,7 @@ from launchers.base import (
 from launchers.deferral import deferred_signals, say
 from launchers.run_directory import make_directory
 from launchers.runs import is_locked, runs_dir_flag
-from launchers.submitted import Submission, read_submission
+from launchers.submission_record import Submission, read_submission
 from orchestrator.checkpoint.layout import RunLayout
 from orchestrator.errors import LaunchError
 from orchestrator.spec.job import Job
@@ -279,6 +279,8 @@ def _refuse_second(layout: RunLayout) -> None:
             f" is over cannot be seen: {error}. If you know that it is, delete {layout.submission}"
         ) from error
     if state is not None:
+        if submission.is_cancelled and state.phase == "queued":
+            advice = f"submit it once 'orchestrator status {run}' says 'cancelled'"
         raise LaunchError(
             f"{layout.root} is {state.phase} already as {submission.launcher} job {submission.job_id}"
             f" ({state.detail}); {advice}"

@@ -10,17 +10,16 @@ import json
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
-from datetime import UTC, datetime
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from launchers.base import PlaceState, RemoteLauncher, RestartingLauncher, make_launcher
+from launchers.base import PlaceState, RemoteLauncher, RestartingLauncher
 from launchers.run_logs import has_stage_log
 from launchers.runs import ENDS, is_locked, request_stop, runs_dir_flag
+from launchers.submission_record import Submission, events_since, last_mark, read_submission
 from orchestrator.checkpoint.layout import RunLayout
 from orchestrator.errors import LaunchError, OrchestratorError
-from orchestrator.tracking.events import read_events, replace_text
 
 Status = dict[str, Any]
 # Each look asks the place, which other users ask as well.
@@ -31,75 +30,6 @@ NUM_LOOKS, LOOK_SECONDS = 10, 1
 CANCELLED = ("CANCELLED", "STOPPED")
 # What of its options tells a place's queues apart; of one that is not listed, any option may.
 QUEUE_OPTIONS: Mapping[str, Sequence[str]] = {"slurm": (), "ray": ("address",), "kuberay": ("namespace",)}
-# Whose jobs nobody starts again when their driver has ended: what is over there stays so.
-NEVER_RESTARTING = ("ray",)
-
-
-@dataclass(frozen=True)
-class Submission:
-    """One submission of a run: to which launcher, with which options, under which id."""
-
-    launcher: str
-    job_id: str
-    options: Mapping[str, Any]
-    time: str
-    is_cancelled: bool = False
-    """Its place has been asked to end it, and had not when it was last looked at."""
-    layout: RunLayout | None = None
-    """Where it was read; nothing that is written."""
-
-    @classmethod
-    def of_now(cls, launcher: str, job_id: str, options: Mapping[str, Any]) -> Submission:
-        """A submission that was made just now."""
-        return cls(launcher, job_id, options, datetime.now(UTC).isoformat(timespec="milliseconds"))
-
-    def write(self, layout: RunLayout) -> None:
-        """Remember it in the run directory."""
-        replace_text(layout.submission, json.dumps(asdict(replace(self, layout=None)), indent=1))
-
-    def place(self) -> RemoteLauncher | None:
-        """The launcher whose queue holds it, if that has one."""
-        # Here and not above: 'status' of runs that nobody submitted needs no job's types.
-        from orchestrator.spec.job import Resources
-
-        launcher = make_launcher(self.launcher, self.options, Resources())
-        return launcher if isinstance(launcher, RemoteLauncher) else None
-
-    def state(self) -> PlaceState | None:
-        """How it stands in its queue; ``None``: it is over, or its place has no queue.
-
-        Raises:
-            LaunchError: The place cannot be asked, and the run's own events do not tell.
-        """
-        place = self.place()
-        try:
-            return self.found_in(place.queue()) if place else None
-        except LaunchError:
-            ends = ENDS if self.launcher in NEVER_RESTARTING else ("run_finished",)
-            if self.layout and _last_mark(self.layout, self) in ends:
-                return None
-            raise
-
-    def found_in(self, jobs: Mapping[str, PlaceState]) -> PlaceState | None:
-        """How it stands among the jobs of its place; ``None``: it is over."""
-        found = jobs.get(self.job_id)
-        if found is None or found.phase != "queued" or not self.is_cancelled:
-            return found
-        detail = f"{found.detail}, cancelled already: to end once it has room; cancel it again if it runs"
-        return replace(found, detail=detail)
-
-
-def read_submission(layout: RunLayout) -> Submission | None:
-    """The latest submission of a run; ``None`` where it was started by hand."""
-    try:
-        record = json.loads(layout.submission.read_text(encoding="utf-8"))
-        return Submission(**{**record, "layout": layout})
-    except FileNotFoundError:
-        return None
-    except (ValueError, TypeError) as error:
-        raise LaunchError(
-            f"{layout.submission} is damaged ({error}); delete it to forget the submission"
-        ) from error
 
 
 def join_places(statuses: Mapping[Path, Status]) -> None:
@@ -197,19 +127,14 @@ def _joined_state(state: str, found: PlaceState, has_begun: bool) -> str:
 
 def _has_begun(run_dir: Path, submission: Submission) -> bool:
     """Whether a driver has written an event since the submission."""
-    return bool(_events_since(RunLayout(run_dir), submission))
-
-
-def _events_since(layout: RunLayout, submission: Submission) -> list[str]:
-    events = read_events(layout.events)
-    return [str(event.get("event")) for event in events if str(event.get("time", "")) >= submission.time]
+    return bool(events_since(RunLayout(run_dir), submission))
 
 
 def stop_run(run_dir: Path) -> str:
     """Ask a run to save and stop, or take its job out of the queue; what was done.
 
     Returns:
-        ``stopping``, ``cancelled``, or ``cancelling``: its place has been asked, and its job waits on.
+        ``stopping``, ``cancelled``, or ``cancelling``: its job waits on, and will not run.
 
     Raises:
         LaunchError: It is not running, or its place refused.
@@ -222,7 +147,7 @@ def stop_run(run_dir: Path) -> str:
         return "stopping"
     state = place.queue().get(submission.job_id)
     if state and state.phase == "queued":
-        place.cancel(submission.job_id, only_queued=True)
+        _cancel(place, submission, layout, only_queued=True)
         state = place.queue().get(submission.job_id)
         if state is None:
             return "cancelled"
@@ -233,12 +158,25 @@ def stop_run(run_dir: Path) -> str:
             place.end_restarts(submission.job_id)
         layout.stop_request.write_text("cancel", encoding="utf-8")
     else:
-        place.cancel(submission.job_id, only_queued=False)
-        if not _leaves_queue(place, submission.job_id):
-            replace(submission, is_cancelled=True).write(layout)
-            return "cancelling"
-        return "cancelled"
+        _cancel(place, submission, layout, only_queued=False)
+        return "cancelled" if _leaves_queue(place, submission.job_id) else "cancelling"
     return "stopping"
+
+
+def _cancel(place: RemoteLauncher, submission: Submission, layout: RunLayout, *, only_queued: bool) -> None:
+    """Cancel a submission: in the run directory first, where a driver looks that starts in spite of it.
+
+    A cancelled job of Ray that waits for room was seen to run once it had room.
+
+    Raises:
+        LaunchError: Its place refused; the submission is as it was.
+    """
+    replace(submission, is_cancelled=True).write(layout)
+    try:
+        place.cancel(submission.job_id, only_queued=only_queued)
+    except LaunchError:
+        submission.write(layout)
+        raise
 
 
 def _leaves_queue(place: RemoteLauncher, job_id: str) -> bool:
@@ -257,14 +195,8 @@ def _leaves_queue(place: RemoteLauncher, job_id: str) -> bool:
 
 def _is_driven(layout: RunLayout, submission: Submission) -> bool:
     """Whether a driver has started since the submission and not ended: one whose lock cannot be seen here."""
-    mark = _last_mark(layout, submission)
+    mark = last_mark(layout, submission)
     return mark is not None and mark not in ENDS
-
-
-def _last_mark(layout: RunLayout, submission: Submission) -> str | None:
-    """The last that a driver has noted of the run itself since the submission."""
-    marks = [event for event in _events_since(layout, submission) if event.startswith("run_")]
-    return marks[-1] if marks else None
 
 
 def driver_output(run_dir: Path) -> str | None:

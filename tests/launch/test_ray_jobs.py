@@ -10,12 +10,15 @@ import sys
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from launchers.ray import RayLauncher
 from launchers.rehearsed_run import kill_tree
+from launchers.submission_record import read_submission
 from orchestrator.checkpoint.layout import RunLayout
 from orchestrator.errors import LaunchError
 from tests.e2e.commands import environment, events, free_port, last_step, orchestrator, succeed
@@ -200,23 +203,52 @@ def test_a_sweep_is_one_job_that_is_cancelled_and_goes_on(ray_cluster: RayCluste
     assert again[1] > 0, "it must have gone on from a checkpoint"
 
 
-def test_a_cancelled_job_that_waits_for_room_is_told_as_that(ray_cluster: RayCluster, tmp_path: Path) -> None:
+def test_a_cancelled_job_that_waits_for_room_ends_once_it_has_it(
+    ray_cluster: RayCluster, tmp_path: Path
+) -> None:
     runs, home, token = tmp_path / "runs", tmp_path / "home", ray_cluster.environment
-    submit = ("submit", short_job(tmp_path, "wide"), "--launcher", "ray", "--address", ray_cluster.address,
-              "--set", "launcher.options.entrypoint_cpus=2", "--runs-dir", runs)  # fmt: skip
+    names = ("wide", "lost")
 
     def call(*command: str | Path) -> str:
         return succeed(*command, "--runs-dir", runs, home=home, variables=token)
 
-    succeed(*submit, home=home, variables=token)
-    assert "wide still waits in its queue" in call("cancel", "wide")
-    status = json.loads(call("status", "wide", "--json"))
-    assert (status["state"], status["job"]["state"].partition(":")[0]) == (
-        "queued",
-        "PENDING, cancelled already",
-    )
-    refused = orchestrator(*submit, home=home, variables=token)
-    assert (refused.returncode, "PENDING, cancelled already" in refused.stderr) == (1, True), refused.stderr
+    def status(name: str) -> dict[str, Any]:
+        return dict(json.loads(call("status", name, "--json")))
+
+    def submit(name: str) -> tuple[str | Path, ...]:
+        return ("submit", short_job(tmp_path, name), "--launcher", "ray", "--address", ray_cluster.address,
+                "--set", "launcher.options.entrypoint_cpus=2", "--runs-dir", runs)  # fmt: skip
+
+    for name in names:
+        succeed(*submit(name), home=home, variables=token)
+    assert "wide is cancelled; its place keeps it" in call("cancel", "wide")
+    # As where Ray loses the request.
+    lost = read_submission(RunLayout(runs / "lost"))
+    assert lost is not None
+    replace(lost, is_cancelled=True).write(RunLayout(runs / "lost"))
+    for name in names:
+        found = status(name)
+        assert (found["state"], found["job"]["state"].partition(":")[0]) == ("queued", "PENDING, cancelled")
+    refused = orchestrator(*submit("wide"), home=home, variables=token)
+    assert (refused.returncode, "PENDING, cancelled:" in refused.stderr) == (1, True), refused.stderr
+
+    address = f"--address=127.0.0.11:{ray_cluster.port}"
+    ray_cluster.start("--node-ip-address=127.0.0.14", address, "--num-cpus=2", name="wide")
+    deadline = time.monotonic() + 240
+    for name in names:
+        while (found := status(name))["state"] != "cancelled":
+            assert found["state"] in ("queued", "starting"), found
+            assert time.monotonic() < deadline, call("logs", name)
+            time.sleep(1)
+        assert not RunLayout(runs / name).events.exists()
+    # Read here: Ray looks for it in the folder of its head, which all nodes have elsewhere.
+    output = Path(f"/tmp/orc-test-{os.getpid()}-wide/session_latest/logs/job-driver-lost.log").read_text()
+    assert "lost was cancelled while it waited for its turn: nothing is run." in output
+    # What it was cancelled as is not what it is submitted as now.
+    submitted = json.loads(succeed(*submit("wide"), "--json", home=home, variables=token))
+    assert submitted["job_id"] == "wide.2"
+    wait_until_over(call, "wide")
+    assert status("wide")["state"] == "finished"
 
 
 def starts(layout: RunLayout) -> list[int]:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from launchers.slurm import SCRIPTS, SlurmLauncher
-from launchers.submitted import Submission, read_submission
+from launchers.submission_record import Submission, read_submission
 from orchestrator.checkpoint.layout import RunLayout
 from orchestrator.spec.job import Resources
 from orchestrator.tracking.events import append_event

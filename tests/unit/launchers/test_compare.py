@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from launchers.submitted import Submission
+from launchers.submission_record import Submission
 from orchestrator.checkpoint.layout import RunLayout
 from tests.unit.launchers.commands import Console, FakeRun
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from launchers.submitted import Submission, read_submission
+from launchers.submission_record import Submission, read_submission
 from orchestrator.checkpoint.layout import RunLayout
 from tests.unit.launchers.commands import Console, Ended
 from tests.unit.spec.jobs import VALID, write_job

@@ -40,9 +40,9 @@ def files(folder: Path) -> dict[str, bytes]:
 def test_a_refused_submission_leaves_the_files_of_the_one_before(console: Console, tmp_path: Path) -> None:
     runs = tmp_path / "runs"
     assert console("submit", job(tmp_path), "--runs-dir", runs).code == 0
+    console("cancel", "tiny", "--runs-dir", runs)
     before = files(runs)
     assert sorted(before) == ["tiny/submission.json", "tiny/submission.lock", "tiny/submitted.yaml"]
-    console("cancel", "tiny", "--runs-dir", runs)
     Place.refuses = True
     refused = console("submit", job(tmp_path), "--runs-dir", runs, "--set", "seed=5")
     assert (refused.code, refused.errors) == (2, "no such partition\n")
@@ -60,8 +60,8 @@ def test_what_the_place_takes_and_can_never_start_leaves_the_files_of_the_one_be
     assert list(runs.iterdir()) == []
     Place.hopeless = None
     assert console(*submit).code == 0
-    before = files(runs)
     console("cancel", "tiny", "--runs-dir", runs)
+    before = files(runs)
     Place.hopeless = "no node is so large"
     assert console(*submit, "--set", "seed=5").code == 2
     assert files(runs) == before

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from launchers.base import PlaceState
-from launchers.submitted import Submission, join_places, read_submission
+from launchers.submission_record import JOB_ID_VARIABLE, Submission, read_submission
+from launchers.submitted import join_places
 from orchestrator.checkpoint.layout import RunLayout
 from orchestrator.errors import LaunchError
 from tests.unit.launchers.commands import Console, FakeRun
@@ -163,14 +164,18 @@ def test_a_job_that_waits_on_after_it_was_cancelled_is_said_to(
     job = write_job(tmp_path, f"{VALID}launcher: {{name: '{NAME}'}}\n")
     runs = ("--runs-dir", tmp_path / "runs")
     assert console("submit", job, *runs).code == 0
-    waits = "tiny still waits in its queue, which has been asked to end it once it has room; cancel it again"
-    assert console("cancel", "tiny", *runs).output == f"{waits} if it runs then\n"
+    waits = (
+        "tiny is cancelled; its place keeps it in the queue until its turn comes, and it ends then without"
+    )
+    assert console("cancel", "tiny", *runs).output == f"{waits} running\n"
     assert console("cancel", "tiny", "--json", *runs).json() == {"name": "tiny", "state": "cancelling"}
-    detail = "PENDING, cancelled already: to end once it has room; cancel it again if it runs"
+    detail = "PENDING, cancelled: it ends when its turn comes, without running"
     status = console("status", "tiny", "--json", *runs).json()
     assert (status["state"], status["job"]["state"]) == ("queued", detail)
     refused = console("submit", job, *runs)
-    assert (refused.code, f"job tiny ({detail})" in refused.errors) == (1, True), refused.errors
+    assert (refused.code, f"job tiny ({detail}); submit it once" in refused.errors) == (1, True), (
+        refused.errors
+    )
 
     Place.jobs["tiny"] = PlaceState("running", "RUNNING")
     assert console("status", "tiny", "--json", *runs).json()["job"]["state"] == "RUNNING"
@@ -181,6 +186,45 @@ def test_a_job_that_waits_on_after_it_was_cancelled_is_said_to(
     Place.keeps = False
     assert console("submit", job, *runs).code == 0
     assert console("status", "tiny", "--json", *runs).json()["job"]["state"] == "PENDING"
+
+
+def test_a_driver_ends_if_its_submission_was_cancelled_before(
+    console: Console, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("launchers.submitted.LOOK_SECONDS", 0)
+    monkeypatch.setattr("launchers.run.run_job", lambda *arguments, **options: 0)
+    Place.keeps = True
+    runs = tmp_path / "runs"
+    job = write_job(tmp_path, f"{VALID}launcher: {{name: '{NAME}'}}\n")
+    assert console("submit", job, "--runs-dir", runs).code == 0
+    run = ("run", runs / "tiny" / "submitted.yaml", "--runs-dir", runs)
+    monkeypatch.setenv(JOB_ID_VARIABLE, "tiny")
+    assert console(*run).code == 0
+    assert console("cancel", "tiny", "--runs-dir", runs).code == 0
+    before = sorted(runs.rglob("*"))
+    ended = console(*run)
+    assert (ended.code, ended.output, ended.errors) == (
+        75, "", "tiny was cancelled while it waited for its turn: nothing is run.\n",
+    )  # fmt: skip
+    assert sorted(runs.rglob("*")) == before
+    monkeypatch.setenv(JOB_ID_VARIABLE, "tiny.2")
+    assert console(*run).code == 0
+    monkeypatch.delenv(JOB_ID_VARIABLE)
+    assert console(*run).code == 0
+
+
+def test_what_its_place_does_not_cancel_is_not_noted_as_cancelled(
+    console: Console, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(place: Place, job_id: str, *, only_queued: bool) -> None:
+        raise LaunchError("not yours")
+
+    run = submitted(tmp_path, "tiny")
+    before = run.layout.submission.read_text()
+    monkeypatch.setattr(Place, "cancel", refuse)
+    ended = console("cancel", "tiny", "--runs-dir", tmp_path)
+    assert (ended.code, ended.errors) == (1, "not yours\n")
+    assert run.layout.submission.read_text() == before
 
 
 @pytest.mark.parametrize(
