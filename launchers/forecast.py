@@ -17,7 +17,7 @@ from orchestrator.checkpoint.layout import RunLayout, StageLayout
 from orchestrator.errors import DataError, SourceMissingError
 from orchestrator.spec.datasets import HubDataset, SavedDataset
 from orchestrator.spec.fingerprint import spec_fingerprint, weights_fingerprint
-from orchestrator.spec.job import Job, Stage, TrainStage
+from orchestrator.spec.job import ExportStage, Job, Stage, TrainStage
 from orchestrator.spec.plan import input_stage, stage_order
 
 State = Literal["to do", "done", "goes on", "starts over"]
@@ -50,11 +50,12 @@ def forecast_stages(job: Job, run: RunLayout) -> dict[str, Forecast]:
         inputs_done = before is None or found[before].state == "done"
         state = _state(job, stage, layout, inputs, known, inputs_done)
         refusal = None
-        if gone and inputs.get("spec_fingerprint") != spec_fingerprint(job, stage):
+        changes = _changes(job, stage, inputs, layout) if gone else []
+        if changes:
             names = ", ".join(f"'{name}'" for name in gone)
             refusal = (
-                f"stage '{stage.name}': the source of {names} is gone, and the job has changed since its rows"
-                " were prepared: restore it, or set the job back"
+                f"stage '{stage.name}': the source of {names} is gone, and what was prepared before cannot"
+                f" stand in for it: {'; '.join(changes[:3])}. Bring back what is gone, or undo that change"
             )
         found[stage.name] = Forecast(state, tuple(changed), tuple(gone), refusal)
     return found
@@ -107,6 +108,22 @@ def _changed_files(job: Job, inputs: dict[str, Any], layout: StageLayout) -> tup
         except SourceMissingError:
             gone.append(name)
     return list(dict.fromkeys(lines)), gone
+
+
+def _changes(job: Job, stage: Stage, inputs: dict[str, Any], layout: StageLayout) -> list[str]:
+    """In what a stage differs from what it was prepared from, beside what is gone."""
+    # Here and not above: it imports all that makes data.
+    from orchestrator.train.kept import changes_since
+
+    assert not isinstance(stage, ExportStage)
+    files = inputs.get("files", {})
+    return changes_since(
+        inputs.get("rows_keys", {}),
+        files,
+        job,
+        stage,
+        lambda name: _digests_now(job, name, files.get(name, {}), layout),
+    )
 
 
 def _digests_now(job: Job, name: str, before: dict[str, str], layout: StageLayout) -> dict[str, str]:

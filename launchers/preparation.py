@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
-from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,7 +12,8 @@ from launchers.counting import rows_drawn, steps_of
 from launchers.display import Display
 from launchers.ray_tasks import RayTasks
 from launchers.run_directory import has_started, opened_run, set_aside
-from orchestrator.checkpoint.layout import RunLayout
+from orchestrator.checkpoint.layout import RunLayout, StageLayout
+from orchestrator.checkpoint.steps import list_steps
 from orchestrator.errors import OrchestratorError, PlanError, SourceMissingError
 from orchestrator.spec.fingerprint import spec_fingerprint, stage_fingerprint, weights_fingerprint
 from orchestrator.spec.job import EvaluateStage, ExportStage, Job, Stage, TrainStage
@@ -71,6 +72,7 @@ class Preparation:
         self._display = display
         self._run_id = run_id
         self._catalog = Catalog(job.datasets, layout.cache, tasks)
+        self._found: dict[str, Kept | None] = {}
         self._fingerprints: dict[str, str] = {}
         """What the weights of each stage depend on, by its name."""
 
@@ -95,9 +97,10 @@ class Preparation:
                 seen.add(name)
                 try:
                     self._catalog.find(name).check_columns()
-                except SourceMissingError:
-                    if self._kept(stage) is None:
+                except SourceMissingError as missing:
+                    if (kept := self._kept(stage)) is None:
                         raise
+                    kept.refuse_changed(missing)
 
     def prepare(self, stage: Stage) -> str:
         """Make what a stage reads, and write ``inputs.json``; the stage's fingerprint.
@@ -107,6 +110,7 @@ class Preparation:
         """
         # Here and not above: it imports torch and transformers.
         from orchestrator.train.inputs import StageInputs
+        from orchestrator.train.kept import rows_keys
 
         job, stage_layout = self._job, self._layout.stage(stage.name)
         data = None if isinstance(stage, ExportStage) else self._prepare_data(stage)
@@ -136,6 +140,7 @@ class Preparation:
             data_digests=digests,
             input_fingerprints=inputs,
             files=data.files if data else {},
+            rows_keys=rows_keys(job, stage) if data and not isinstance(stage, ExportStage) else {},
             begun=begun,
         ).write(stage_layout.inputs)
         return fingerprint
@@ -192,10 +197,13 @@ class Preparation:
         return f"{self._run_id}-{stage.name}" + (f"-{earlier + 1}" if earlier else "")
 
     def _kept(self, stage: TrainStage | EvaluateStage) -> Kept | None:
-        """What was prepared for the stage before."""
+        """What was prepared for the stage before, looked for once."""
         from orchestrator.train.kept import Kept
 
-        return Kept.find(self._layout.stage(stage.name), spec_fingerprint(self._job, stage))
+        if stage.name not in self._found:
+            layout = self._layout.stage(stage.name)
+            self._found[stage.name] = Kept.find(layout, self._job, stage, self._catalog)
+        return self._found[stage.name]
 
     def _prepare_data(self, stage: TrainStage | EvaluateStage) -> PreparedData:
         """Tokenizer and rows of a stage, until somebody wants the run to stop.
@@ -210,7 +218,7 @@ class Preparation:
             self._display.prepare(stage.name, what, done, total)
 
         refuse_to_go_on(self._layout)
-        data = prepare_data(self._job, stage, self._catalog, on_progress, cache(lambda: self._kept(stage)))
+        data = prepare_data(self._job, stage, self._catalog, on_progress, lambda: self._kept(stage))
         if data.gone:
             message = " ".join(data.gone)
             self._display.note(stage.name, f"keeps the rows that were prepared before: {message}")
@@ -231,13 +239,21 @@ class Preparation:
         from orchestrator.train.inputs import StageInputs
 
         stage_layout = self._layout.stage(stage.name)
-        if not stage_layout.inputs.exists() or not has_started(stage_layout):
+        if not has_started(stage_layout):
+            return
+        if not stage_layout.inputs.exists():
+            _refuse_other_rows(stage, stage_layout, data)
             return
         before, digests = StageInputs.read(stage_layout), data.digests()
+        if before.input_fingerprints != inputs and isinstance(stage, TrainStage):
+            target = set_aside(stage_layout.root)
+            self._display.note(stage.name, f"starts over on new weights; its old folder is {target}")
+            append_event(self._layout.events, "stage_set_aside", stage=stage.name, folder=str(target))
+            return
         other = [name for name, digest in before.data_digests.items() if digests.get(name, digest) != digest]
         changed = [name for name in other if not name.startswith("evaluation.")]
         if changed and isinstance(stage, TrainStage):
-            why = why_changed(before, data)
+            why = why_changed(self._job, stage, before, data, changed)
             raise PlanError(
                 f"stage '{stage.name}': the content of {', '.join(changed)} changed since the stage began:"
                 f" {why}. Restore it to go on, give the job another name, or start over with"
@@ -250,7 +266,27 @@ class Preparation:
                 f"evaluates on other rows of {', '.join(held_out)} than before: their data changed",
             )
             append_event(self._layout.events, "evaluation_data_changed", stage=stage.name, datasets=held_out)
-        if before.input_fingerprints != inputs and isinstance(stage, TrainStage):
-            target = set_aside(stage_layout.root)
-            self._display.note(stage.name, f"starts over on new weights; its old folder is {target}")
-            append_event(self._layout.events, "stage_set_aside", stage=stage.name, folder=str(target))
+
+
+def _refuse_other_rows(stage: Stage, layout: StageLayout, data: PreparedData) -> None:
+    """Refuse other rows than the newest checkpoint's where nothing else tells what a stage began with.
+
+    Raises:
+        PlanError: They are others.
+    """
+    newest = next((folder for folder in reversed(list_steps(layout.checkpoints)) if folder.is_complete), None)
+    if newest is None:
+        return
+    try:
+        state = json.loads((newest.path / "state.json").read_text("utf-8"))
+    except (OSError, ValueError):
+        # It is damaged; the workers find that, and compare with the one they go on from.
+        return
+    digests = data.digests()
+    changed = [name for name in data.train if state.get(f"data.{name}") != digests[f"train.{name}"]]
+    if changed:
+        raise PlanError(
+            f"stage '{stage.name}': the content of {', '.join(changed)} changed since the stage began, whose"
+            f" {layout.inputs.name} is gone and no longer tells from which files. Restore it to go on, give"
+            f" the job another name, or start over with --redo {stage.name}."
+        )

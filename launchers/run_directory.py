@@ -11,7 +11,7 @@ import json
 import os
 import shlex
 import socket
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from threading import Timer
@@ -20,13 +20,13 @@ from launchers.counting import planned_steps
 from launchers.display import Display
 from launchers.pins import look_up_pins
 from launchers.runs import read_result
+from launchers.starting_over import refuse_missing_sources, refuse_remote_steps
 from orchestrator.checkpoint.layout import RunLayout, StageLayout
-from orchestrator.checkpoint.remote import RemoteSteps, stage_url
 from orchestrator.checkpoint.steps import list_steps
 from orchestrator.counts import counted
 from orchestrator.errors import LaunchError, OrchestratorError, PlanError
 from orchestrator.spec.fingerprint import difference, limits_lowered, trajectory_keys
-from orchestrator.spec.job import Job, Stage, TrainStage
+from orchestrator.spec.job import Job, TrainStage
 from orchestrator.spec.load import dump_resolved, load_resolved
 from orchestrator.spec.plan import batch_complaint, plan_batch
 from orchestrator.tracking.events import append_event, replace_text
@@ -46,7 +46,9 @@ def opened_run(
         PlanError: It cannot be made, or holds a run of another job, or there is no stage ``redo``.
     """
     if fresh or redo is not None:
-        refuse_remote_steps(job, [job.stage(redo)] if redo is not None else job.stages)
+        anew = [job.stage(redo)] if redo is not None else job.stages
+        refuse_missing_sources(job, anew)
+        refuse_remote_steps(job, anew)
     if fresh and layout.root.exists():
         with only_driver(layout):
             display.note(job.name, f"starts over; its old folder is {set_aside(layout.root)}")
@@ -79,30 +81,6 @@ def make_directory(layout: RunLayout) -> None:
             f"the run directory {layout.root} cannot be made: {error.strerror}. Name a folder that can be"
             " written with --runs-dir"
         ) from error
-
-
-def refuse_remote_steps(job: Job, stages: Sequence[Stage]) -> None:
-    """Refuse to start ``stages`` over where the start would go on from remote storage.
-
-    Raises:
-        PlanError: It holds checkpoints of a stage of this run.
-    """
-    for stage in stages:
-        if not isinstance(stage, TrainStage) or stage.checkpoint.remote is None:
-            continue
-        url = stage_url(stage.checkpoint.remote, job.name, stage.name)
-        remote = RemoteSteps(url)
-        steps, damaged = remote.complete_steps(), remote.damaged()
-        if steps or damaged:
-            held = (
-                f"{url} holds checkpoints up to step {steps[-1]}, and a start would go on from them"
-                if steps
-                else f"{', '.join(damaged)}: damaged checkpoints of the stage, which a start would count"
-            )
-            raise PlanError(
-                f"to start over: {held}. Move them away, or give the job another name than '{job.name}' or"
-                " another checkpoint.remote"
-            )
 
 
 class StopWish:

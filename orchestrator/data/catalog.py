@@ -43,6 +43,14 @@ class Catalog:
         others = (self._alone(other) for other in decontaminate.against)
         return replace(source, against=tuple(view for other in others for view in other.evaluated()))
 
+    def files(self, name: str) -> Mapping[str, str]:
+        """Digests by path of the dataset's own files.
+
+        Raises:
+            DataError: It is missing, empty or unreadable.
+        """
+        return self._alone(name).files
+
     def _alone(self, name: str) -> Source:
         """The dataset ``name`` without the others that it is compared with."""
         if name not in self._datasets:

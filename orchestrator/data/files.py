@@ -20,6 +20,7 @@ from typing import Any
 from orchestrator.errors import DataError, SourceMissingError
 from orchestrator.spec.datasets import (
     CSVDataset,
+    Dataset,
     JSONDataset,
     PackageDataset,
     ParquetDataset,
@@ -61,6 +62,18 @@ def find_files(name: str, dataset: FileDataset) -> list[Path]:
     if all(path.stat().st_size == 0 for path in files):
         raise DataError(f"datasets.{name}: the corpus is empty: {_some(files)} hold 0 bytes, expected text.")
     return files
+
+
+def present_files(dataset: Dataset) -> list[Path]:
+    """Those files of a dataset, of a source that is made of files, that are there, whatever else is not."""
+    given: str | tuple[str, ...] = getattr(dataset, "files", ())
+    found: dict[Path, Path] = {}
+    for pattern in (given,) if isinstance(given, str) else given:
+        path = Path(pattern).expanduser().absolute()
+        for match in [path] if path.is_file() else sorted(map(Path, glob.glob(str(path), recursive=True))):
+            if match.is_file():
+                found.setdefault(match.parent.resolve() / match.name, match)
+    return list(found.values())
 
 
 def _matches(name: str, pattern: str) -> list[Path]:

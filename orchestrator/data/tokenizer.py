@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import copy
 import logging
+import os
 import re
+import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -61,13 +63,11 @@ def prepare_tokenizer(section: Tokenizer, catalog: Catalog) -> Path:
     if section.train is not None:
         return _prepare_trained(section.train, catalog, folder)
     tokenizer = _load(str(section.from_), revision=section.revision, trust_remote_code=False)
-    content = {
-        "backend": tokenizer.backend_tokenizer.to_str(),
-        "special_tokens": {key: str(value) for key, value in tokenizer.special_tokens_map.items()},
-        "class": type(tokenizer).__name__,
-        "chat_template": str(tokenizer.chat_template),
-    }
-    return make_folder(folder / digest_values(content), lambda target: save_tokenizer(tokenizer, target))
+    with tempfile.TemporaryDirectory() as temporary:
+        # Named by all of what it is: its configuration, too, says what becomes of a text.
+        save_tokenizer(tokenizer, Path(temporary))
+        target = folder / tokenizer_digest(Path(temporary))
+    return make_folder(target, lambda made: save_tokenizer(tokenizer, made))
 
 
 def _prepare_trained(training: TokenizerTraining, catalog: Catalog, folder: Path) -> Path:
@@ -110,7 +110,13 @@ def save_tokenizer(tokenizer: Any, folder: Path) -> None:
     tokenizer = copy.deepcopy(tokenizer)
     # Where it was loaded from is not part of what it is.
     tokenizer.init_kwargs.pop("name_or_path", None)
-    tokenizer.save_pretrained(str(folder))
+    try:
+        tokenizer.save_pretrained(str(folder))
+    except Exception as error:
+        # The tokenizers library says what the system said in words alone.
+        if (code := re.search(r"\(os error (\d+)\)", str(error))) is None:
+            raise
+        raise OSError(int(code[1]), os.strerror(int(code[1])), str(folder)) from error
 
 
 def _load(origin: str, *, revision: str | None, trust_remote_code: bool) -> Any:
@@ -240,7 +246,10 @@ def gives_same_tokens(folder: Path, other: Path) -> bool:
     if folder == other or vocabulary_digest(folder) == vocabulary_digest(other):
         return True
     first, second = load_tokenizer(folder), load_tokenizer(other)
-    said = [(found.backend_tokenizer.to_str(), found.special_tokens_map) for found in (first, second)]
+    said = [
+        (found.backend_tokenizer.to_str(), found.special_tokens_map, found.split_special_tokens)
+        for found in (first, second)
+    ]
     return said[0] == said[1]
 
 

@@ -10,6 +10,9 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
+
+from pydantic import TypeAdapter, ValidationError
 
 from orchestrator.checkpoint.layout import StageLayout
 from orchestrator.errors import DataError
@@ -38,6 +41,8 @@ class StageInputs:
     """Fingerprints of the stages whose weights it starts from, by name."""
     files: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     """Digests by path of the files that each dataset was prepared from; absent: it is not made of files."""
+    rows_keys: Mapping[str, Any] = field(default_factory=dict)
+    """Keys of the job, and versions, that tokenizer and rows were made by (``kept.py``)."""
     begun: Mapping[str, int] = field(default_factory=dict)
     """Rows that datasets have given in the stages before, where this one goes on in them."""
 
@@ -55,10 +60,14 @@ class StageInputs:
         prepare = "Run 'orchestrator prepare JOB' (or 'orchestrator run JOB') first."
         try:
             fields = json.loads(layout.inputs.read_text(encoding="utf-8"))
-            return cls(**{**fields, "label_names": tuple(fields["label_names"])})
+            return TypeAdapter(cls).validate_python(fields)
         except FileNotFoundError as error:
             raise DataError(
                 f"{layout.inputs} is missing: the stage '{layout.root.name}' was not prepared. {prepare}"
             ) from error
-        except (OSError, ValueError, TypeError, KeyError) as error:
+        except ValidationError as error:
+            first = error.errors()[0]
+            problem = f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
+            raise DataError(f"{layout.inputs} is damaged ({problem}): delete it. {prepare}") from error
+        except (OSError, ValueError) as error:
             raise DataError(f"{layout.inputs} is damaged ({error}): delete it. {prepare}") from error

@@ -1,93 +1,185 @@
-"""What was prepared for a stage before: it stands in for sources that are gone since, and for them alone."""
+"""What was prepared for a stage before stands in for sources that are gone, where all else is as it was.
+
+All else: the keys of the job that rows depend on, the versions of the code that makes them, and every file
+that is still there. What could be made again from those files is made again; it comes out the same.
+"""
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+import copy
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from orchestrator.checkpoint.layout import StageLayout
+from orchestrator.contracts import RowLayout
+from orchestrator.data.catalog import Catalog
 from orchestrator.data.chat_template import has_other_template
-from orchestrator.data.files import digest_file
+from orchestrator.data.files import changed_files, digest_file, present_files
 from orchestrator.data.prepare import verify
-from orchestrator.data.tokenizer import gives_same_tokens
+from orchestrator.data.prepared import FORMAT_VERSION
+from orchestrator.data.tokenizer import TRAINING_VERSION, gives_same_tokens
+from orchestrator.data.versions import ROWS
 from orchestrator.errors import DataError, SourceMissingError
-from orchestrator.spec.datasets import Tokenizer
+from orchestrator.registry import resolve
+from orchestrator.spec.fingerprint import LOCATION, difference, with_compared
+from orchestrator.spec.job import EvaluateStage, Job, TrainStage
+from orchestrator.spec.reads import dataset_names, tokenizer_section, trained_stage
 from orchestrator.train.inputs import StageInputs
 
-logger = logging.getLogger(__name__)
+
+def row_layout(stage: TrainStage) -> RowLayout:
+    """What a row of a training stage is."""
+    layout: RowLayout = resolve("objective", stage.objective.name).row_layout(stage.objective, stage.data)
+    return layout
+
+
+def num_outputs(stage: TrainStage) -> int | None:
+    """Outputs of a stage's classifier; ``None`` for another objective."""
+    return getattr(stage.objective, "num_outputs", None)
+
+
+def source_names(job: Job, stage: TrainStage | EvaluateStage) -> list[str]:
+    """Datasets whose content bears on what a stage reads: also those that it takes only label names from."""
+    names = dataset_names(job, stage)
+    if isinstance(stage, EvaluateStage):
+        trained = trained_stage(job, stage.from_)
+        names += trained.data.mixture if row_layout(trained).labelled else ()
+    return with_compared(job, names)
+
+
+def rows_keys(job: Job, stage: TrainStage | EvaluateStage) -> dict[str, Any]:
+    """What a stage's tokenizer and rows depend on beside the content of its sources, as JSON has it."""
+    trained = stage if isinstance(stage, TrainStage) else trained_stage(job, stage.from_)
+    names = source_names(job, stage)
+    keys = {
+        "tokenizer": tokenizer_section(job, trained).model_dump(mode="json", by_alias=True),
+        # The same rows, whichever way they are read.
+        "datasets": {
+            name: job.datasets[name].model_dump(mode="json", exclude={"streaming"}) for name in names
+        },
+        "rows": asdict(row_layout(trained)),
+        "num_labels": num_outputs(trained),
+        "split": stage.split if isinstance(stage, EvaluateStage) else None,
+        "versions": {**ROWS, "format": FORMAT_VERSION, "tokenizer": TRAINING_VERSION},
+    }
+    return dict(json.loads(json.dumps(keys)))
 
 
 @dataclass(frozen=True)
 class Kept:
-    """A stage's inputs of an earlier start, for the same keys of the job, with every byte as it was."""
+    """A stage's inputs of an earlier start."""
 
     inputs: StageInputs
+    cache_dir: Path
+    changes: Sequence[str]
+    """What differs now from what they were made from, beside what is gone."""
 
     @classmethod
-    def find(cls, layout: StageLayout, spec_fingerprint: str) -> Kept | None:
-        """Those of a stage; ``None``: there are none, they are of other keys, or they are damaged."""
+    def find(
+        cls, layout: StageLayout, job: Job, stage: TrainStage | EvaluateStage, catalog: Catalog
+    ) -> Kept | None:
+        """Those of a stage; ``None``: there are none, or their list is damaged."""
         try:
             inputs = StageInputs.read(layout)
         except DataError:
             return None
-        if inputs.spec_fingerprint != spec_fingerprint:
-            return None
-        for folder in (inputs.tokenizer, *inputs.train.values(), *inputs.evaluation.values()):
-            if (problem := verify(Path(folder))) is not None:
-                name = layout.root.name
-                logger.warning("stage '%s': what was prepared before is damaged: %s", name, problem)
-                return None
-        return cls(inputs)
+        changes = changes_since(inputs.rows_keys, inputs.files, job, stage, catalog.files)
+        return cls(inputs, catalog.cache_dir, changes)
 
-    def tokenizer(self, section: Tokenizer, missing: SourceMissingError) -> Path:
-        """Folder of the one that was trained on datasets of which one is gone.
+    def refuse_changed(self, missing: SourceMissingError) -> None:
+        """Raise ``DataError`` if they are not what would be made of all that is there and what is gone."""
+        if self.changes:
+            raise _unfit(missing, self.changes)
+
+    def tokenizer(self, missing: SourceMissingError) -> Path:
+        """Folder of the one that was trained on what is gone.
 
         Raises:
-            DataError: Another file of theirs has changed.
+            DataError: It is damaged, or all else is not as it was.
         """
-        for name in section.train.datasets if section.train else ():
-            self._refuse_changed_files(name, missing)
-        return Path(self.inputs.tokenizer)
+        return self._whole(self.inputs.tokenizer, missing)
 
     def rows(self, name: str, split: str, tokenizer: Path, missing: SourceMissingError) -> Path:
         """Folder of the rows of a dataset of which a file is gone.
 
         Raises:
             SourceMissingError: There are none.
-            DataError: Another file of it has changed, or the tokenizer is another one.
+            DataError: They are damaged, the tokenizer is another one, or all else is not as it was.
         """
         folders = self.inputs.evaluation if name in self.inputs.evaluation else self.inputs.train
         if split == "train" and name in self.inputs.train:
             folders = self.inputs.train
         if name not in folders:
             raise missing
-        self._refuse_changed_files(name, missing)
-        before = Path(self.inputs.tokenizer)
+        folder = self._whole(folders[name], missing)
+        before = self._whole(self.inputs.tokenizer, missing)
         if not gives_same_tokens(before, tokenizer):
-            changes = [line for dataset in self.inputs.files for line in self._changed_files(dataset)]
-            raise _changed(missing, ["the tokenizer is another one", *dict.fromkeys(changes)])
+            raise _unfit(missing, ["the tokenizer is another one"])
         if has_other_template(before, tokenizer):
-            raise _changed(missing, ["the chat template is another one"])
-        return Path(folders[name])
+            raise _unfit(missing, ["the chat template is another one"])
+        return folder
+
+    def label_names(self, missing: SourceMissingError) -> tuple[str, ...]:
+        """Those of the rows of which some are gone."""
+        self.refuse_changed(missing)
+        return self.inputs.label_names
 
     def files(self, name: str) -> Mapping[str, str]:
         """Digests by path of the files that a dataset was made from."""
         return self.inputs.files.get(name, {})
 
-    def _refuse_changed_files(self, name: str, missing: SourceMissingError) -> None:
-        if changes := self._changed_files(name):
-            raise _changed(missing, changes)
+    def _whole(self, recorded: str, missing: SourceMissingError) -> Path:
+        """A folder, wherever the cache lies now."""
+        self.refuse_changed(missing)
+        path = Path(recorded)
+        folder = self.cache_dir.joinpath(*path.parts[-2:])
+        if (problem := verify(folder)) is not None:
+            raise _unfit(missing, [f"{folder} is damaged or gone: {problem}"])
+        return folder
 
-    def _changed_files(self, name: str) -> list[str]:
-        """Files of a dataset that are there and not what they were; one that lies elsewhere now is none."""
-        files = [(Path(path), digest) for path, digest in self.files(name).items()]
-        changed = [path for path, digest in files if path.is_file() and digest_file(path) != digest]
-        return [f"{path} has other content since" for path in changed]
+
+def changes_since(
+    before_keys: Mapping[str, Any],
+    before_files: Mapping[str, Mapping[str, str]],
+    job: Job,
+    stage: TrainStage | EvaluateStage,
+    files_now: Callable[[str], Mapping[str, str]],
+) -> list[str]:
+    """In what a stage's job, and the sources that are there, differ from what it was prepared from.
+
+    A dataset whose files are all there may lie elsewhere now; of one with a file that is gone, the others
+    must be those that were there, in their places.
+
+    Args:
+        before_keys: ``rows_keys`` of then.
+        before_files: Digests by path, by dataset, of then.
+        job: The job.
+        stage: The stage.
+        files_now: Digests by path of a dataset; raises ``SourceMissingError``.
+    """
+    if not before_keys:
+        return ["another version of orchestrator prepared it, which did not note from what"]
+    keys, before = rows_keys(job, stage), copy.deepcopy(dict(before_keys))
+    lines = []
+    for name in keys["datasets"]:
+        dataset, files = job.datasets[name], before_files.get(name, {})
+        try:
+            now = files_now(name)
+            if list(now.values()) != list(files.values()):
+                lines += changed_files(files, now) or [f"the files of '{name}' are in another order"]
+            moves = LOCATION.get(dataset.source)
+            for section in (keys["datasets"], before["datasets"]):
+                section.get(name, {}).pop(moves, None)
+        except SourceMissingError:
+            now = {str(path): digest_file(path) for path in present_files(dataset)}
+            lines += changed_files({path: files[path] for path in files if path in now}, now)
+    return [*difference(before, keys), *dict.fromkeys(lines)]
 
 
-def _changed(missing: SourceMissingError, changes: Sequence[str]) -> DataError:
+def _unfit(missing: SourceMissingError, changes: Sequence[str]) -> DataError:
     """Why what was prepared before is not what the job asks for now."""
     named = "; ".join(changes[:3]) + (f"; and {len(changes) - 3} more" if len(changes) > 3 else "")
     return DataError(

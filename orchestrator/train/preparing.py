@@ -26,11 +26,9 @@ from orchestrator.data.tokenizer import (
 )
 from orchestrator.errors import DataError, SourceMissingError
 from orchestrator.models import check_fit, load_config, make_config
-from orchestrator.registry import resolve
-from orchestrator.spec.fingerprint import with_compared
 from orchestrator.spec.job import EvaluateStage, Job, TrainStage
-from orchestrator.spec.reads import chat_template, dataset_names, tokenizer_section, trained_stage
-from orchestrator.train.kept import Kept
+from orchestrator.spec.reads import chat_template, tokenizer_section, trained_stage
+from orchestrator.train.kept import Kept, num_outputs, row_layout, source_names
 
 Progress = Callable[[str, int, int], None]
 """What is prepared, rows done, rows in all."""
@@ -85,7 +83,7 @@ def prepare_data(
     made = _Making(job, trained, catalog, on_progress, find_kept)
     tokenizer = made.tokenizer()
     labels = made.label_names(tokenizer) if made.layout.labelled else None
-    files = {name: made.files(name) for name in with_compared(job, dataset_names(job, stage))}
+    files = {name: made.files(name) for name in source_names(job, stage)}
     if isinstance(stage, EvaluateStage):
         held_out = {name: made.rows(name, stage.split, tokenizer, labels) for name in stage.datasets}
         return PreparedData(tokenizer, {}, held_out, labels or (), files, tuple(made.gone))
@@ -111,16 +109,14 @@ class _Making:
     @cached_property
     def layout(self) -> RowLayout:
         """What a row is."""
-        objective = resolve("objective", self.trained.objective.name)
-        layout: RowLayout = objective.row_layout(self.trained.objective, self.trained.data)
-        return layout
+        return row_layout(self.trained)
 
     def tokenizer(self) -> Path:
         """Folder of the tokenizer, which fits the model."""
         section, trained = tokenizer_section(self.job, self.trained), self.trained
         folder = self._or_kept(
             lambda: prepare_tokenizer(section, self.catalog),
-            lambda kept, missing: kept.tokenizer(section, missing),
+            lambda kept, missing: kept.tokenizer(missing),
         )
         if self.layout.document == "conversation":
             folder = prepare_chat_template(folder, chat_template(self.job, trained), self.catalog.cache_dir)
@@ -144,7 +140,7 @@ class _Making:
             folders = {name: self._make_rows(name, "train", tokenizer, None) for name in mixture}
             return _common_labels(self.trained, folders)
 
-        return self._or_kept(find, lambda kept, missing: kept.inputs.label_names)
+        return self._or_kept(find, lambda kept, missing: kept.label_names(missing))
 
     def rows(self, name: str, split: Split, tokenizer: Path, label_names: tuple[str, ...] | None) -> Path:
         """Folder of the rows of a dataset's split."""
@@ -155,7 +151,7 @@ class _Making:
 
     def files(self, name: str) -> Mapping[str, str]:
         """Digests by path of the files that a dataset is made from."""
-        return self._or_kept(lambda: self.catalog.find(name).files, lambda kept, missing: kept.files(name))
+        return self._or_kept(lambda: self.catalog.files(name), lambda kept, missing: kept.files(name))
 
     def _make_rows(
         self, name: str, split: Split, tokenizer: Path, label_names: tuple[str, ...] | None
@@ -168,7 +164,7 @@ class _Making:
             self.layout,
             tokenizer,
             label_names=label_names,
-            num_labels=_num_outputs(self.trained),
+            num_labels=num_outputs(self.trained),
             tasks=self.catalog.tasks,
             on_progress=lambda done, total: self.on_progress(f"{name} ({split}{estimate})", done, total),
         )
@@ -198,11 +194,6 @@ def _model_config(job: Job, stage: TrainStage, tokens: TokenInfo) -> PretrainedC
     return load_config(str(stage.init.pretrained), stage.init)
 
 
-def _num_outputs(stage: TrainStage) -> int | None:
-    """Outputs of the stage's classifier; ``None`` for another objective."""
-    return getattr(stage.objective, "num_outputs", None)
-
-
 def _common_labels(stage: TrainStage, folders: Mapping[str, Path]) -> tuple[str, ...]:
     """The label names that all prepared datasets share, one for each output of the stage's classifier.
 
@@ -216,7 +207,7 @@ def _common_labels(stage: TrainStage, folders: Mapping[str, Path]) -> tuple[str,
             f"stage '{stage.name}': its datasets have different labels: {listed}. Give each of them the same"
             " label_names"
         )
-    (common,), num_labels = set(names.values()), _num_outputs(stage)
+    (common,), num_labels = set(names.values()), num_outputs(stage)
     if num_labels is not None and num_labels > len(common):
         raise DataError(
             f"stage '{stage.name}': objective.num_labels is {num_labels}, but {sorted(folders)} have"

@@ -11,17 +11,18 @@ import pytest
 from tokenizers import processors
 from transformers import AutoTokenizer, GPT2Tokenizer, PreTrainedTokenizerFast
 
-from orchestrator.data.cache import COMPLETE
+from orchestrator.data.cache import COMPLETE, make_folder
 from orchestrator.data.catalog import Catalog
 from orchestrator.data.tokenizer import (
     for_classification,
+    gives_same_tokens,
     load_tokenizer,
     prepare_tokenizer,
     save_tokenizer,
     token_info,
     tokenizer_digest,
 )
-from orchestrator.errors import DataError
+from orchestrator.errors import DataError, NoRoomError
 from orchestrator.spec.datasets import Tokenizer
 from tests.unit.data.corpus import make_texts, text_corpus, train_small
 
@@ -141,6 +142,34 @@ def test_saved_folder_does_not_tell_where_the_tokenizer_came_from(tmp_path: Path
         shutil.copytree(bpe, tmp_path / "from" / name)
         save_tokenizer(load_tokenizer(tmp_path / "from" / name), tmp_path / name)
     assert contents(tmp_path / "a") == contents(tmp_path / "b")
+
+
+def test_a_tokenizer_whose_configuration_changes_is_another_one(tmp_path: Path, bpe: Path) -> None:
+    loaded = Path(shutil.copytree(bpe, tmp_path / "tk"))
+    config = loaded / "tokenizer_config.json"
+    catalog = Catalog({}, tmp_path / "cache")
+    before = prepare_tokenizer(origin(loaded), catalog)
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"split_special_tokens": True}))
+    after = prepare_tokenizer(origin(loaded), catalog)
+    end = load_tokenizer(before).eos_token
+    lengths = [len(load_tokenizer(folder)(end)["input_ids"]) for folder in (before, after)]
+    assert lengths[0] == 1 < lengths[1]
+    assert not gives_same_tokens(before, after)
+    assert prepare_tokenizer(origin(bpe), catalog) == before
+
+
+def test_a_full_disk_is_said_whoever_finds_it(
+    tmp_path: Path, bpe: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tokenizer = load_tokenizer(bpe)
+
+    def full(*arguments: object, **settings: object) -> None:
+        # As the tokenizers library says it.
+        raise Exception("No space left on device (os error 28)")
+
+    monkeypatch.setattr(type(tokenizer), "save_pretrained", full)
+    with pytest.raises(NoRoomError, match=r"No space left on device: .* bytes are free"):
+        make_folder(tmp_path / "made", lambda folder: save_tokenizer(tokenizer, folder))
 
 
 def test_preset_truncation_and_padding_are_switched_off(tmp_path: Path, wordpiece: Path) -> None:

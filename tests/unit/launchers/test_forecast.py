@@ -17,7 +17,7 @@ from launchers.progress import ProgressDisplay
 from orchestrator.checkpoint.layout import RunLayout
 from orchestrator.data import files
 from orchestrator.data.tasks import IN_PROCESS
-from orchestrator.errors import SourceMissingError
+from orchestrator.errors import DataError
 from orchestrator.spec.fingerprint import spec_fingerprint
 from orchestrator.spec.job import Job
 from orchestrator.spec.load import dump_resolved
@@ -131,16 +131,23 @@ def test_rows_of_a_source_that_is_gone_are_kept_for_the_same_job_alone(tmp_path:
     start(job, layout)
     (tmp_path / "more.jsonl").unlink()
     assert forecast_stages(job, layout)["again"].refusal is None
+    # What rows do not depend on may change.
     longer = with_keys(job, 0, limits={"max_steps": 12})
     found = forecast_stages(longer, layout)["again"]
-    assert found.refusal == (
-        "stage 'again': the source of 'more' is gone, and the job has changed since its rows were prepared:"
-        " restore it, or set the job back"
+    assert (found.refusal, found.state) == (None, "starts over")
+    data = job.stages[1].model_dump(mode="json", by_alias=True)["data"]
+    shorter = with_keys(job, 1, data={**data, "seq_len": 8})
+    refusal = forecast_stages(shorter, layout)["again"].refusal
+    assert refusal == (
+        "stage 'again': the source of 'more' is gone, and what was prepared before cannot stand in for it:"
+        " rows.seq_len: 16 -> 8. Bring back what is gone, or undo that change"
     )
-    preparation = Preparation(longer, layout, ProgressDisplay(io.StringIO(), layout), "run", IN_PROCESS)
-    preparation.prepare(longer.stages[0])
-    with pytest.raises(SourceMissingError):
-        preparation.prepare(longer.stages[1])
+    preparation = Preparation(shorter, layout, ProgressDisplay(io.StringIO(), layout), "run", IN_PROCESS)
+    preparation.prepare(shorter.stages[0])
+    with pytest.raises(DataError, match=r"cannot stand in for it: rows\.seq_len: 16 -> 8"):
+        preparation.prepare(shorter.stages[1])
+    start(longer, layout)
+    assert layout.stage("again").root.with_name("again.before-1").exists()
 
 
 def test_only_files_written_since_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

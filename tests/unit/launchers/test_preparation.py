@@ -96,7 +96,7 @@ def test_a_chat_template_that_changed_is_named(tmp_path: Path) -> None:
     prepare(job, layout)
     layout.stage("classify").result.write_text('{"step": 8}')
     template.write_text("X" + text + ask)
-    with pytest.raises(PlanError, match="its files are the same, and the chat template is another one"):
+    with pytest.raises(PlanError, match="since the stage began: the chat template is another one"):
         prepare(job, layout)
 
 
@@ -179,51 +179,181 @@ def test_an_evaluation_does_without_the_rows_that_were_trained_on(tmp_path: Path
         assert prepare_both() == before
 
 
+@pytest.mark.parametrize("is_begun", [True, False])
 @pytest.mark.parametrize(
-    ("gone", "changed", "said"),
+    ("gone", "changed"),
+    # Of the same dataset, of one that is compared with it, of what is held out, and of others.
     [
-        # Of the same dataset, of one that is compared with what is gone, and of another one.
-        ("more", "rows", "cannot stand in for it: {path} has other content since. Bring back what is gone"),
-        ("held", "rows", "cannot stand in for it: {path} has other content since. Bring back what is gone"),
-        (
-            "other",
-            "rows",
-            "the content of train.rows changed since the stage began: {path} has other",
-        ),
-        ("words", "other", "the content of train.other changed since the stage began: {path} has other"),
-        ("other", "words", "cannot stand in for it: the tokenizer is another one; {path} has other content"),
+        ("more", "rows"),
+        ("held", "rows"),
+        ("rows", "held"),
+        ("other", "rows"),
+        ("words", "other"),
+        ("other", "words"),
     ],
 )
 def test_what_is_gone_does_not_hide_what_changed(
-    gone: str, changed: str, said: str, begun: tuple[Job, RunLayout, str], tmp_path: Path
+    gone: str, changed: str, is_begun: bool, begun: tuple[Job, RunLayout, str], tmp_path: Path
 ) -> None:
     job, layout, fingerprint = begun
+    if not is_begun:
+        layout.stage("classify").result.unlink()
     (tmp_path / f"{gone}.jsonl").rename(tmp_path / "kept")
     path = tmp_path / f"{changed}.jsonl"
     content = path.read_text()
     change(path)
-    with pytest.raises((DataError, PlanError)) as raised:
+    with pytest.raises(DataError) as raised:
+        start(job, layout).check_sources()
+    said = f"cannot stand in for it: {path} has other content. Bring back what is gone, or undo that change."
+    assert f"there is no file '{gone}.jsonl'" in str(raised.value)
+    assert said in str(raised.value)
+    with pytest.raises(DataError, match="cannot stand in"):
         prepare(job, layout)
-    assert said.format(path=path) in str(raised.value)
     # Either way out is enough.
     path.write_text(content)
     assert prepare(job, layout) == fingerprint
+    change(path)
+    (tmp_path / "kept").rename(tmp_path / f"{gone}.jsonl")
+    layout.stage("classify").result.unlink(missing_ok=True)
+    prepare(job, layout)
 
 
-def test_changes_that_do_no_harm_do_none_where_something_is_gone(
+def with_dataset(job: Job, name: str, **keys: object) -> Job:
+    said = job.model_dump(mode="json", by_alias=True)
+    said["datasets"][name] |= keys
+    return Job.model_validate(said)
+
+
+def test_a_file_that_came_where_another_went_is_named(tmp_path: Path) -> None:
+    job, layout = make_many(tmp_path), RunLayout(tmp_path / "runs" / "job")
+    (tmp_path / "parts").mkdir()
+    write_jsonl(tmp_path / "parts" / "one.jsonl", [{"text": f"part {n}", "y": "a"} for n in range(20)])
+    job = with_dataset(
+        job, "other", files=[str(tmp_path / "other.jsonl"), str(tmp_path / "parts" / "*.jsonl")]
+    )
+    layout.stage("classify").root.mkdir(parents=True)
+    prepare(job, layout)
+    (tmp_path / "other.jsonl").unlink()
+    prepare(job, layout)
+    two = write_jsonl(tmp_path / "parts" / "two.jsonl", [{"text": "new", "y": "a"}])
+    with pytest.raises(DataError, match=rf"cannot stand in for it: {two} is new"):
+        prepare(job, layout)
+
+
+def test_what_a_job_says_of_what_is_gone_may_not_change(
+    begun: tuple[Job, RunLayout, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job, layout, fingerprint = begun
+    # It is not there, and what it was is.
+    elsewhere = with_dataset(job, "held", files=str(tmp_path / "new.jsonl"))
+    with pytest.raises(DataError, match=r"datasets.held.files: .*/held.jsonl -> .*/new.jsonl"):
+        prepare(elsewhere, layout)
+    (tmp_path / "held.jsonl").unlink()
+    (tmp_path / "rows.jsonl").rename(tmp_path / "moved.jsonl")
+    files = [str(tmp_path / f"{name}.jsonl") for name in ("moved", "more")]
+    with pytest.raises(DataError, match=r"datasets.rows.validation_fraction: "):
+        prepare(with_dataset(job, "rows", files=files, validation_fraction=0.5), layout)
+    # What is there may lie elsewhere now, and what rows do not depend on may change.
+    moved = with_dataset(job, "rows", files=files).model_dump(mode="json", by_alias=True)
+    moved["stages"][0]["limits"]["max_steps"] = 12
+    moved["stages"][0]["evaluation"]["every_steps"] = 2
+    assert prepare(Job.model_validate(moved), layout) != fingerprint
+    monkeypatch.setattr("orchestrator.train.kept.ROWS", {"examination": 0})
+    with pytest.raises(DataError, match=r"cannot stand in for it: versions"):
+        prepare(Job.model_validate(moved), layout)
+
+
+def test_what_is_damaged_and_not_gone_is_made_again(
     begun: tuple[Job, RunLayout, str], tmp_path: Path
 ) -> None:
     job, layout, fingerprint = begun
     (tmp_path / "other.jsonl").unlink()
+    inputs = StageInputs.read(layout.stage("classify"))
+    for folder in (inputs.train["rows"], inputs.evaluation["held"], inputs.tokenizer):
+        (Path(folder) / "COMPLETE").write_text("{")
+        assert prepare(job, layout) == fingerprint
+    (Path(inputs.train["other"]) / "COMPLETE").unlink()
+    with pytest.raises(DataError, match=rf"{inputs.train['other']} is damaged or gone"):
+        prepare(job, layout)
+
+
+def test_label_names_that_changed_are_found_where_held_out_rows_are_gone(tmp_path: Path) -> None:
+    job, layout = make_job(tmp_path), RunLayout(tmp_path / "runs" / "job")
+    keys = job.model_dump(mode="json", by_alias=True)
+    held = write_jsonl(tmp_path / "held.jsonl", [{"text": f"held {n}", "y": "b"} for n in range(20)])
+    keys["datasets"]["held"] = {
+        "source": "json",
+        "files": str(held),
+        "label_column": "y",
+        "test_fraction": 1.0,
+    }
+    keys["tokenizer"]["train"]["datasets"] = ["unread"]
+    keys["datasets"]["unread"]["files"] = str(
+        write_jsonl(tmp_path / "words.jsonl", [{"text": "some words"}] * 9)
+    )
+    keys["stages"].append({"name": "test", "kind": "evaluate", "from": "classify", "datasets": ["held"]})
+    job = Job.model_validate(keys)
+
+    def prepare_both() -> None:
+        preparation = start(job, layout)
+        for stage in job.stages:
+            layout.stage(stage.name).root.mkdir(parents=True, exist_ok=True)
+            preparation.prepare(stage)
+
+    prepare_both()
+    held.unlink()
+    prepare_both()
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text(rows.read_text().replace('"y": "a"', '"y": "z"'))
+    with pytest.raises(DataError, match=rf"held.jsonl.* cannot stand in for it: {rows} has other content"):
+        prepare_both()
+
+
+def test_a_stage_whose_first_weights_are_others_starts_over_on_whatever_data(
+    tmp_path: Path, begun: tuple[Job, RunLayout, str]
+) -> None:
+    keys = begun[0].model_dump(mode="json", by_alias=True)
+    keys["stages"].append(
+        {**keys["stages"][0], "name": "second", "model": None, "init": {"stage": "classify"}}
+    )
+    job, layout = Job.model_validate(keys), RunLayout(tmp_path / "runs" / "chain")
+
+    def prepare_both() -> None:
+        preparation = start(job, layout)
+        for stage in job.stages:
+            layout.stage(stage.name).root.mkdir(parents=True, exist_ok=True)
+            preparation.prepare(stage)
+            layout.stage(stage.name).result.write_text('{"step": 8}')
+
+    prepare_both()
+    # As --redo does.
+    layout.stage("classify").root.rename(layout.root / "classify.before-1")
+    change(tmp_path / "rows.jsonl")
+    change(tmp_path / "words.jsonl")
+    prepare_both()
+    assert (layout.root / "second.before-1").is_dir()
+
+
+def test_without_its_list_a_begun_stage_is_compared_with_its_checkpoint(
+    begun: tuple[Job, RunLayout, str], tmp_path: Path
+) -> None:
+    job, layout, fingerprint = begun
+    stage = layout.stage("classify")
+    digests = StageInputs.read(stage).data_digests
+    checkpoint = stage.checkpoints / "step-00000004"
+    checkpoint.mkdir(parents=True)
+    state = {f"data.{name}": digests[f"train.{name}"] for name in ("rows", "other")}
+    (checkpoint / "state.json").write_text(json.dumps(state))
+    (checkpoint / "COMPLETE").write_text("{}")
+    stage.inputs.unlink()
     path = tmp_path / "rows.jsonl"
-    rows = [json.loads(line) for line in path.read_text().splitlines()]
-    write_jsonl(path, [{**row, "unread": 1} for row in rows])
+    content = path.read_text()
+    change(path)
+    for _ in range(2):
+        with pytest.raises(PlanError, match=r"the content of rows changed since .*, whose inputs\.json"):
+            prepare(job, layout)
+    path.write_text(content)
     assert prepare(job, layout) == fingerprint
-    held = tmp_path / "held.jsonl"
-    held.write_text(held.read_text().replace("some", "other"))
-    prepare(job, layout)
-    events = [event["event"] for event in read_json_lines(layout.events)]
-    assert events == ["sources_missing", "sources_missing", "evaluation_data_changed"]
 
 
 def test_a_chat_template_that_changed_is_named_where_the_conversations_are_gone(tmp_path: Path) -> None:

@@ -18,10 +18,10 @@ from launchers.run_directory import (
     only_driver,
     opened_run,
     refuse_changed,
-    refuse_remote_steps,
     set_aside,
     write_run,
 )
+from launchers.starting_over import refuse_remote_steps
 from orchestrator.checkpoint.layout import RunLayout
 from orchestrator.checkpoint.steps import step_name
 from orchestrator.errors import LaunchError, PlanError
@@ -48,7 +48,7 @@ def make_job(**changes: Any) -> Job:
             "seed": changes.pop("seed", 1),
             "resources": changes.pop("resources", {}),
             "tokenizer": {"train": {"algorithm": "bpe", "vocab_size": 300, "datasets": ["a"]}},
-            "datasets": {"a": {"source": "text", "files": "/data/a.txt"}},
+            "datasets": {"a": {"source": "text", "files": changes.pop("files", "/data/a.txt")}},
             "stages": [{**stage, **changes}],
         }
     )
@@ -229,7 +229,8 @@ def test_starting_over_is_refused_while_the_remote_holds_steps(tmp_path: Path) -
 
 
 def test_a_stage_is_done_again_in_an_empty_folder_and_the_others_stay(tmp_path: Path) -> None:
-    job = make_job()
+    (tmp_path / "a.txt").write_text("some text")
+    job = make_job(files=str(tmp_path / "a.txt"))
     layout = RunLayout(tmp_path / "job")
     display = ProgressDisplay(io.StringIO(), layout)
     for name in ("pretrain", "classify"):
@@ -246,10 +247,10 @@ def test_a_stage_is_done_again_in_an_empty_folder_and_the_others_stay(tmp_path: 
 
 
 def test_a_start_that_is_refused_moves_nothing(tmp_path: Path) -> None:
-    (pretrain,) = make_job().stages
-    before = make_job().model_copy(
-        update={"stages": (pretrain, pretrain.model_copy(update={"name": "more"}))}
-    )
+    (tmp_path / "a.txt").write_text("some text")
+    alone = make_job(files=str(tmp_path / "a.txt"))
+    (pretrain,) = alone.stages
+    before = alone.model_copy(update={"stages": (pretrain, pretrain.model_copy(update={"name": "more"}))})
     layout = RunLayout(tmp_path / "job")
     display = ProgressDisplay(io.StringIO(), layout)
     for stage in before.stages:
@@ -262,6 +263,15 @@ def test_a_start_that_is_refused_moves_nothing(tmp_path: Path) -> None:
     ):
         pass
     assert (layout.stage("more").checkpoints / step_name(3)).is_dir()
+    (tmp_path / "a.txt").rename(tmp_path / "b.txt")
+    for anew in ({"redo": "more"}, {"fresh": True}):
+        with (
+            pytest.raises(PlanError, match=r"start over: .* no file 'a.txt' .* Nothing has been moved"),
+            opened_run(before, layout, display, **anew),  # type: ignore[arg-type]
+        ):
+            pass
+    assert (layout.stage("more").checkpoints / step_name(3)).is_dir()
+    (tmp_path / "b.txt").rename(tmp_path / "a.txt")
     shutil.rmtree(layout.stage("pretrain").root)
     with opened_run(changed, layout, display, redo="more"):
         assert not layout.stage("more").checkpoints.exists(), "what starts over may change"

@@ -9,9 +9,9 @@ import pytest
 from orchestrator.checkpoint.layout import StageLayout
 from orchestrator.data.catalog import Catalog
 from orchestrator.errors import DataError, SourceMissingError
-from orchestrator.spec.job import Job
+from orchestrator.spec.job import Job, TrainStage
 from orchestrator.train.inputs import StageInputs
-from orchestrator.train.kept import Kept
+from orchestrator.train.kept import Kept, rows_keys
 from orchestrator.train.preparing import prepare_data
 from tests.unit.data.corpus import make_texts, write_jsonl
 
@@ -78,15 +78,20 @@ def test_datasets_of_a_stage_with_other_labels_are_refused(tmp_path: Path) -> No
     )
 
 
-def test_prepared_rows_are_found_for_the_same_keys_alone(tmp_path: Path) -> None:
+def test_prepared_rows_stand_in_for_what_is_gone_wherever_their_cache_lies(tmp_path: Path) -> None:
     job, layout = make_job(tmp_path), StageLayout(tmp_path / "stage")
-    assert Kept.find(layout, "keys") is None
-    catalog = Catalog(job.datasets, tmp_path / "cache")
-    data = prepare_data(job, job.stages[0], catalog, lambda what, done, total: None)  # type: ignore[arg-type]
+    (stage,) = job.stages
+    assert isinstance(stage, TrainStage)
+
+    def find(cache: str = "cache") -> Kept | None:
+        return Kept.find(layout, job, stage, Catalog(job.datasets, tmp_path / cache))
+
+    assert find() is None
+    data = prepare_data(job, stage, Catalog(job.datasets, tmp_path / "cache"), lambda what, done, total: None)
     rows = data.train["rows"]
     StageInputs(
         fingerprint="f",
-        spec_fingerprint="keys",
+        spec_fingerprint="s",
         tokenizer=str(data.tokenizer),
         train={"rows": str(rows)},
         evaluation={},
@@ -96,20 +101,26 @@ def test_prepared_rows_are_found_for_the_same_keys_alone(tmp_path: Path) -> None
         data_digests=data.digests(),
         input_fingerprints={},
         files=data.files,
+        rows_keys=rows_keys(job, stage),
     ).write(layout.inputs)
-    kept = Kept.find(layout, "keys")
-    assert kept is not None
     missing = SourceMissingError("gone.")
+    (tmp_path / "rows.jsonl").unlink()
+    kept = find()
+    assert kept is not None
     assert kept.rows("rows", "train", data.tokenizer, missing) == rows
     assert kept.files("rows") == data.files["rows"]
     with pytest.raises(SourceMissingError, match="gone"):
         kept.rows("text", "train", data.tokenizer, missing)
-    assert Kept.find(layout, "other keys") is None
 
     whole = layout.inputs.read_text()
-    for damaged in (whole[: len(whole) // 2], "[]", "{}"):
+    for damaged in (
+        whole[: len(whole) // 2],
+        "[]",
+        "{}",
+        whole.replace('"train": {', '"train": null, "x": {'),
+    ):
         layout.inputs.write_text(damaged)
-        assert Kept.find(layout, "keys") is None
+        assert find() is None
         with pytest.raises(DataError, match=r"inputs.json is damaged .*: delete it. Run 'orch"):
             StageInputs.read(layout)
     layout.inputs.unlink()
@@ -119,6 +130,18 @@ def test_prepared_rows_are_found_for_the_same_keys_alone(tmp_path: Path) -> None
     layout.inputs.rmdir()
     layout.inputs.write_text(whole)
 
+    (tmp_path / "cache").rename(tmp_path / "moved")
+    moved = find("moved")
+    assert moved is not None
+    rows = tmp_path / "moved" / "rows" / rows.name
+    assert moved.rows("rows", "train", moved.tokenizer(missing), missing) == rows
     tokens = (rows / "tokens.bin").read_bytes()
     (rows / "tokens.bin").write_bytes(bytes([tokens[0] ^ 1]) + tokens[1:])
-    assert Kept.find(layout, "keys") is None
+    assert moved.tokenizer(missing).is_dir()
+    with pytest.raises(DataError, match=rf"{rows} is damaged or gone: file tokens.bin does not have"):
+        moved.rows("rows", "train", moved.tokenizer(missing), missing)
+    layout.inputs.write_text(whole.replace('"rows_keys"', '"other"'))
+    earlier = find("moved")
+    assert earlier is not None
+    with pytest.raises(DataError, match="another version of orchestrator prepared it"):
+        earlier.tokenizer(missing)
