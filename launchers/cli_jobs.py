@@ -19,9 +19,6 @@ if TYPE_CHECKING:
     from orchestrator.spec.job import Job
     from orchestrator.spec.tree import KeyPath
 
-# As a run that was stopped with its work saved: it can be submitted again.
-STOPPED = 75
-
 
 def _load_job(options: Namespace) -> Job:
     """The job of a command, checked alone, against itself and with the DeepSpeed files that it names.
@@ -172,9 +169,6 @@ def data(options: Namespace) -> int:
 def run(options: Namespace) -> int:
     """Run a job, or go on where it stopped."""
     job = _load_job(options)
-    if _is_cancelled(job, options):
-        print(f"{job.name} was cancelled while it waited for its turn: nothing is run.", file=sys.stderr)
-        return STOPPED
     if job.sweep is not None:
         from launchers.sweep import run_sweep
 
@@ -188,14 +182,6 @@ def run(options: Namespace) -> int:
     return run_job(
         job, runs_dir=options.runs_dir, fresh=options.fresh, redo=options.redo, as_json=options.json
     )
-
-
-def _is_cancelled(job: Job, options: Namespace) -> bool:
-    """Whether this is the driver of a submission that was cancelled before it started."""
-    from launchers.submission_record import is_cancelled
-    from orchestrator.checkpoint.layout import RunLayout
-
-    return is_cancelled(RunLayout(options.runs_dir.resolve() / job.name))
 
 
 def prepare(options: Namespace) -> int:

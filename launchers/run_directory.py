@@ -21,6 +21,7 @@ from launchers.display import Display
 from launchers.pins import look_up_pins
 from launchers.runs import read_result
 from launchers.starting_over import refuse_missing_sources, refuse_remote_steps
+from launchers.submission_record import refuse_cancelled
 from orchestrator.checkpoint.layout import RunLayout, StageLayout
 from orchestrator.checkpoint.steps import list_steps
 from orchestrator.counts import counted
@@ -54,6 +55,9 @@ def opened_run(
             display.note(job.name, f"starts over; its old folder is {set_aside(layout.root)}")
     make_directory(layout)
     with only_driver(layout):
+        # A request of an earlier start is not meant for this one; what comes from now on is.
+        layout.stop_request.unlink(missing_ok=True)
+        refuse_cancelled(layout)
         job, notes = look_up_pins(job, layout.pins)
         for note in notes:
             display.note(job.name, note)
@@ -63,8 +67,6 @@ def opened_run(
             append_event(layout.events, "stage_set_aside", stage=redo, folder=str(old))
         for name, note in bent_schedules(job, layout).items():
             display.note(name, note)
-        # A request of an earlier start is not meant for this one.
-        layout.stop_request.unlink(missing_ok=True)
         yield job, write_run(job, layout)
 
 

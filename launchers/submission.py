@@ -198,11 +198,13 @@ def _handed_over(job: Job, layout: RunLayout) -> Iterator[None]:
     except BaseException as error:
         is_recorded = _text(layout.submission) != before[layout.submission]
         if not is_recorded or isinstance(error, RefusedJobError):
-            for path, text in before.items():
-                if text is None:
-                    path.unlink(missing_ok=True)
-                else:
-                    replace_text(path, text)
+            # Where the disk is full, what happened is the error to tell.
+            with suppress(OSError):
+                for path, text in before.items():
+                    if text is None:
+                        path.unlink(missing_ok=True)
+                    else:
+                        replace_text(path, text)
         raise
 
 

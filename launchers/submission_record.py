@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from typing import Any
@@ -13,13 +15,18 @@ from launchers.base import PlaceState, RemoteLauncher, make_launcher
 from launchers.runs import ENDS
 from orchestrator.checkpoint.layout import RunLayout
 from orchestrator.errors import LaunchError
-from orchestrator.tracking.events import read_events, replace_text
+from orchestrator.tracking.events import append_event, read_events, replace_text
 
 # Whose jobs nobody starts again when their driver has ended: what is over there stays so.
 NEVER_RESTARTING = ("ray",)
-# By which a driver knows the submission that it is started for, where its place may start it though it was
-# cancelled.
+# By which a driver knows the submission that it is started for: a place may start what was cancelled.
 JOB_ID_VARIABLE = "ORCHESTRATOR_JOB_ID"
+
+
+class CancelledError(LaunchError):
+    """What this driver was started for is no longer wanted; all work is saved."""
+
+    exit_code = 75
 
 
 @dataclass(frozen=True)
@@ -42,7 +49,8 @@ class Submission:
 
     def write(self, layout: RunLayout) -> None:
         """Remember it in the run directory."""
-        replace_text(layout.submission, json.dumps(asdict(replace(self, layout=None)), indent=1))
+        written = {key: value for key, value in asdict(self).items() if key != "layout"}
+        replace_text(layout.submission, json.dumps(written, indent=1))
 
     def place(self) -> RemoteLauncher | None:
         """The launcher whose queue holds it, if that has one."""
@@ -72,9 +80,7 @@ class Submission:
         found = jobs.get(self.job_id)
         if found is None or found.phase != "queued" or not self.is_cancelled:
             return found
-        return replace(
-            found, detail=f"{found.detail}, cancelled: it ends when its turn comes, without running"
-        )
+        return replace(found, detail=f"{found.detail}, cancelled: it ends when its turn comes")
 
 
 def read_submission(layout: RunLayout) -> Submission | None:
@@ -90,11 +96,31 @@ def read_submission(layout: RunLayout) -> Submission | None:
         ) from error
 
 
-def is_cancelled(layout: RunLayout) -> bool:
-    """Whether this process was started for a submission of a run that somebody has cancelled since."""
+def refuse_cancelled(layout: RunLayout) -> None:
+    """End a driver whose submission somebody has cancelled since; its place has started it all the same.
+
+    Raises:
+        CancelledError: It was cancelled.
+    """
     job_id = os.environ.get(JOB_ID_VARIABLE)
-    submission = read_submission(layout) if job_id else None
-    return submission is not None and submission.is_cancelled and submission.job_id == job_id
+    try:
+        submission = read_submission(layout) if job_id else None
+    except LaunchError:
+        # Nobody has said so.
+        return
+    if submission is None or not submission.is_cancelled or submission.job_id != job_id:
+        return
+    if layout.events.exists():
+        append_event(layout.events, "run_stopped")
+    raise CancelledError(f"{layout.root.name} was cancelled before its driver started: nothing is run")
+
+
+@contextmanager
+def held_record(layout: RunLayout) -> Iterator[None]:
+    """Hold the lock under which a run is submitted."""
+    with layout.submission_lock.open("a") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
 
 
 def last_mark(layout: RunLayout, submission: Submission) -> str | None:

@@ -17,7 +17,13 @@ from typing import Any
 from launchers.base import PlaceState, RemoteLauncher, RestartingLauncher
 from launchers.run_logs import has_stage_log
 from launchers.runs import ENDS, is_locked, request_stop, runs_dir_flag
-from launchers.submission_record import Submission, events_since, last_mark, read_submission
+from launchers.submission_record import (
+    Submission,
+    events_since,
+    held_record,
+    last_mark,
+    read_submission,
+)
 from orchestrator.checkpoint.layout import RunLayout
 from orchestrator.errors import LaunchError, OrchestratorError
 
@@ -63,6 +69,8 @@ def join_places(statuses: Mapping[Path, Status]) -> None:
         if found:
             status["job"]["state"] = found.detail
             status["state"] = _joined_state(status["state"], found, _has_begun(run_dir, submission))
+        elif submission.is_cancelled and not _has_begun(run_dir, submission):
+            status["state"] = "cancelled"
     for queue, names in unknown.items():
         _warn(names[0] if len(names) == 1 else f"{names[0]} and {len(names) - 1} more", asked[queue])
 
@@ -140,51 +148,70 @@ def stop_run(run_dir: Path) -> str:
         LaunchError: It is not running, or its place refused.
     """
     layout = RunLayout(run_dir)
-    submission = None if is_locked(layout.driver_lock) else read_submission(layout)
-    place = submission.place() if submission else None
-    if submission is None or place is None:
+    submission = read_submission(layout)
+    if is_locked(layout.driver_lock):
+        if submission:
+            # Else its place might start it again.
+            _note_cancelled(layout, submission)
         request_stop(run_dir)
         return "stopping"
-    state = place.queue().get(submission.job_id)
-    if state and state.phase == "queued":
-        _cancel(place, submission, layout, only_queued=True)
-        state = place.queue().get(submission.job_id)
+    place = submission.place() if submission else None
+    state = submission.found_in(place.queue()) if submission and place else None
+    if submission is None or place is None or state is None:
+        if submission and submission.is_cancelled and not _has_begun(run_dir, submission):
+            return "cancelled"
+        request_stop(run_dir)
+        return "stopping"
+    # In the run directory first, where a driver looks that is started in spite of it.
+    _note_cancelled(layout, submission)
+    if state.phase == "queued":
+        _cancel(place, submission, only_queued=True)
+        state = submission.found_in(place.queue())
         if state is None:
             return "cancelled"
-    if state is None:
-        request_stop(run_dir)
-    elif _is_driven(layout, submission):
+    if _is_driven(layout, submission):
         if isinstance(place, RestartingLauncher):
             place.end_restarts(submission.job_id)
         layout.stop_request.write_text("cancel", encoding="utf-8")
-    else:
-        _cancel(place, submission, layout, only_queued=False)
-        return "cancelled" if _leaves_queue(place, submission.job_id) else "cancelling"
-    return "stopping"
+        return "stopping"
+    _cancel(place, submission, only_queued=False)
+    return "cancelled" if _leaves_queue(place, submission) else "cancelling"
 
 
-def _cancel(place: RemoteLauncher, submission: Submission, layout: RunLayout, *, only_queued: bool) -> None:
-    """Cancel a submission: in the run directory first, where a driver looks that starts in spite of it.
+def _note_cancelled(layout: RunLayout, submission: Submission) -> None:
+    """Note that somebody wants a submission to end, unless another one was made since."""
+    try:
+        with held_record(layout):
+            latest = read_submission(layout)
+            if latest and latest.job_id == submission.job_id and not latest.is_cancelled:
+                replace(latest, is_cancelled=True).write(layout)
+    except OSError as error:
+        _warn(layout.root.name, f"it cannot be noted as cancelled ({error}); its place is asked alone")
 
-    A cancelled job of Ray that waits for room was seen to run once it had room.
+
+def _cancel(place: RemoteLauncher, submission: Submission, *, only_queued: bool) -> None:
+    """Have its place cancel a submission.
 
     Raises:
-        LaunchError: Its place refused; the submission is as it was.
+        LaunchError: It did not, and has the job still.
     """
-    replace(submission, is_cancelled=True).write(layout)
     try:
         place.cancel(submission.job_id, only_queued=only_queued)
-    except LaunchError:
-        submission.write(layout)
-        raise
+    except LaunchError as error:
+        if submission.found_in(place.queue()) is None:
+            # Somebody else has cancelled it meanwhile.
+            return
+        raise LaunchError(
+            f"{error}\nThe run is noted as cancelled, and its driver ends at once where it starts from now on"
+        ) from error
 
 
-def _leaves_queue(place: RemoteLauncher, job_id: str) -> bool:
+def _leaves_queue(place: RemoteLauncher, submission: Submission) -> bool:
     """Whether a job that was cancelled is over, or runs to its end, soon."""
     for number in range(NUM_LOOKS):
         time.sleep(LOOK_SECONDS if number else 0)
         try:
-            state = place.queue().get(job_id)
+            state = submission.found_in(place.queue())
         except LaunchError:
             # It was asked to end it; what has become of that is for another look.
             continue

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from launchers.run_directory import only_driver
+from launchers.submission_record import refuse_cancelled
 from orchestrator.checkpoint.layout import RunLayout
 from orchestrator.tracking.events import append_event
 
@@ -36,8 +37,9 @@ class SweepRecord:
         if not self._is_submitted:
             return work()
         with only_driver(self._layout):
-            # A request of an earlier start is not meant for this one.
+            # A request of an earlier start is not meant for this one; what comes from now on is.
             self._layout.stop_request.unlink(missing_ok=True)
+            refuse_cancelled(self._layout)
             append_event(self._layout.events, "run_started")
             try:
                 code = work()

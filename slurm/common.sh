@@ -21,6 +21,8 @@ forget_outer_job
 # What scancel and scontrol are told: the job id of one task of an array may be that of the whole array.
 job_ref=${SLURM_ARRAY_TASK_ID:+${SLURM_ARRAY_JOB_ID-}_$SLURM_ARRAY_TASK_ID}
 job_ref=${job_ref:-${SLURM_JOB_ID-}}
+# By which the driver knows its submission: it may have been cancelled before this turn.
+export ORCHESTRATOR_JOB_ID=$job_ref
 
 say() { echo "[$(date +%T)] job ${SLURM_JOB_ID:-?}, start ${SLURM_RESTART_COUNT:-0}: $*"; }
 
@@ -77,6 +79,9 @@ wait_for() {
 }
 
 # After SIGUSR1 or SIGUSR2 from SLURM and a saved run: the same job once more.
+# Whether somebody typed 'orchestrator cancel' for this job; $1: the record beside the job file that submit wrote.
+is_unwanted() { grep -qs '"is_cancelled": true' "$1" && grep -qsF "\"job_id\": \"$job_ref\"" "$1"; }
+
 requeue() {
   local count=${SLURM_RESTART_COUNT:-0}
   # shellcheck disable=SC2154 # an option of the scripts

@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import io
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
 
 from launchers.base import PlaceState
-from launchers.submission_record import JOB_ID_VARIABLE, Submission, read_submission
+from launchers.progress import ProgressDisplay
+from launchers.run_directory import only_driver, opened_run
+from launchers.submission_record import JOB_ID_VARIABLE, CancelledError, Submission, read_submission
 from launchers.submitted import join_places
+from launchers.sweep_record import SweepRecord
 from orchestrator.checkpoint.layout import RunLayout
 from orchestrator.errors import LaunchError
+from orchestrator.spec.load import load_job
+from orchestrator.tracking.events import append_event, read_events
 from tests.unit.launchers.commands import Console, FakeRun
 from tests.unit.launchers.place import NAME, Place
 from tests.unit.spec.jobs import VALID, write_job
@@ -103,8 +110,13 @@ def test_cancelling_a_sweep_of_single_jobs_cancels_its_runs(console: Console, tm
     }
     assert begun.layout.stop_request.is_file()
     assert sorted(Place.jobs) == ["other", "sw-1"]
-    assert console(*cancel).output == "sw-1 stops after this step, with its work saved\n"
+    before = "sw-10 is cancelled before it started\nsw-2 is cancelled before it started\n"
+    assert console(*cancel).output == f"{before}sw-1 stops after this step, with its work saved\n"
     Place.jobs.clear()
+    assert console(*cancel).output == before
+    for number in (2, 10):
+        run = RunLayout(tmp_path / f"sw-{number}")
+        Submission.of_now(NAME, f"sw-{number}", {}).write(run)
     ended = console(*cancel)
     assert (ended.code, ended.errors) == (
         2,
@@ -169,7 +181,7 @@ def test_a_job_that_waits_on_after_it_was_cancelled_is_said_to(
     )
     assert console("cancel", "tiny", *runs).output == f"{waits} running\n"
     assert console("cancel", "tiny", "--json", *runs).json() == {"name": "tiny", "state": "cancelling"}
-    detail = "PENDING, cancelled: it ends when its turn comes, without running"
+    detail = "PENDING, cancelled: it ends when its turn comes"
     status = console("status", "tiny", "--json", *runs).json()
     assert (status["state"], status["job"]["state"]) == ("queued", detail)
     refused = console("submit", job, *runs)
@@ -192,39 +204,110 @@ def test_a_driver_ends_if_its_submission_was_cancelled_before(
     console: Console, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("launchers.submitted.LOOK_SECONDS", 0)
-    monkeypatch.setattr("launchers.run.run_job", lambda *arguments, **options: 0)
     Place.keeps = True
     runs = tmp_path / "runs"
-    job = write_job(tmp_path, f"{VALID}launcher: {{name: '{NAME}'}}\n")
-    assert console("submit", job, "--runs-dir", runs).code == 0
-    run = ("run", runs / "tiny" / "submitted.yaml", "--runs-dir", runs)
-    monkeypatch.setenv(JOB_ID_VARIABLE, "tiny")
-    assert console(*run).code == 0
+    layout = RunLayout(runs / "tiny")
+    path = write_job(tmp_path, f"{VALID}launcher: {{name: '{NAME}'}}\n")
+    assert console("submit", path, "--runs-dir", runs).code == 0
+    job = load_job(path)
+    display = ProgressDisplay(io.StringIO(), layout)
+
+    def drive(job_id: str) -> None:
+        monkeypatch.setenv(JOB_ID_VARIABLE, job_id)
+        with opened_run(job, layout, display):
+            pass
+        SweepRecord(layout).run(lambda: 0)
+
+    drive("tiny")
+    layout.events.unlink()
     assert console("cancel", "tiny", "--runs-dir", runs).code == 0
-    before = sorted(runs.rglob("*"))
-    ended = console(*run)
-    assert (ended.code, ended.output, ended.errors) == (
-        75, "", "tiny was cancelled while it waited for its turn: nothing is run.\n",
-    )  # fmt: skip
-    assert sorted(runs.rglob("*")) == before
-    monkeypatch.setenv(JOB_ID_VARIABLE, "tiny.2")
-    assert console(*run).code == 0
+    monkeypatch.setenv(JOB_ID_VARIABLE, "tiny")
+    ended = console("run", layout.submitted_job, "--runs-dir", runs)
+    said = "tiny was cancelled before its driver started: nothing is run\n"
+    assert (ended.code, ended.output, ended.errors) == (75, "", said)
+    assert not layout.events.exists()
+    with pytest.raises(CancelledError):
+        SweepRecord(layout).run(lambda: 0)
+    append_event(layout.events, "run_started")
+    with pytest.raises(CancelledError):
+        drive("tiny")
+    assert [event["event"] for event in read_events(layout.events)] == ["run_started", "run_stopped"]
+    drive("tiny.2")
     monkeypatch.delenv(JOB_ID_VARIABLE)
-    assert console(*run).code == 0
+    with opened_run(job, layout, display):
+        # From here on a request is for this start.
+        layout.stop_request.write_text("cancel")
+    assert layout.stop_request.exists()
+    layout.submission.write_text("{")
+    drive("tiny")
 
 
-def test_what_its_place_does_not_cancel_is_not_noted_as_cancelled(
+def test_a_run_that_is_cancelled_as_it_runs_is_not_started_again(console: Console, tmp_path: Path) -> None:
+    run = submitted(tmp_path, "tiny", "running")
+    for event in ("run_started", "run_stopped"):
+        run.event(event)
+        before = read_submission(run.layout)
+        assert before is not None
+        assert not before.is_cancelled
+        with only_driver(run.layout) if event == "run_stopped" else nullcontext():
+            assert "tiny stops after this step" in console("cancel", "tiny", "--runs-dir", tmp_path).output
+        noted = read_submission(run.layout)
+        assert noted is not None
+        assert noted.is_cancelled
+        before.write(run.layout)
+
+
+def test_a_cancellation_that_its_place_refuses_is_noted_all_the_same(
     console: Console, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refuse(place: Place, job_id: str, *, only_queued: bool) -> None:
         raise LaunchError("not yours")
 
     run = submitted(tmp_path, "tiny")
-    before = run.layout.submission.read_text()
     monkeypatch.setattr(Place, "cancel", refuse)
     ended = console("cancel", "tiny", "--runs-dir", tmp_path)
-    assert (ended.code, ended.errors) == (1, "not yours\n")
-    assert run.layout.submission.read_text() == before
+    noted = "The run is noted as cancelled, and its driver ends at once where it starts from now on"
+    assert (ended.code, ended.errors) == (1, f"not yours\n{noted}\n")
+    record = read_submission(run.layout)
+    assert record is not None
+    assert record.is_cancelled
+
+    def refuse_late(place: Place, job_id: str, *, only_queued: bool) -> None:
+        # Another one was first.
+        Place.jobs.clear()
+        raise LaunchError("no such job")
+
+    monkeypatch.setattr(Place, "cancel", refuse_late)
+    assert console("cancel", "tiny", "--runs-dir", tmp_path).output == "tiny is cancelled before it started\n"
+    assert console("cancel", "tiny", "--runs-dir", tmp_path).code == 0
+    listed = console("status", "--json", "--runs-dir", tmp_path).json()["runs"]
+    assert [entry["state"] for entry in listed] == ["cancelled"]
+
+
+def test_a_submission_that_was_made_meanwhile_is_left_as_it_is(
+    console: Console, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = submitted(tmp_path, "tiny")
+    queue = Place.queue
+
+    def meanwhile(place: Place) -> dict[str, PlaceState]:
+        Submission.of_now(NAME, "other", {}).write(run.layout)
+        return queue(place)
+
+    monkeypatch.setattr(Place, "queue", meanwhile)
+    assert console("cancel", "tiny", "--runs-dir", tmp_path).code == 0
+    latest = read_submission(run.layout)
+    assert latest is not None
+    assert (latest.job_id, latest.is_cancelled) == ("other", False)
+
+
+def test_what_cannot_be_noted_is_cancelled_by_its_place(console: Console, tmp_path: Path) -> None:
+    run = submitted(tmp_path, "tiny")
+    run.layout.submission_lock.mkdir()
+    ended = console("cancel", "tiny", "--runs-dir", tmp_path)
+    assert (ended.code, ended.output) == (0, "tiny is cancelled before it started\n")
+    assert "tiny: it cannot be noted as cancelled" in ended.errors
+    assert not Place.jobs
 
 
 @pytest.mark.parametrize(
