@@ -17,6 +17,7 @@ import yaml
 
 from launchers.slurm import SCRIPTS
 from orchestrator.checkpoint.layout import RunLayout
+from orchestrator.tracking.events import append_event
 from tests.distributed.training import different, end_of
 from tests.e2e.commands import ROOT, environment, events, last_step, succeed
 from tests.e2e.test_kill_and_resume import write_job
@@ -261,10 +262,35 @@ def test_cancel_saves_and_the_job_is_not_queued_again(runs: Runs) -> None:
     job_id = runs.submit(runs.job("cancelled"))
     runs.training("cancelled", job_id)
     runs.call("cancel", "cancelled")
+    # Its time is up meanwhile, for which it would be queued again.
+    runs.cluster.command("scancel", "--signal=USR1", "--batch", job_id)
     ended = runs.cluster.ended(job_id)
-    assert (ended["ExitCode"], ended["Restarts"]) == ("75:0", "0"), runs.output("cancelled", job_id)
+    output = runs.output("cancelled", job_id)
+    assert (ended["ExitCode"], ended["Restarts"]) == ("75:0", "0"), output
+    assert "the work is saved; not queued again, since the run was cancelled" in output
     runs.expect_nothing_left(job_id)
     assert json.loads(runs.call("status", "cancelled", "--json"))["state"] == "stopped"
+
+
+@pytest.mark.exhaustive
+def test_cancel_holds_where_the_next_driver_has_not_started(runs: Runs) -> None:
+    job_id = runs.submit(runs.job("late"))
+    layout = runs.layout("late")
+    runs.training("late", job_id)
+    runs.cluster.command("scontrol", "requeue", job_id)
+    runs.cluster.wait(job_id, lambda job: job["JobState"] == "PENDING")
+    # As the driver of a lost node leaves it.
+    append_event(layout.events, "run_started")
+    done = last_step(layout.stage("ddp").metrics)
+    runs.cluster.start_again(job_id)
+    runs.cluster.wait(job_id, lambda job: job["JobState"] == "RUNNING")
+    runs.call("cancel", "late")
+    ended = runs.cluster.ended(job_id)
+    assert (ended["ExitCode"], ended["Restarts"]) == ("75:0", "1"), runs.output("late", job_id)
+    assert "late was cancelled before its driver started: nothing is run" in runs.output("late", job_id)
+    assert last_step(layout.stage("ddp").metrics) == done
+    runs.expect_nothing_left(job_id)
+    assert json.loads(runs.call("status", "late", "--json"))["state"] == "stopped"
 
 
 def test_a_job_ends_with_the_exit_code_of_its_driver(runs: Runs) -> None:
