@@ -40,6 +40,8 @@ class PlaceState:
     phase: Literal["queued", "running"]
     detail: str
     """In the place's own words, such as ``PENDING, Resources``."""
+    run_dir: str | None = None
+    """Of the run that the job itself says it is of; ``None`` where its place has no such thing."""
 
 
 @runtime_checkable
@@ -56,8 +58,8 @@ class RemoteLauncher(Protocol):
     def output(self, job_id: str, run_dir: Path) -> str | None:
         """What the driver has printed there; ``None`` where that cannot be seen yet."""
 
-    def ending(self, job_id: str) -> str | None:
-        """How a job ended, in the place's own words; ``None`` where it no longer knows."""
+    def ending(self, job_id: str, run_dir: Path) -> str | None:
+        """How a run's job ended, in the place's own words; ``None`` where it no longer knows."""
 
     def cancel(self, job_id: str, *, only_queued: bool) -> None:
         """Take a job out of the queue and, unless ``only_queued``, end it where it runs.
@@ -131,6 +133,15 @@ class RefusedJobError(LaunchError):
     """The place does not take the job as it is asked for."""
 
     exit_code = 2
+
+
+def is_named(run_dir: Path, named: object) -> bool:
+    """Whether ``named``, as a job says it of itself, is this run directory, by whatever path that is given.
+
+    What it names may be anybody's: the disk is not asked about that.
+    """
+    # A run is submitted with its folder's real path, and its own name behind that.
+    return named in (str(run_dir.parent.resolve() / run_dir.name), str(run_dir.resolve()))
 
 
 def workers_per_node(resources: Resources, nodes: int) -> int:

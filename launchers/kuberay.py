@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from launchers.base import PlaceState, RefusedJobError, workers_per_node
+from launchers.base import PlaceState, RefusedJobError, is_named, workers_per_node
 from launchers.kubectl import run_command
 from orchestrator.errors import LaunchError
 
@@ -181,12 +181,13 @@ class KuberayLauncher:
             state = _deployment(item)
             if state not in OVER:
                 phase = "running" if state == "Running" else "queued"
-                states[str(item["metadata"]["name"])] = PlaceState(phase, state)  # type: ignore[arg-type]
+                found = PlaceState(phase, state, _run_dir(item))  # type: ignore[arg-type]
+                states[str(item["metadata"]["name"])] = found
         return states
 
-    def ending(self, job_id: str) -> str | None:
+    def ending(self, job_id: str, run_dir: Path) -> str | None:
         """The RayJob's own status, with its message."""
-        found = self._job(job_id)
+        found = self._own_job(job_id, run_dir)
         if found is None:
             return None
         status = {"jobStatus": _deployment(found)} | found.get("status", {})
@@ -195,6 +196,8 @@ class KuberayLauncher:
     def output(self, job_id: str, run_dir: Path) -> str | None:
         """What the driver has printed."""
         try:
+            if self._own_job(job_id, run_dir) is None:
+                return None
             return self._run("logs", f"job/{job_id}", "--container=ray-job-submitter") or None
         except LaunchError:
             return None
@@ -225,6 +228,11 @@ class KuberayLauncher:
         found: dict[str, Any] | None = json.loads(text) if text.strip() else None
         return found
 
+    def _own_job(self, name: str, run_dir: Path) -> dict[str, Any] | None:
+        """The RayJob of this name, unless it is another run's."""
+        found = self._job(name)
+        return found if found is not None and is_named(run_dir, _run_dir(found)) else None
+
     def _kubectl(self) -> list[str]:
         namespace = self._options.namespace
         return ["kubectl", *([f"--namespace={namespace}"] if namespace is not None else [])]
@@ -241,3 +249,15 @@ class KuberayLauncher:
 def _deployment(job: Mapping[str, Any]) -> str:
     """How far KubeRay is with a RayJob, such as ``Initializing``."""
     return str(job.get("status", {}).get("jobDeploymentStatus") or "New")
+
+
+def _run_dir(job: Mapping[str, Any]) -> str:
+    """The run directory of the driver that a RayJob starts; empty: it is no run's."""
+    flag = "--runs-dir="
+    try:
+        words = shlex.split(str(job.get("spec", {}).get("entrypoint", "")))
+    except ValueError:
+        # Of somebody else's.
+        return ""
+    folders = [word.removeprefix(flag) for word in words if word.startswith(flag)]
+    return str(Path(folders[-1], job["metadata"]["name"])) if folders else ""

@@ -17,7 +17,7 @@ from collections.abc import Container, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from launchers.base import PlaceState
+from launchers.base import PlaceState, is_named
 from launchers.ray_http import JobsService
 from launchers.ray_package import JOB_NAME, collect
 from launchers.submission_record import JOB_ID_VARIABLE, read_submission
@@ -159,15 +159,15 @@ class RayLauncher:
             LaunchError: It cannot be asked.
         """
         return {
-            job_id: PlaceState(PHASES[job["status"]], job["status"])
+            job_id: PlaceState(PHASES[job["status"]], job["status"], _run_dir(job))
             for job_id, job in self._jobs().items()
             if job["status"] in PHASES
         }
 
-    def ending(self, job_id: str) -> str | None:
+    def ending(self, job_id: str, run_dir: Path) -> str | None:
         """Status and exit code of the driver, or Ray's own reason where it has none."""
         found = self._service.job(job_id)
-        if found is None:
+        if found is None or not _is_of(found, run_dir):
             return None
         code, lines = found.get("driver_exit_code"), str(found.get("message") or "").splitlines()
         if code is not None:
@@ -176,7 +176,7 @@ class RayLauncher:
 
     def output(self, job_id: str, run_dir: Path) -> str | None:
         """What the driver has printed."""
-        return self._service.logs(job_id)
+        return self._service.logs(job_id) if _is_of(self._service.job(job_id), run_dir) else None
 
     def cancel(self, job_id: str, *, only_queued: bool) -> None:
         """Stop a job; its driver has 3 s (RAY_JOB_STOP_WAIT_TIME_S on the head) to save.
@@ -189,7 +189,12 @@ class RayLauncher:
 
 def _is_of(job: Mapping[str, Any] | None, run_dir: Path) -> bool:
     """Whether a job of the cluster says that it runs in this run directory."""
-    return job is not None and (job.get("metadata") or {}).get(RUN_DIR) == str(run_dir)
+    return job is not None and is_named(run_dir, _run_dir(job))
+
+
+def _run_dir(job: Mapping[str, Any]) -> str:
+    """The run directory that a job of the cluster names; empty: it is no run's."""
+    return str((job.get("metadata") or {}).get(RUN_DIR, ""))
 
 
 def _cancelled_before(run_dir: Path) -> list[str]:

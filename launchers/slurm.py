@@ -249,7 +249,7 @@ class SlurmLauncher:
         except FileNotFoundError:
             return None
 
-    def ending(self, job_id: str) -> str | None:
+    def ending(self, job_id: str, run_dir: Path) -> str | None:
         """State and exit code."""
         return ending(job_id)
 

@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from typing import Any
 
-from launchers.base import PlaceState, RemoteLauncher, make_launcher
+from launchers.base import PlaceState, RemoteLauncher, is_named, make_launcher
 from launchers.runs import ENDS
 from orchestrator.checkpoint.layout import RunLayout
 from orchestrator.errors import LaunchError
@@ -76,8 +76,18 @@ class Submission:
             raise
 
     def found_in(self, jobs: Mapping[str, PlaceState]) -> PlaceState | None:
-        """How it stands among the jobs of its place; ``None``: it is over."""
+        """How it stands among the jobs of its place; ``None``: it is over.
+
+        A place that was started anew gives an id again: one that another run has there is not its own.
+        """
         found = jobs.get(self.job_id)
+        if (
+            found
+            and found.run_dir is not None
+            and self.layout
+            and not is_named(self.layout.root, found.run_dir)
+        ):
+            return None
         if found is None or found.phase != "queued" or not self.is_cancelled:
             return found
         return replace(found, detail=f"{found.detail}, cancelled: it ends when its turn comes")

@@ -100,7 +100,7 @@ def explain_ending(run_dir: Path, status: Status) -> None:
     if not status["job"] or status["job"]["state"] or submission is None or _has_begun(run_dir, submission):
         return
     place = submission.place()
-    ending = place.ending(submission.job_id) if place else None
+    ending = place.ending(submission.job_id, run_dir) if place else None
     status["job"]["state"] = ending
     is_cancelled = submission.is_cancelled or (ending is not None and ending.startswith(CANCELLED))
     status["state"] = "cancelled" if is_cancelled else "failed"

@@ -176,6 +176,16 @@ def put_fake_on_path(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return log
 
 
+def rayjob(folder: Path, state: str) -> dict[str, Any]:
+    """That of the run ``tiny`` in this folder, as kubectl shows it."""
+    entrypoint = shlex.join(["python", "-m", "launchers.cli", "run", "x", f"--runs-dir={folder}/runs"])
+    return {
+        "metadata": {"name": "tiny"},
+        "spec": {"entrypoint": entrypoint},
+        "status": {"jobDeploymentStatus": state},
+    }
+
+
 def test_a_stand_in_for_kubectl_is_given_the_manifest_and_asked_for_the_state(
     tmp_path: Path, console: Console, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -188,7 +198,7 @@ def test_a_stand_in_for_kubectl_is_given_the_manifest_and_asked_for_the_state(
         "--namespace=lab get rayjob tiny --ignore-not-found --output=json",
         "--namespace=lab create --filename=- --output=name",
     ]
-    job = {"metadata": {"name": "tiny"}, "status": {"jobDeploymentStatus": "Initializing"}}
+    job = rayjob(tmp_path, "Initializing")
     Path(f"{log}.rayjobs").write_text(json.dumps({"items": [job]}))
     Path(f"{log}.rayjob").write_text(json.dumps(job))
     status = console("status", "tiny", "--runs-dir", tmp_path / "runs", "--json").json()
@@ -214,7 +224,7 @@ def test_a_cancelled_run_is_not_started_again_by_a_stand_in_for_kuberay(
 ) -> None:
     log = put_fake_on_path(tmp_path, monkeypatch)
     submit(tmp_path, console)
-    job = {"metadata": {"name": "tiny"}, "status": {"jobDeploymentStatus": "Running"}}
+    job = rayjob(tmp_path, "Running")
     Path(f"{log}.rayjobs").write_text(json.dumps({"items": [job]}))
     layout = RunLayout(tmp_path / "runs" / "tiny")
     append_event(layout.events, "run_started")
@@ -223,3 +233,26 @@ def test_a_cancelled_run_is_not_started_again_by_a_stand_in_for_kuberay(
     assert log.read_text().splitlines()[-1] == (
         'patch rayjob tiny --type=merge --patch={"spec": {"backoffLimit": 0}}'
     )
+
+
+@pytest.mark.parametrize("entrypoint", ["run x --runs-dir=/elsewhere", "python -c 'torn", ""])
+def test_a_rayjob_of_this_name_that_is_another_runs_is_left_alone(
+    entrypoint: str, tmp_path: Path, console: Console, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log = put_fake_on_path(tmp_path, monkeypatch)
+    submit(tmp_path, console)
+    job = rayjob(tmp_path, "Initializing")
+    Path(f"{log}.rayjobs").write_text(json.dumps({"items": [job]}))
+    Path(f"{log}.rayjob").write_text(json.dumps(job))
+    Path(f"{log}.logs").write_text("of the driver\n")
+    runs = ("--runs-dir", tmp_path / "runs")
+    assert console("status", "tiny", *runs, "--json").json()["state"] == "queued"
+    assert console("logs", "tiny", *runs).output == "of the driver\n"
+    job["spec"]["entrypoint"] = entrypoint
+    Path(f"{log}.rayjobs").write_text(json.dumps({"items": [job]}))
+    Path(f"{log}.rayjob").write_text(json.dumps(job))
+    found = console("status", "tiny", *runs, "--json").json()
+    assert (found["state"], found["job"]["state"]) == ("failed", None)
+    assert console("logs", "tiny", *runs).code == 2
+    assert console("cancel", "tiny", *runs).code == 2
+    assert "delete" not in log.read_text()

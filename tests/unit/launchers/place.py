@@ -66,7 +66,7 @@ class Place:
         """What a test has had it print."""
         return self.printed.get(job_id)
 
-    def ending(self, job_id: str) -> str | None:
+    def ending(self, job_id: str, run_dir: Path) -> str | None:
         """What a test has had it end with."""
         return self.endings.get(job_id)
 

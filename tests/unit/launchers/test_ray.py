@@ -1,0 +1,52 @@
+"""The Ray launcher, asked about jobs of a cluster that were submitted from elsewhere."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from launchers.submission_record import Submission
+from orchestrator.checkpoint.layout import RunLayout
+from tests.unit.launchers.commands import Console
+from tests.unit.launchers.jobs_service import Serve, ray
+
+
+@pytest.mark.parametrize("metadata", [{"run_dir": "/elsewhere/far"}, {}, None])
+@pytest.mark.parametrize("status", ["PENDING", "RUNNING", "SUCCEEDED"])
+def test_a_job_of_this_id_that_is_another_runs_is_not_this_one(
+    status: str, metadata: dict[str, str] | None, serve: Serve, console: Console, tmp_path: Path
+) -> None:
+    job = {"submission_id": "far", "status": status, "driver_exit_code": 0, "metadata": metadata}
+    # It could not be stopped, either: that would be another error.
+    address = serve(ray({"/api/jobs/": [job], "/api/jobs/far": job, "/api/jobs/far/logs": {"logs": "x"}}))
+    run = RunLayout(tmp_path / "far")
+    Submission.of_now("ray", "far", {"address": address}).write(run)
+    runs = ("--runs-dir", tmp_path)
+    status_of = console("status", "far", "--json", *runs).json()
+    assert status_of["job"] == {"launcher": "ray", "job_id": "far", "state": None}
+    assert "(its place no longer knows how); it has left no output" in status_of["problem"]
+    logs = console("logs", "far", *runs)
+    assert (logs.code, logs.output) == (2, "")
+    cancelled = console("cancel", "far", *runs)
+    assert (cancelled.code, cancelled.errors) == (2, f"{run.root} is not running: its state is 'waiting'\n")
+    assert '"is_cancelled": false' in run.submission.read_text()
+
+
+@pytest.mark.parametrize("folder", ["runs", "link"])
+def test_a_job_of_this_run_is_known_by_whatever_path_the_run_is_given(
+    folder: str, serve: Serve, console: Console, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("link").symlink_to("runs")
+    job = {
+        "submission_id": "far",
+        "status": "RUNNING",
+        "metadata": {"run_dir": str(tmp_path.resolve() / "runs" / "far")},
+    }
+    address = serve(ray({"/api/jobs/": [job], "/api/jobs/far": job, "/api/jobs/far/logs": {"logs": "x\n"}}))
+    Submission.of_now("ray", "far", {"address": address}).write(RunLayout(Path("runs/far")))
+    assert console("status", "far", "--json", "--runs-dir", folder).json()["state"] == "starting"
+    assert console("logs", f"{folder}/far").output == "x\n"
+    monkeypatch.chdir(tmp_path / folder / "far")
+    assert console("status", ".", "--json").json()["state"] == "starting"
