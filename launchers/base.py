@@ -70,6 +70,14 @@ class RemoteLauncher(Protocol):
 
 
 @runtime_checkable
+class ResolvingLauncher(Protocol):
+    """A launcher that finds out as it is built what its options leave open, as from the environment."""
+
+    def resolved_options(self) -> Mapping[str, Any]:
+        """What to record of a submission in the place of such options: another shell asks the same place."""
+
+
+@runtime_checkable
 class CheckingLauncher(Protocol):
     """A launcher whose place queues jobs that it can never start."""
 

@@ -152,6 +152,10 @@ class RayLauncher:
         """What the cluster knows of its jobs, by submission id; those that are over are among them."""
         return {job["submission_id"]: job for job in self._service.jobs() if job.get("submission_id")}
 
+    def resolved_options(self) -> dict[str, Any]:
+        """The cluster that was asked, where RAY_API_SERVER_ADDRESS or the default was."""
+        return {"address": self._service.address}
+
     def queue(self) -> dict[str, PlaceState]:
         """Jobs of the cluster that are not over.
 

@@ -17,6 +17,7 @@ from launchers.base import (
     Launcher,
     ManifestLauncher,
     RefusedJobError,
+    ResolvingLauncher,
     make_launcher,
 )
 from launchers.deferral import deferred_signals, say
@@ -130,7 +131,7 @@ def _submit(
             # What its driver does comes after this, however late the answer is.
             time = time_now()
             job_ids = submit()
-            _record(job, layouts, job_ids, time)
+            _record(job, launcher, layouts, job_ids, time)
             _refuse_hopeless(job, launcher, job_ids[0])
             if waiting:
                 taken = f"{job.name} is submitted to {place} already, as {job_ids[0]};"
@@ -139,9 +140,13 @@ def _submit(
     return job_ids
 
 
-def _record(job: Job, layouts: Sequence[RunLayout], job_ids: Sequence[str], time: str) -> None:
+def _record(
+    job: Job, launcher: Launcher, layouts: Sequence[RunLayout], job_ids: Sequence[str], time: str
+) -> None:
     """Write down in each run directory as what it was submitted."""
     place, options = job.launcher.name, _options(job)
+    if isinstance(launcher, ResolvingLauncher):
+        options |= launcher.resolved_options()
     try:
         for layout, job_id in zip(layouts, job_ids, strict=True):
             Submission(place, job_id, options, time).write(layout)

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 
-from launchers.submission_record import Submission
+from launchers.submission_record import Submission, read_submission
 from orchestrator.checkpoint.layout import RunLayout
 from tests.unit.launchers.commands import Console
-from tests.unit.launchers.jobs_service import Serve, ray
+from tests.unit.launchers.jobs_service import Serve, answer, ray
+from tests.unit.spec.jobs import VALID, write_job
 
 
 @pytest.mark.parametrize("metadata", [{"run_dir": "/elsewhere/far"}, {}, None])
@@ -50,3 +52,33 @@ def test_a_job_of_this_run_is_known_by_whatever_path_the_run_is_given(
     assert console("logs", f"{folder}/far").output == "x\n"
     monkeypatch.chdir(tmp_path / folder / "far")
     assert console("status", ".", "--json").json()["state"] == "starting"
+
+
+def test_the_cluster_that_was_asked_is_recorded_and_asked_from_any_shell(
+    serve: Serve, console: Console, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run_dir, asked = tmp_path.resolve() / "runs" / "tiny", list[str]()
+    job = {"submission_id": "tiny", "status": "RUNNING", "metadata": {"run_dir": str(run_dir)}}
+    known: dict[str, object] = {
+        "/api/version": {"version": "4", "ray_version": "2.60.0"},
+        "POST /api/jobs/": {"job_id": "tiny", "submission_id": "tiny"},
+    }
+
+    def said(path: str) -> bytes:
+        asked.append(path)
+        jobs = [job] if "POST /api/jobs/" in asked else []
+        # As is there whatever is asked for: the package that is sent.
+        return answer(json.dumps({**known, "/api/jobs/": jobs}.get(path, {})))
+
+    address = serve(said)
+    monkeypatch.setenv("RAY_API_SERVER_ADDRESS", address + "/")
+    runs = ("--runs-dir", tmp_path / "runs")
+    ended = console("submit", write_job(tmp_path, VALID), "--launcher", "ray", *runs)
+    assert ended.code == 0, ended.errors
+    submission = read_submission(RunLayout(run_dir))
+    assert submission is not None
+    assert submission.options["address"] == address
+    assert submission.options["python"] == "python"
+    monkeypatch.setenv("RAY_API_SERVER_ADDRESS", serve(lambda path: answer("another cluster", 500)))
+    status = console("status", "tiny", "--json", *runs)
+    assert (status.errors, status.json()["state"]) == ("", "starting")
