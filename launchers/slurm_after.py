@@ -9,7 +9,7 @@ from pathlib import Path
 from launchers.base import RefusedJobError
 from launchers.runs import run_status, sweep_runs
 from launchers.slurm_queue import ending, queued_jobs
-from launchers.submission_record import Submission, read_submission
+from launchers.submission_record import Submission, last_mark, read_submission
 from orchestrator.checkpoint.layout import RunLayout
 
 
@@ -67,9 +67,9 @@ def _awaited_jobs(name: str, runs_dir: Path) -> dict[Path, str]:
     submissions = dict[Path, Submission]()
     for run_dir in _run_dirs(name, runs_dir):
         layout = RunLayout(run_dir)
-        if layout.events.exists() and run_status(run_dir)["state"] == "finished":
-            continue
         submission = read_submission(layout)
+        if _is_finished(layout, submission):
+            continue
         if submission is None or submission.launcher != "slurm":
             raise RefusedJobError(
                 f"--after {name}: {run_dir} is not finished and was not submitted to SLURM, so nothing there"
@@ -77,6 +77,13 @@ def _awaited_jobs(name: str, runs_dir: Path) -> dict[Path, str]:
             )
         submissions[run_dir] = submission
     return {run_dir: found.job_id for run_dir, found in _of_newest_array(submissions).items()}
+
+
+def _is_finished(layout: RunLayout, submission: Submission | None) -> bool:
+    """Whether a run has finished, and was not submitted once more since, as with more steps."""
+    if submission is not None:
+        return last_mark(layout, submission) == "run_finished"
+    return layout.events.exists() and run_status(layout.root)["state"] == "finished"
 
 
 def _of_newest_array(submissions: Mapping[Path, Submission]) -> dict[Path, Submission]:

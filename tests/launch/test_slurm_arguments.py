@@ -193,6 +193,29 @@ def test_a_run_waits_for_those_that_come_first_and_are_not_finished(
     assert not (runs / "tiny").exists()
 
 
+def test_a_run_waits_for_one_that_has_finished_once_and_is_queued_again(
+    slurm: FakeSlurm, job: Path, tmp_path: Path, console: Console
+) -> None:
+    runs = tmp_path / "runs"
+    command = ("submit", job, "--launcher", "slurm", "--runs-dir", runs)
+    after = (*command, "--after", "first", "--dry-run")
+    run = FakeRun(runs, "first")
+    run.event("run_started")
+    run.event("run_finished")
+    assert "--dependency" not in console(*after).output
+    assert console(*command, "--set", "name=first").code == 0
+    refused = console(*after)
+    assert (refused.code, f"{runs}/first is not finished, and its job 17 is over" in refused.errors) == (
+        2, True,
+    )  # fmt: skip
+    slurm.answer("squeue", "17|PENDING|Priority\n")
+    assert "--dependency=afterok:17 --kill-on-invalid-dep=yes" in console(*after).output
+    run.event("run_started")
+    assert "--dependency=afterok:17" in console(*after).output
+    run.event("run_finished")
+    assert "--dependency" not in console(*after).output
+
+
 def test_a_run_waits_for_the_runs_of_a_sweep_that_are_not_finished(
     slurm: FakeSlurm, job: Path, tmp_path: Path, console: Console
 ) -> None:
