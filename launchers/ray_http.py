@@ -19,6 +19,7 @@ from orchestrator.errors import LaunchError
 
 DEFAULT_ADDRESS = "http://127.0.0.1:8265"
 TIMEOUT_SECONDS = 30
+REDIRECTS = (301, 302, 303, 307, 308)
 AUTHENTICATION = "/api/authentication_mode"
 CORRECT_ADDRESS = (
     "correct --address: it is that of the head's dashboard, such as http://HEAD:8265, and not HEAD:6379,"
@@ -28,6 +29,13 @@ HOW_TO_GIVE_A_TOKEN = (
     "set RAY_AUTH_TOKEN_PATH to the file that holds the cluster's token (or RAY_AUTH_TOKEN to the token),"
     " and RAY_AUTH_MODE=token"
 )
+
+
+class _NoRedirects(urllib.request.HTTPRedirectHandler):
+    """Leaves a redirect an error: its target, which may be anybody's, would be sent the token."""
+
+    def redirect_request(self, *arguments: object) -> None:
+        """Go nowhere."""
 
 
 class JobsService:
@@ -112,7 +120,8 @@ class JobsService:
     def _request(self, method: str, path: str, headers: dict[str, str]) -> Any:
         request = urllib.request.Request(self.address + path, method=method, headers=headers)
         try:
-            with urllib.request.urlopen(request, timeout=TIMEOUT_SECONDS) as answer:
+            opener = urllib.request.build_opener(_NoRedirects)
+            with opener.open(request, timeout=TIMEOUT_SECONDS) as answer:
                 return json.loads(answer.read() or b"null")
         except urllib.error.HTTPError as error:
             if error.code == 404:
@@ -129,6 +138,13 @@ class JobsService:
             text = error.read().decode(errors="replace").strip()[:500]
         except (OSError, http.client.HTTPException):
             text = ""
+        if error.code in REDIRECTS:
+            target = str(error.headers.get("Location", ""))[:200]
+            return LaunchError(
+                f"what answers at {self.address} redirects ({error.code}) to {target!r}, where nothing is"
+                " sent, since requests carry the cluster's token: if that is the cluster, give it with"
+                f" --address; else {CORRECT_ADDRESS}"
+            )
         if error.code in (401, 403):
             return RefusedJobError(
                 f"the Ray cluster at {self.address} does not take the token that was sent ({text}):"

@@ -167,6 +167,28 @@ def test_a_job_that_may_not_have_been_taken_is_not_recorded(
     assert list((tmp_path / "runs").iterdir()) == []
 
 
+@pytest.mark.parametrize("code", [301, 302, 303, 307, 308])
+def test_the_token_goes_to_no_address_that_the_cluster_points_to(
+    code: int, serve: Serve, console: Console, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RAY_AUTH_TOKEN", "secret")
+    asked = list[str]()
+
+    def note(path: str) -> bytes:
+        asked.append(path)
+        return answer("[]")
+
+    target = f"{serve(note)}/api/jobs/"
+
+    def said(path: str) -> bytes:
+        return answer("", code, f"Location: {target}\r\n") if path.endswith("/jobs/") else ASKING(path)
+
+    address = serve(said)
+    ended = submit(console, tmp_path, address)
+    assert (ended.code, asked) == (1, [])
+    assert f"what answers at {address} redirects ({code}) to '{target}', where nothing is" in ended.errors
+
+
 @pytest.mark.parametrize("token", ["sec\nret", "sec\x1bret", "secr\u00e9t", "sec\r\nHost: x"])
 @pytest.mark.parametrize("is_file", [False, True])
 def test_a_token_that_cannot_be_sent_is_refused_and_not_shown(
