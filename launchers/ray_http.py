@@ -126,14 +126,14 @@ class JobsService:
         except urllib.error.HTTPError as error:
             if error.code == 404:
                 return None
-            raise self._refusal(error) from error
+            raise self._refusal(error, has_token=bool(headers)) from error
         except (OSError, ValueError, http.client.HTTPException) as error:
             raise LaunchError(
                 f"no Ray jobs service answers at {self.address} ({_reason(error)}): start the head with its"
                 f" dashboard ('ray start --head --include-dashboard=true'), or {CORRECT_ADDRESS}"
             ) from error
 
-    def _refusal(self, error: urllib.error.HTTPError) -> LaunchError:
+    def _refusal(self, error: urllib.error.HTTPError, *, has_token: bool) -> LaunchError:
         try:
             text = error.read().decode(errors="replace").strip()[:500]
         except (OSError, http.client.HTTPException):
@@ -144,6 +144,12 @@ class JobsService:
                 f"what answers at {self.address} redirects ({error.code}) to {target!r}, where nothing is"
                 " sent, since requests carry the cluster's token: if that is the cluster, give it with"
                 f" --address; else {CORRECT_ADDRESS}"
+            )
+        if error.code in (401, 403) and not has_token:
+            return RefusedJobError(
+                f"what answers at {self.address} refused the request ({error.code}: {text or error.reason}),"
+                " and no token was sent, since no Ray cluster there has asked for one: it may be a proxy that"
+                f" keeps you out; ask who runs it, or {CORRECT_ADDRESS}"
             )
         if error.code in (401, 403):
             return RefusedJobError(

@@ -189,6 +189,33 @@ def test_the_token_goes_to_no_address_that_the_cluster_points_to(
     assert f"what answers at {address} redirects ({code}) to '{target}', where nothing is" in ended.errors
 
 
+@pytest.mark.parametrize("code", [401, 403])
+@pytest.mark.parametrize("from_the_start", [True, False])
+def test_a_refusal_speaks_of_a_token_only_where_one_was_sent(
+    code: int, from_the_start: bool, serve: Serve, console: Console, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    monkeypatch.setenv("RAY_AUTH_TOKEN", "secret")
+    known = {"/api/authentication_mode": {"authentication_mode": "disabled"}}
+    open_to_all = ray({} if from_the_start else known)
+
+    def said(path: str) -> bytes:
+        found = open_to_all(path)
+        return answer("keep out", code) if b"nothing" in found else found
+
+    address = serve(said)
+    ended = submit(console, tmp_path, address)
+    assert ended.code == 2
+    assert ended.errors.startswith(
+        f"what answers at {address} refused the request ({code}: keep out), and no token was sent"
+    )
+    address = serve(lambda path: ASKING(path) if "authentication" in path else answer("keep out", code))
+    ended = submit(console, tmp_path, address)
+    assert ended.code == 2
+    assert f"{address} does not take the token that was sent (keep out)" in ended.errors
+    assert "secret" not in ended.errors
+
+
 @pytest.mark.parametrize("token", ["sec\nret", "sec\x1bret", "secr\u00e9t", "sec\r\nHost: x"])
 @pytest.mark.parametrize("is_file", [False, True])
 def test_a_token_that_cannot_be_sent_is_refused_and_not_shown(
