@@ -12,7 +12,7 @@ from launchers import run_logs, runs, submitted
 from launchers.cli_print import metrics_text, number_text, print_json, print_table
 from launchers.submission_record import read_submission
 from orchestrator.checkpoint.layout import RunLayout
-from orchestrator.errors import PlanError
+from orchestrator.errors import OrchestratorError, PlanError
 
 
 def logs(options: Namespace) -> int:
@@ -83,14 +83,17 @@ def cancel(options: Namespace) -> int:
 
 
 def _cancel_sweep(options: Namespace, swept: Sequence[Path]) -> int:
-    """Cancel the runs of a sweep that has no run directory: each is a job of its own."""
+    """Cancel the runs of a sweep that has no run directory: each is a job of its own.
+
+    Those whose place refuses are told, and the others are cancelled all the same.
+    """
     name = Path(options.run).name
     if not any(RunLayout(run_dir).submission.is_file() for run_dir in swept):
         raise PlanError(
             f"the sweep '{name}' was not submitted but is run by one command, which would begin the next run:"
             " end that with Ctrl-C, or cancel one of its runs by name"
         )
-    states: dict[str, str] = {}
+    states, refused = dict[str, str](), dict[str, str]()
     # The last first: those that wait must not begin when an earlier one ends.
     for run_dir in reversed(swept):
         try:
@@ -98,15 +101,25 @@ def _cancel_sweep(options: Namespace, swept: Sequence[Path]) -> int:
         except runs.UnknownRunError:
             states[run_dir.name] = runs.run_status(run_dir)["state"]
             continue
+        except OrchestratorError as error:
+            states[run_dir.name] = runs.run_status(run_dir)["state"]
+            refused[run_dir.name] = str(error)
+            if not options.json:
+                print(f"{run_dir.name}: {error}", file=sys.stderr)
+            continue
         if not options.json:
             print(_cancelled_text(run_dir, states[run_dir.name]))
-    if not set(states.values()) & {"stopping", "cancelled", "cancelling"}:
+    if not refused and not set(states.values()) & {"stopping", "cancelled", "cancelling"}:
         listed = ", ".join(f"{run} is '{states[run]}'" for run in sorted(states)[: runs.NUM_NAMED])
         raise runs.UnknownRunError(f"no run of the sweep '{name}' is running or queued: {listed}")
     if options.json:
-        listed_states = [{"name": run_dir.name, "state": states[run_dir.name]} for run_dir in swept]
+        names = [run_dir.name for run_dir in swept]
+        listed_states = [{"name": run, "state": states[run], "problem": refused.get(run)} for run in names]
         print_json({"name": name, "runs": listed_states})
-    return 0
+    elif refused:
+        left = ", ".join(run_dir.name for run_dir in swept if run_dir.name in refused)
+        print(f"of the sweep '{name}' not ended, for the reasons above: {left}", file=sys.stderr)
+    return 1 if refused else 0
 
 
 def _cancelled_text(run_dir: Path, state: str) -> str:

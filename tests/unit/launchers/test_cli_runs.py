@@ -11,7 +11,11 @@ from pathlib import Path
 
 import pytest
 
+from launchers.base import PlaceState
+from launchers.submission_record import Submission
+from orchestrator.errors import LaunchError
 from tests.unit.launchers.commands import Console, FakeRun
+from tests.unit.launchers.place import NAME, Place
 
 
 @contextmanager
@@ -340,6 +344,42 @@ def test_cancel_asks_a_running_driver_and_refuses_otherwise(console: Console, tm
         assert console(*cancel).output == "tiny stops after this step, with its work saved\n"
         assert console(*cancel, "--json").json() == {"name": "tiny", "state": "stopping"}
     assert run.layout.stop_request.exists()
+
+
+def test_a_run_of_a_sweep_that_cannot_be_cancelled_keeps_no_other_from_it(
+    console: Console, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def cancel(place: Place, job_id: str, *, only_queued: bool) -> None:
+        if job_id in ("sw-1", "sw-3"):
+            raise LaunchError(f"{job_id} is not yours")
+        Place.jobs.pop(job_id)
+
+    Place.reset()
+    monkeypatch.setattr(Place, "cancel", cancel)
+    names = [f"sw-{number}" for number in range(4)]
+    for name in names:
+        run = FakeRun(tmp_path, name)
+        run.layout.submitted_job.write_text(run.layout.job.read_text())
+        Submission.of_now(NAME, name, {}).write(run.layout)
+        Place.jobs[name] = PlaceState("queued", "PENDING")
+    command = ("cancel", "sw", "--runs-dir", tmp_path)
+    ended = console(*command)
+    cancelled = ["sw-2 is cancelled before it started", "sw-0 is cancelled before it started"]
+    assert (ended.code, ended.output.splitlines()) == (1, cancelled)
+    said = [line for line in ended.errors.splitlines() if "sw" in line]
+    assert said == [
+        "sw-3: sw-3 is not yours",
+        "sw-1: sw-1 is not yours",
+        "of the sweep 'sw' not ended, for the reasons above: sw-1, sw-3",
+    ]
+    ended = console(*command, "--json")
+    assert (ended.code, ended.errors) == (1, "")
+    found = {run["name"]: (run["state"], run["problem"]) for run in ended.json()["runs"]}
+    assert list(found) == names
+    assert found["sw-0"] == found["sw-2"] == ("cancelled", None)
+    for name in ("sw-1", "sw-3"):
+        state, problem = found[name]
+        assert (state, problem.startswith(f"{name} is not yours")) == ("waiting", True)
 
 
 def test_where_the_time_went_is_shown(console: Console, tmp_path: Path) -> None:

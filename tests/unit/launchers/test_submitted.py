@@ -102,10 +102,10 @@ def test_cancelling_a_sweep_of_single_jobs_cancels_its_runs(console: Console, tm
     assert ended.json() == {
         "name": "sw",
         "runs": [
-            {"name": "sw-0", "state": "finished"},
-            {"name": "sw-1", "state": "stopping"},
-            {"name": "sw-2", "state": "cancelled"},
-            {"name": "sw-10", "state": "cancelled"},
+            {"name": "sw-0", "state": "finished", "problem": None},
+            {"name": "sw-1", "state": "stopping", "problem": None},
+            {"name": "sw-2", "state": "cancelled", "problem": None},
+            {"name": "sw-10", "state": "cancelled", "problem": None},
         ],
     }
     assert begun.layout.stop_request.is_file()
