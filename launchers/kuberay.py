@@ -166,7 +166,7 @@ class KuberayLauncher:
                 " another name"
             )
         if found is not None:
-            self._run("delete", "rayjob", run_dir.name, "--wait=true")
+            self._run("delete", "rayjob", run_dir.name, "--wait=true", "--ignore-not-found")
         self._run(*self.render(job_file, run_dir)[len(self._kubectl()) :], text=manifest)
         return run_dir.name
 
@@ -208,7 +208,7 @@ class KuberayLauncher:
         Raises:
             LaunchError: The cluster refused.
         """
-        self._run("delete", "rayjob", job_id, "--wait=false")
+        self._run("delete", "rayjob", job_id, "--wait=false", "--ignore-not-found")
 
     def end_restarts(self, job_id: str) -> None:
         """Leave the RayJob as it is when its driver ends: KubeRay restarts whatever failed.

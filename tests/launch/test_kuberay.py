@@ -235,6 +235,25 @@ def test_a_cancelled_run_is_not_started_again_by_a_stand_in_for_kuberay(
     )
 
 
+def test_a_rayjob_that_is_gone_before_it_is_deleted_is_none_to_complain_of(
+    tmp_path: Path, console: Console, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log = put_fake_on_path(tmp_path, monkeypatch)
+    kubectl = tmp_path / "bin" / "kubectl"
+    not_found = 'case "$*" in *"--ignore-not-found"*) ;; *delete*) echo NotFound >&2; exit 1 ;; esac\n'
+    kubectl.write_text(FAKE.replace("\n", f"\n{not_found}", 1))
+    submit(tmp_path, console)
+    # As it was listed.
+    Path(f"{log}.rayjobs").write_text(json.dumps({"items": [rayjob(tmp_path, "Initializing")]}))
+    monkeypatch.setattr("launchers.submitted.NUM_LOOKS", 1)
+    cancelled = console("cancel", "tiny", "--runs-dir", tmp_path / "runs")
+    assert (cancelled.code, cancelled.errors) == (0, "")
+    Path(f"{log}.rayjobs").write_text(json.dumps({"items": []}))
+    Path(f"{log}.rayjob").write_text(json.dumps(rayjob(tmp_path, "Failed")))
+    again = submit(tmp_path, console)
+    assert (again.code, again.errors) == (0, "")
+
+
 @pytest.mark.parametrize("entrypoint", ["run x --runs-dir=/elsewhere", "python -c 'torn", ""])
 def test_a_rayjob_of_this_name_that_is_another_runs_is_left_alone(
     entrypoint: str, tmp_path: Path, console: Console, monkeypatch: pytest.MonkeyPatch
