@@ -95,12 +95,19 @@ def _warn(name: str, problem: object) -> None:
 
 
 def explain_ending(run_dir: Path, status: Status) -> None:
-    """Say of a submitted run whose driver never started how its job ended."""
+    """Say of a submitted run whose driver never started how its job ended.
+
+    A place that does not tell is told of on stderr, and the rest is as it was.
+    """
     submission = read_submission(RunLayout(run_dir))
     if not status["job"] or status["job"]["state"] or submission is None or _has_begun(run_dir, submission):
         return
     place = submission.place()
-    ending = place.ending(submission.job_id, run_dir) if place else None
+    try:
+        ending = place.ending(submission.job_id, run_dir) if place else None
+    except OrchestratorError as error:
+        _warn(str(status["name"]), error)
+        return
     status["job"]["state"] = ending
     is_cancelled = submission.is_cancelled or (ending is not None and ending.startswith(CANCELLED))
     status["state"] = "cancelled" if is_cancelled else "failed"

@@ -377,6 +377,21 @@ def test_a_job_that_ended_before_its_driver_is_explained(
     assert explained() == "the last that it printed: no head"
 
 
+def test_a_place_that_does_not_say_how_a_job_ended_is_a_warning(
+    console: Console, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(place: Place, job_id: str, run_dir: Path) -> str | None:
+        raise LaunchError("answered 500")
+
+    submitted(tmp_path, "tiny", None)
+    monkeypatch.setattr(Place, "ending", fail)
+    ended = console("status", "tiny", "--runs-dir", tmp_path)
+    assert (ended.code, ended.errors) == (0, "orchestrator: warning: tiny: answered 500\n")
+    assert "tiny: waiting" in ended.output
+    found = console("status", "tiny", "--runs-dir", tmp_path, "--json").json()
+    assert found["job"] == {"launcher": NAME, "job_id": "tiny", "state": None}
+
+
 def test_following_a_job_that_ended_in_silence_says_what_looking_says(
     console: Console, tmp_path: Path
 ) -> None:
