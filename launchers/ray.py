@@ -145,7 +145,8 @@ class RayLauncher:
             if job["status"] in PHASES and _is_of(job, run_dir):
                 raise LaunchError(
                     f"{run_dir} is {PHASES[job['status']]} already as job {job_id} of the Ray cluster at"
-                    f" {self._service.address}; end it with 'ray job stop {job_id}', or rename yours"
+                    f" {self._service.address}; end it with"
+                    f" 'ray job stop {job_id} --address={self._service.address}', or rename yours"
                 )
 
     def _jobs(self) -> dict[str, dict[str, Any]]:

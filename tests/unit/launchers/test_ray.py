@@ -54,6 +54,21 @@ def test_a_job_of_this_run_is_known_by_whatever_path_the_run_is_given(
     assert console("status", ".", "--json").json()["state"] == "starting"
 
 
+def test_what_ends_a_job_that_is_in_the_way_names_its_cluster(
+    serve: Serve, console: Console, tmp_path: Path
+) -> None:
+    run_dir = tmp_path.resolve() / "runs" / "tiny"
+    job = {"submission_id": "tiny.2", "status": "PENDING", "metadata": {"run_dir": str(run_dir)}}
+    address = serve(ray({"/api/jobs/": [job]}))
+    submit = ("submit", write_job(tmp_path, VALID), "--launcher", "ray", "--address", address)
+    ended = console(*submit, "--runs-dir", tmp_path / "runs")
+    assert (ended.code, ended.errors) == (
+        1,
+        f"{run_dir} is queued already as job tiny.2 of the Ray cluster at {address}; end it with"
+        f" 'ray job stop tiny.2 --address={address}', or rename yours\n",
+    )
+
+
 def test_the_cluster_that_was_asked_is_recorded_and_asked_from_any_shell(
     serve: Serve, console: Console, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
