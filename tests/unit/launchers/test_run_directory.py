@@ -130,6 +130,25 @@ def test_a_wish_to_stop_waits_until_the_directory_is_its_drivers(tmp_path: Path)
         refuse_to_go_on(layout)
 
 
+def test_a_request_that_comes_while_the_directory_is_opened_is_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    layout, display = RunLayout(tmp_path / "job"), ProgressDisplay(io.StringIO(), RunLayout(tmp_path / "job"))
+    seen = []
+
+    def look_up(job: Job, pins: Path) -> tuple[Job, list[str]]:
+        # What the hub is asked takes its time.
+        seen.append(layout.stop_request.exists())
+        layout.stop_request.write_text("cancel")
+        return job, []
+
+    monkeypatch.setattr("launchers.run_directory.look_up_pins", look_up)
+    with opened_run(make_job(), layout, display):
+        assert layout.stop_request.read_text() == "cancel"
+    with opened_run(make_job(), layout, display):
+        assert seen == [False, False]
+
+
 def test_a_wish_to_stop_is_seen_by_workers_at_once(tmp_path: Path) -> None:
     layout = RunLayout(tmp_path)
     stop = StopWish(layout)
