@@ -135,7 +135,11 @@ def _digests_now(job: Job, name: str, before: dict[str, str], layout: StageLayou
     from orchestrator.data.files import digest_file, find_files
 
     dataset = job.datasets[name]
-    if isinstance(dataset, HubDataset | SavedDataset):
+    if isinstance(dataset, SavedDataset):
+        paths = sorted(path for path in Path(dataset.path).rglob("*") if path.is_file())
+        if not paths:
+            raise SourceMissingError(f"datasets.{name}: its files are gone")
+    elif isinstance(dataset, HubDataset):
         paths = [path for path in map(Path, before) if path.exists()]
         if not paths:
             raise SourceMissingError(f"datasets.{name}: its files are gone")

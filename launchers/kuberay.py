@@ -20,6 +20,7 @@ import yaml
 
 from launchers.base import PlaceState, RefusedJobError, is_named, workers_per_node
 from launchers.kubectl import run_command
+from launchers.submission_record import JOB_ID_VARIABLE
 from orchestrator.errors import LaunchError
 
 if TYPE_CHECKING:
@@ -82,7 +83,9 @@ class KuberayLauncher:
             "metadata": {"name": name, "labels": {"app.kubernetes.io/managed-by": "orchestrator"}},
             "spec": {
                 "entrypoint": shlex.join(command),
-                "runtimeEnvYAML": yaml.safe_dump({"env_vars": {"RAY_CHDIR_TO_TRIAL_DIR": "0"}}),
+                "runtimeEnvYAML": yaml.safe_dump(
+                    {"env_vars": {"RAY_CHDIR_TO_TRIAL_DIR": "0", JOB_ID_VARIABLE: name}}
+                ),
                 # Each is a new Ray, on which the run goes on where it stopped.
                 "backoffLimit": options.max_restarts,
                 # At once; the RayJob and what its driver printed stay.

@@ -282,8 +282,11 @@ def _refuse_other_rows(stage: Stage, layout: StageLayout, data: PreparedData) ->
     except (OSError, ValueError):
         # It is damaged; the workers find that, and compare with the one they go on from.
         return
+    if not isinstance(state, dict):
+        return
     digests = data.digests()
-    changed = [name for name in data.train if state.get(f"data.{name}") != digests[f"train.{name}"]]
+    noted = {name: state.get(f"data.{name}") for name in data.train}
+    changed = [name for name, digest in noted.items() if digest not in (None, digests[f"train.{name}"])]
     if changed:
         raise PlanError(
             f"stage '{stage.name}': the content of {', '.join(changed)} changed since the stage began, whose"

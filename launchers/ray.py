@@ -20,8 +20,7 @@ from typing import Any, Literal
 from launchers.base import PlaceState, is_named
 from launchers.ray_http import JobsService
 from launchers.ray_package import JOB_NAME, collect
-from launchers.submission_record import JOB_ID_VARIABLE, read_submission
-from orchestrator.checkpoint.layout import RunLayout
+from launchers.submission_record import JOB_ID_VARIABLE
 from orchestrator.errors import LaunchError
 from orchestrator.spec.launchers import RayOptions
 
@@ -75,7 +74,7 @@ class RayLauncher:
         headers = self._service.headers()
         jobs = self._jobs()
         self._refuse_second(run_dir, jobs)
-        job_id = _unused(run_dir.name, {*jobs, *_cancelled_before(run_dir)})
+        job_id = _unused(run_dir.name, jobs)
         from ray.job_submission import JobSubmissionClient
 
         with tempfile.TemporaryDirectory() as folder:
@@ -200,16 +199,6 @@ def _is_of(job: Mapping[str, Any] | None, run_dir: Path) -> bool:
 def _run_dir(job: Mapping[str, Any]) -> str:
     """The run directory that a job of the cluster names; empty: it is no run's."""
     return str((job.get("metadata") or {}).get(RUN_DIR, ""))
-
-
-def _cancelled_before(run_dir: Path) -> list[str]:
-    """The job id, if it was cancelled, under which a run was last submitted.
-
-    Its driver would take itself for that one, on a cluster that no longer knows of it, until this submission
-    is recorded as well.
-    """
-    earlier = read_submission(RunLayout(run_dir))
-    return [earlier.job_id] if earlier and earlier.is_cancelled else []
 
 
 def _unused(name: str, taken: Container[str]) -> str:

@@ -11,6 +11,7 @@ import json
 import os
 import shlex
 import socket
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -31,6 +32,9 @@ from orchestrator.spec.job import Job, TrainStage
 from orchestrator.spec.load import dump_resolved, load_resolved
 from orchestrator.spec.plan import batch_complaint, plan_batch
 from orchestrator.tracking.events import append_event, replace_text
+
+# Whoever looks whether a lock is held (runs.is_locked) holds it for a moment.
+NUM_TRIES, TRY_SECONDS = 4, 0.05
 
 
 @contextmanager
@@ -154,11 +158,15 @@ def held(path: Path, refusal: Callable[[str], str]) -> Iterator[None]:
         LaunchError: Another process holds it.
     """
     with path.open("a+") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            lock.seek(0)
-            raise LaunchError(refusal(lock.read().strip() or "another process")) from error
+        for tries_left in reversed(range(NUM_TRIES)):
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError as error:
+                if not tries_left:
+                    lock.seek(0)
+                    raise LaunchError(refusal(lock.read().strip() or "another process")) from error
+            time.sleep(TRY_SECONDS)
         lock.truncate(0)
         lock.write(f"process {os.getpid()} on {socket.gethostname()}")
         lock.flush()

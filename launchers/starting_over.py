@@ -9,7 +9,6 @@ from orchestrator.checkpoint.remote import RemoteSteps, stage_url
 from orchestrator.errors import DataError, PlanError, SourceMissingError
 from orchestrator.spec.datasets import HubDataset, SavedDataset
 from orchestrator.spec.job import ExportStage, Job, Stage, TrainStage
-from orchestrator.spec.reads import dataset_names
 
 
 def refuse_remote_steps(job: Job, stages: Sequence[Stage]) -> None:
@@ -44,15 +43,16 @@ def refuse_missing_sources(job: Job, stages: Sequence[Stage]) -> None:
     """
     # Here and not above: its imports take a tenth of the time of 'plan --no-model'.
     from orchestrator.data.files import find_files
+    from orchestrator.train.kept import source_names
 
     names = [
-        name for stage in stages if not isinstance(stage, ExportStage) for name in dataset_names(job, stage)
+        name for stage in stages if not isinstance(stage, ExportStage) for name in source_names(job, stage)
     ]
     for name in dict.fromkeys(names):
         dataset = job.datasets[name]
         try:
-            if isinstance(dataset, SavedDataset) and not Path(dataset.path).exists():
-                raise SourceMissingError(f"datasets.{name}: path: there is no folder {dataset.path}.")
+            if isinstance(dataset, SavedDataset) and not any(Path(dataset.path).glob("*")):
+                raise SourceMissingError(f"datasets.{name}: path: there is nothing in {dataset.path}.")
             if not isinstance(dataset, SavedDataset | HubDataset):
                 find_files(name, dataset)
         except DataError as error:

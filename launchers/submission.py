@@ -7,6 +7,7 @@ import os
 import shlex
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import replace
 from io import TextIOWrapper
 from pathlib import Path
 from typing import Any
@@ -197,11 +198,16 @@ def _handed_over(job: Job, layout: RunLayout) -> Iterator[None]:
     the place has taken and was recorded stays, whatever comes after it.
     """
     before = {path: _text(path) for path in (layout.submitted_job, layout.submission)}
+    earlier = read_submission(layout)
+    if earlier is not None and earlier.is_cancelled:
+        # A place that gives the same job id again may start the driver before this submission is recorded.
+        replace(earlier, is_cancelled=False).write(layout)
+    unrecorded = _text(layout.submission)
     try:
         write_submitted(job, layout)
         yield
     except BaseException as error:
-        is_recorded = _text(layout.submission) != before[layout.submission]
+        is_recorded = _text(layout.submission) != unrecorded
         if not is_recorded or isinstance(error, RefusedJobError):
             # Where the disk is full, what happened is the error to tell.
             with suppress(OSError):

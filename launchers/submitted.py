@@ -10,6 +10,7 @@ import json
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -155,15 +156,18 @@ def stop_run(run_dir: Path) -> str:
         LaunchError: It is not running, or its place refused.
     """
     layout = RunLayout(run_dir)
-    submission = read_submission(layout)
     if is_locked(layout.driver_lock):
-        if submission:
-            # Else its place might start it again.
-            _note_cancelled(layout, submission)
         request_stop(run_dir)
+        _keep_ended(layout)
         return "stopping"
+    submission = read_submission(layout)
     place = submission.place() if submission else None
-    state = submission.found_in(place.queue()) if submission and place else None
+    try:
+        state = submission.found_in(place.queue()) if submission and place else None
+    except LaunchError:
+        if submission:
+            _note_cancelled(layout, submission)
+        raise
     if submission is None or place is None or state is None:
         if submission and submission.is_cancelled and not _has_begun(run_dir, submission):
             return "cancelled"
@@ -183,6 +187,20 @@ def stop_run(run_dir: Path) -> str:
         return "stopping"
     _cancel(place, submission, only_queued=False)
     return "cancelled" if _leaves_queue(place, submission) else "cancelling"
+
+
+def _keep_ended(layout: RunLayout) -> None:
+    """Have a place that might start a run again leave it as it ends; what it says is a warning at most."""
+    try:
+        submission = read_submission(layout)
+        if submission is None:
+            return
+        _note_cancelled(layout, submission)
+        place = submission.place()
+        if isinstance(place, RestartingLauncher):
+            place.end_restarts(submission.job_id)
+    except OrchestratorError as error:
+        _warn(layout.root.name, error)
 
 
 def _note_cancelled(layout: RunLayout, submission: Submission) -> None:
@@ -205,9 +223,10 @@ def _cancel(place: RemoteLauncher, submission: Submission, *, only_queued: bool)
     try:
         place.cancel(submission.job_id, only_queued=only_queued)
     except LaunchError as error:
-        if submission.found_in(place.queue()) is None:
-            # Somebody else has cancelled it meanwhile.
-            return
+        with suppress(LaunchError):
+            if submission.found_in(place.queue()) is None:
+                # Somebody else has cancelled it meanwhile.
+                return
         raise LaunchError(
             f"{error}\nThe run is noted as cancelled, and its driver ends at once where it starts from now on"
         ) from error

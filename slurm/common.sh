@@ -78,10 +78,10 @@ wait_for() {
   code=$?
 }
 
-# After SIGUSR1 or SIGUSR2 from SLURM and a saved run: the same job once more.
 # Whether somebody typed 'orchestrator cancel' for this job; $1: the record beside the job file that submit wrote.
 is_unwanted() { grep -qs '"is_cancelled": true' "$1" && grep -qsF "\"job_id\": \"$job_ref\"" "$1"; }
 
+# After SIGUSR1 or SIGUSR2 from SLURM and a saved run: the same job once more.
 requeue() {
   local count=${SLURM_RESTART_COUNT:-0}
   # shellcheck disable=SC2154 # an option of the scripts

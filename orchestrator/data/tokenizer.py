@@ -9,7 +9,6 @@ import copy
 import logging
 import os
 import re
-import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -63,11 +62,16 @@ def prepare_tokenizer(section: Tokenizer, catalog: Catalog) -> Path:
     if section.train is not None:
         return _prepare_trained(section.train, catalog, folder)
     tokenizer = _load(str(section.from_), revision=section.revision, trust_remote_code=False)
-    with tempfile.TemporaryDirectory() as temporary:
-        # Named by all of what it is: its configuration, too, says what becomes of a text.
-        save_tokenizer(tokenizer, Path(temporary))
-        target = folder / tokenizer_digest(Path(temporary))
-    return make_folder(target, lambda made: save_tokenizer(tokenizer, made))
+    content = {
+        "backend": tokenizer.backend_tokenizer.to_str(),
+        "special_tokens": {key: str(value) for key, value in tokenizer.special_tokens_map.items()},
+        "class": type(tokenizer).__name__,
+        "chat_template": str(tokenizer.chat_template),
+    }
+    if tokenizer.split_special_tokens:
+        # Only then, so that others keep their folders.
+        content["split_special_tokens"] = True
+    return make_folder(folder / digest_values(content), lambda target: save_tokenizer(tokenizer, target))
 
 
 def _prepare_trained(training: TokenizerTraining, catalog: Catalog, folder: Path) -> Path:

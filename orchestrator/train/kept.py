@@ -24,9 +24,10 @@ from orchestrator.data.tokenizer import TRAINING_VERSION, gives_same_tokens
 from orchestrator.data.versions import ROWS
 from orchestrator.errors import DataError, SourceMissingError
 from orchestrator.registry import resolve
+from orchestrator.spec.datasets import Dataset
 from orchestrator.spec.fingerprint import LOCATION, difference, with_compared
 from orchestrator.spec.job import EvaluateStage, Job, TrainStage
-from orchestrator.spec.reads import dataset_names, tokenizer_section, trained_stage
+from orchestrator.spec.reads import chat_template, dataset_names, tokenizer_section, trained_stage
 from orchestrator.train.inputs import StageInputs
 
 
@@ -53,19 +54,28 @@ def source_names(job: Job, stage: TrainStage | EvaluateStage) -> list[str]:
 def rows_keys(job: Job, stage: TrainStage | EvaluateStage) -> dict[str, Any]:
     """What a stage's tokenizer and rows depend on beside the content of its sources, as JSON has it."""
     trained = stage if isinstance(stage, TrainStage) else trained_stage(job, stage.from_)
-    names = source_names(job, stage)
+    training = tokenizer_section(job, trained).train
     keys = {
-        "tokenizer": tokenizer_section(job, trained).model_dump(mode="json", by_alias=True),
-        # The same rows, whichever way they are read.
-        "datasets": {
-            name: job.datasets[name].model_dump(mode="json", exclude={"streaming"}) for name in names
-        },
+        # One that is loaded is compared by what it is.
+        "tokenizer": None if training is None else training.model_dump(mode="json"),
+        "chat_template": chat_template(job, trained) is not None,
+        "datasets": {name: _dataset_keys(job.datasets[name]) for name in source_names(job, stage)},
         "rows": asdict(row_layout(trained)),
         "num_labels": num_outputs(trained),
         "split": stage.split if isinstance(stage, EvaluateStage) else None,
         "versions": {**ROWS, "format": FORMAT_VERSION, "tokenizer": TRAINING_VERSION},
     }
     return dict(json.loads(json.dumps(keys)))
+
+
+def _dataset_keys(dataset: Dataset) -> dict[str, Any]:
+    """Keys that rows depend on; without those that are not set, since a later version may have more."""
+    # The same rows, whichever way they are read or checked.
+    found = dataset.model_dump(mode="json", exclude=["streaming", "sha256"])
+    keys = {key: value for key, value in found.items() if value is not None}
+    if isinstance(keys.get("files"), str):
+        keys["files"] = [keys["files"]]
+    return keys
 
 
 @dataclass(frozen=True)
@@ -109,9 +119,7 @@ class Kept:
             SourceMissingError: There are none.
             DataError: They are damaged, the tokenizer is another one, or all else is not as it was.
         """
-        folders = self.inputs.evaluation if name in self.inputs.evaluation else self.inputs.train
-        if split == "train" and name in self.inputs.train:
-            folders = self.inputs.train
+        folders = self.inputs.train if split == "train" else self.inputs.evaluation
         if name not in folders:
             raise missing
         folder = self._whole(folders[name], missing)
@@ -134,8 +142,9 @@ class Kept:
     def _whole(self, recorded: str, missing: SourceMissingError) -> Path:
         """A folder, wherever the cache lies now."""
         self.refuse_changed(missing)
-        path = Path(recorded)
-        folder = self.cache_dir.joinpath(*path.parts[-2:])
+        folder = Path(recorded)
+        moved = self.cache_dir.joinpath(*folder.parts[-2:])
+        folder = moved if moved.exists() else folder
         if (problem := verify(folder)) is not None:
             raise _unfit(missing, [f"{folder} is damaged or gone: {problem}"])
         return folder
@@ -160,11 +169,15 @@ def changes_since(
         stage: The stage.
         files_now: Digests by path of a dataset; raises ``SourceMissingError``.
     """
-    if not before_keys:
+    if not isinstance(before_keys.get("datasets"), dict):
         return ["another version of orchestrator prepared it, which did not note from what"]
     keys, before = rows_keys(job, stage), copy.deepcopy(dict(before_keys))
+    # One that is read since, or no longer, is nothing that rows of the others depend on.
+    shared = [name for name in keys["datasets"] if name in before["datasets"]]
+    for each in (keys, before):
+        each["datasets"] = {name: each["datasets"][name] for name in shared}
     lines = []
-    for name in keys["datasets"]:
+    for name in shared:
         dataset, files = job.datasets[name], before_files.get(name, {})
         try:
             now = files_now(name)
@@ -172,7 +185,7 @@ def changes_since(
                 lines += changed_files(files, now) or [f"the files of '{name}' are in another order"]
             moves = LOCATION.get(dataset.source)
             for section in (keys["datasets"], before["datasets"]):
-                section.get(name, {}).pop(moves, None)
+                section[name].pop(moves, None)
         except SourceMissingError:
             now = {str(path): digest_file(path) for path in present_files(dataset)}
             lines += changed_files({path: files[path] for path in files if path in now}, now)

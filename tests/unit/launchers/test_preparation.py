@@ -15,7 +15,7 @@ from launchers.progress import ProgressDisplay
 from orchestrator.checkpoint.layout import RunLayout
 from orchestrator.data.tasks import IN_PROCESS
 from orchestrator.data.tokenizer import load_tokenizer, save_tokenizer
-from orchestrator.errors import DataError, PlanError
+from orchestrator.errors import DataError, PlanError, SourceMissingError
 from orchestrator.spec.job import Job
 from orchestrator.tracking.events import read_json_lines
 from orchestrator.train.inputs import StageInputs
@@ -246,7 +246,7 @@ def test_what_a_job_says_of_what_is_gone_may_not_change(
     job, layout, fingerprint = begun
     # It is not there, and what it was is.
     elsewhere = with_dataset(job, "held", files=str(tmp_path / "new.jsonl"))
-    with pytest.raises(DataError, match=r"datasets.held.files: .*/held.jsonl -> .*/new.jsonl"):
+    with pytest.raises(DataError, match=r"datasets.held.files: .*/held.jsonl'\] -> \[.*/new.jsonl"):
         prepare(elsewhere, layout)
     (tmp_path / "held.jsonl").unlink()
     (tmp_path / "rows.jsonl").rename(tmp_path / "moved.jsonl")
@@ -261,6 +261,29 @@ def test_what_a_job_says_of_what_is_gone_may_not_change(
     monkeypatch.setattr("orchestrator.train.kept.ROWS", {"examination": 0})
     with pytest.raises(DataError, match=r"cannot stand in for it: versions"):
         prepare(Job.model_validate(moved), layout)
+
+
+def test_rows_of_another_split_do_not_stand_in(begun: tuple[Job, RunLayout, str], tmp_path: Path) -> None:
+    job, layout, _ = begun
+    (tmp_path / "other.jsonl").unlink()
+    keys = job.model_dump(mode="json", by_alias=True)
+    # What is read besides changes nothing in what was.
+    (tmp_path / "new.jsonl").write_text((tmp_path / "held.jsonl").read_text())
+    keys["datasets"]["new"] = {**keys["datasets"]["held"], "files": str(tmp_path / "new.jsonl")}
+    keys["stages"][0]["evaluation"]["datasets"] = ["held", "new"]
+    prepare(Job.model_validate(keys), layout)
+    keys["stages"][0]["evaluation"]["datasets"] = ["held", "other"]
+    keys["datasets"]["other"]["validation_fraction"] = 0.5
+    with pytest.raises(DataError, match=r"other.jsonl"):
+        prepare(Job.model_validate(keys), layout)
+    keys["datasets"]["other"]["validation_fraction"] = None
+    kept = start(job, layout)._kept(job.stages[0])  # type: ignore[arg-type]
+    assert kept is not None
+    tokenizer = kept.tokenizer(SourceMissingError("gone"))
+    with pytest.raises(SourceMissingError):
+        kept.rows("other", "validation", tokenizer, SourceMissingError("gone"))
+    with pytest.raises(SourceMissingError):
+        kept.rows("held", "train", tokenizer, SourceMissingError("gone"))
 
 
 def test_what_is_damaged_and_not_gone_is_made_again(
@@ -352,8 +375,18 @@ def test_without_its_list_a_begun_stage_is_compared_with_its_checkpoint(
     for _ in range(2):
         with pytest.raises(PlanError, match=r"the content of rows changed since .*, whose inputs\.json"):
             prepare(job, layout)
+    for torn in ("[]", "{}", "{"):
+        (checkpoint / "state.json").write_text(torn)
+        prepare(job, layout)
+        stage.inputs.unlink()
     path.write_text(content)
     assert prepare(job, layout) == fingerprint
+    # As of a version that noted something else.
+    noted = stage.inputs.read_text()
+    stage.inputs.write_text(noted.replace('"datasets"', '"data"'))
+    (tmp_path / "other.jsonl").unlink()
+    with pytest.raises(DataError, match="another version of orchestrator prepared it"):
+        prepare(job, layout)
 
 
 def test_a_chat_template_that_changed_is_named_where_the_conversations_are_gone(tmp_path: Path) -> None:

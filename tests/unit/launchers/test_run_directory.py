@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import fcntl
 import io
 import json
 import shutil
 import time
 from pathlib import Path
+from threading import Timer
 from typing import Any
 
 import pytest
@@ -21,6 +23,7 @@ from launchers.run_directory import (
     set_aside,
     write_run,
 )
+from launchers.runs import is_locked
 from launchers.starting_over import refuse_remote_steps
 from orchestrator.checkpoint.layout import RunLayout
 from orchestrator.checkpoint.steps import step_name
@@ -181,6 +184,17 @@ def test_setting_aside_keeps_every_earlier_folder(tmp_path: Path) -> None:
         set_aside(tmp_path / "run")
     assert [(tmp_path / f"run.before-{n}" / "content").read_text() for n in (1, 2)] == ["1", "2"]
     assert set_aside(tmp_path / "run") is None
+
+
+def test_a_look_at_the_lock_keeps_no_driver_out(tmp_path: Path) -> None:
+    layout = RunLayout(tmp_path)
+    layout.driver_lock.touch()
+    with layout.driver_lock.open("rb") as looking:
+        # As is_locked does, for a moment.
+        fcntl.flock(looking, fcntl.LOCK_SH)
+        Timer(0.05, lambda: fcntl.flock(looking, fcntl.LOCK_UN)).start()
+        with only_driver(layout):
+            assert is_locked(layout.driver_lock)
 
 
 def test_a_second_driver_is_refused_and_told_who_runs(tmp_path: Path) -> None:

@@ -11,7 +11,13 @@ import pytest
 from launchers.base import PlaceState
 from launchers.progress import ProgressDisplay
 from launchers.run_directory import only_driver, opened_run
-from launchers.submission_record import JOB_ID_VARIABLE, CancelledError, Submission, read_submission
+from launchers.submission_record import (
+    JOB_ID_VARIABLE,
+    CancelledError,
+    Submission,
+    read_submission,
+    refuse_cancelled,
+)
 from launchers.submitted import join_places
 from launchers.sweep_record import SweepRecord
 from orchestrator.checkpoint.layout import RunLayout
@@ -282,6 +288,70 @@ def test_a_cancellation_that_its_place_refuses_is_noted_all_the_same(
     assert console("cancel", "tiny", "--runs-dir", tmp_path).code == 0
     listed = console("status", "--json", "--runs-dir", tmp_path).json()["runs"]
     assert [entry["state"] for entry in listed] == ["cancelled"]
+
+
+def test_a_place_that_starts_again_is_told_not_to_where_the_lock_is_seen(
+    console: Console, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ended = []
+    monkeypatch.setattr(Place, "end_restarts", lambda place, job_id: ended.append(job_id), raising=False)
+    run = submitted(tmp_path, "tiny", "running")
+    with only_driver(run.layout):
+        assert console("cancel", "tiny", "--runs-dir", tmp_path).code == 0
+        assert (ended, run.layout.stop_request.is_file()) == (["tiny"], True)
+        # Whatever is wrong with the record, the run is asked to stop.
+        run.layout.stop_request.unlink()
+        run.layout.submission.write_text("{")
+        stopped = console("cancel", "tiny", "--runs-dir", tmp_path)
+        assert (stopped.code, run.layout.stop_request.is_file()) == (0, True)
+        assert "submission.json is damaged" in stopped.errors
+
+
+def test_a_finished_run_stays_so_where_another_submission_of_it_was_cancelled(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = submitted(tmp_path, "tiny")
+    run.event("run_finished")
+    Submission(NAME, "tiny", {}, time="9999", is_cancelled=True).write(run.layout)
+    monkeypatch.setenv(JOB_ID_VARIABLE, "tiny")
+    with pytest.raises(CancelledError):
+        refuse_cancelled(run.layout)
+    assert [event["event"] for event in read_events(run.layout.events)][-1] == "run_finished"
+
+
+def test_a_cancellation_is_noted_where_its_place_cannot_be_asked(console: Console, tmp_path: Path) -> None:
+    run = submitted(tmp_path, "tiny")
+    Place.is_down = True
+    assert console("cancel", "tiny", "--runs-dir", tmp_path).code == 1
+    noted = read_submission(run.layout)
+    assert noted is not None
+    assert noted.is_cancelled
+
+
+def test_a_driver_of_the_same_job_id_runs_before_its_submission_is_recorded(
+    console: Console, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    layout = RunLayout(tmp_path / "runs" / "tiny")
+    path = write_job(tmp_path, f"{VALID}launcher: {{name: '{NAME}'}}\n")
+    runs = ("--runs-dir", tmp_path / "runs")
+    assert console("submit", path, *runs).code == 0
+    assert console("cancel", "tiny", *runs).code == 0
+    cancelled = layout.submission.read_text()
+    submit = Place.submit
+
+    def start_at_once(place: Place, job_file: Path, run_dir: Path) -> str:
+        job_id = submit(place, job_file, run_dir)
+        monkeypatch.setenv(JOB_ID_VARIABLE, job_id)
+        refuse_cancelled(layout)
+        return job_id
+
+    monkeypatch.setattr(Place, "submit", start_at_once)
+    assert console("submit", path, *runs).code == 0
+    Place.jobs.clear()
+    layout.submission.write_text(cancelled)
+    Place.refuses = True
+    assert console("submit", path, *runs).code == 2
+    assert layout.submission.read_text() == cancelled
 
 
 def test_a_submission_that_was_made_meanwhile_is_left_as_it_is(
