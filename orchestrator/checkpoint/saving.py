@@ -187,7 +187,9 @@ class StepWriter:
         if problem is None:
             problem = self._try_on_first(lambda: _commit(path, files, plan, state))
         if problem is not None:
-            self._give_up(path, plan.state_bytes, problem)
+            # Where others write by now, that is why, and the folder is theirs.
+            replaced = self._try_on_first(lambda: None)
+            self._give_up(path, plan.state_bytes, replaced or problem)
 
     def _try_on_first(self, action: Callable[[], None]) -> _Problem | None:
         """Run ``action`` on rank 0; what went wrong, on every rank."""
@@ -211,7 +213,6 @@ class StepWriter:
         try:
             digest = write_shard(path / plan.file, parts)
         except Exception as error:
-            # Whatever it is: the other ranks wait to hear of it.
             logger.exception("%s could not be written", path / plan.file)
             problem = _Problem.of(error)
         reports = tell_all((plan.file, digest, problem), self.group)
@@ -224,11 +225,9 @@ class StepWriter:
             raise ReplacedError(f"{path}: not saved: {problem.message}")
         if problem.is_in_the_way:
             raise CheckpointError(f"{path}: not saved: {problem.message}, and run the same command again")
-        free_bytes = 0
+        free_bytes = from_first(_free_bytes(self.folder), self.group)
         if my_rank() == 0:
-            free_bytes = _free_bytes(self.folder)
             shutil.rmtree(path, ignore_errors=True)
-        free_bytes = from_first(free_bytes, self.group)
         if problem.is_of_state:
             raise TrainingError(
                 f"{path}: not saved: {problem.message}. The newest checkpoint is from before. Start over with"

@@ -5,7 +5,9 @@ from __future__ import annotations
 import errno
 import json
 import os
+import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -15,7 +17,7 @@ from orchestrator.checkpoint.manager import CheckpointManager, Damage
 from orchestrator.checkpoint.retention import Retention
 from orchestrator.checkpoint.steps import list_steps, step_name
 from orchestrator.checkpoint.storage import read_tensors
-from orchestrator.errors import CheckpointError
+from orchestrator.errors import CheckpointError, ReplacedError
 from tests.unit.checkpoint.saved import FILES, assert_equal, load, make_tensors, save
 
 
@@ -119,6 +121,36 @@ def test_a_write_that_fails_is_told_with_what_helps(
     assert advice in str(raised.value)
     assert ("are free" in str(raised.value)) == (number == errno.ENOSPC)
     assert manager.newest() == tmp_path / step_name(1)
+
+
+def test_a_save_that_fails_since_others_write_by_now_says_so_and_leaves_their_step(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    taken_over: list[int] = []
+
+    def check_owner() -> None:
+        if taken_over:
+            raise ReplacedError("taken over by another")
+
+    def sleep_through(*arguments: object) -> None:
+        # As one that is paused in it: the other removes the half of a step, and writes its own.
+        shutil.rmtree(tmp_path / step_name(2))
+        save(tmp_path, 2)
+        taken_over.append(1)
+        raise FileNotFoundError(errno.ENOENT, "No such file", "shard-00000.bin")
+
+    saver = saving.DirectSaver(tmp_path, Retention(1), check_owner=check_owner)
+    original = saving.write_shard
+    calls: list[int] = []
+
+    def write(*arguments: Any) -> Any:
+        calls.append(1)
+        return original(*arguments) if len(calls) > 1 else sleep_through()
+
+    monkeypatch.setattr(saving, "write_shard", write)
+    with pytest.raises(ReplacedError, match="not saved: rank 0: taken over by another"):
+        saver.save(2, make_tensors(2), {"step": 2}, lambda: None)
+    assert CheckpointManager(tmp_path).newest() == tmp_path / step_name(2)
 
 
 def test_a_step_that_was_complete_and_lost_everything_is_told_and_kept(tmp_path: Path) -> None:
