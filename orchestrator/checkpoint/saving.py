@@ -225,9 +225,10 @@ class StepWriter:
             raise ReplacedError(f"{path}: not saved: {problem.message}")
         if problem.is_in_the_way:
             raise CheckpointError(f"{path}: not saved: {problem.message}, and run the same command again")
-        free_bytes = from_first(_free_bytes(self.folder), self.group)
+        free_bytes = _free_bytes(self.folder)
         if my_rank() == 0:
             shutil.rmtree(path, ignore_errors=True)
+        free_bytes = from_first(free_bytes, self.group)
         if problem.is_of_state:
             raise TrainingError(
                 f"{path}: not saved: {problem.message}. The newest checkpoint is from before. Start over with"
