@@ -30,7 +30,10 @@ from orchestrator.checkpoint.layout import RunLayout
 layout = RunLayout(Path(sys.argv[1]))
 time.sleep(0.5)
 with only_driver(layout):
-    while not layout.stop_request.exists():
+    # Not for ever, should the test fail.
+    for _ in range(1200):
+        if layout.stop_request.exists():
+            break
         time.sleep(0.05)
 """
 Drive = Callable[[str], None]
