@@ -28,6 +28,8 @@ class Launcher(Protocol):
     def submit(self, job_file: Path, run_dir: Path) -> str:
         """Start ``orchestrator run`` there without waiting for it; returns the place's own job id.
 
+        A driver that finds that id in ``ORCHESTRATOR_JOB_ID`` ends at once if the run was cancelled since.
+
         Raises:
             LaunchError: The place refused the job.
         """

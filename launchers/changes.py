@@ -36,7 +36,9 @@ def why_changed(
     training = tokenizer_section(job, stage).train
     is_other_tokenizer = "tokenizer" in changed
     learned = training.datasets if training and is_other_tokenizer else ()
-    names = with_compared(job, [*learned, *(name[6:] for name in changed if name.startswith("train."))])
+    names = with_compared(
+        job, [*learned, *(name.removeprefix("train.") for name in changed if name != "tokenizer")]
+    )
     both = [(before.files[name], data.files[name]) for name in names if name in before.files]
     lines = list(dict.fromkeys(chain.from_iterable(changed_files(*files) for files in both)))
     if is_other_tokenizer and not lines:

@@ -121,7 +121,8 @@ def refuse_cancelled(layout: RunLayout) -> None:
     if submission is None or not submission.is_cancelled or submission.job_id != job_id:
         return
     marks = [str(event.get("event")) for event in read_events(layout.events)]
-    if next((mark for mark in reversed(marks) if mark.startswith("run_")), next(iter(ENDS))) not in ENDS:
+    last = next((mark for mark in reversed(marks) if mark.startswith("run_")), None)
+    if last is not None and last not in ENDS:
         # Its driver was lost.
         append_event(layout.events, "run_stopped")
     raise CancelledError(f"{layout.root.name} was cancelled before its driver started: nothing is run")
