@@ -54,11 +54,7 @@ def find_files(name: str, dataset: FileDataset) -> list[Path]:
         files = [_package_file(name, dataset)]
     else:
         patterns = (dataset.files,) if isinstance(dataset.files, str) else dataset.files
-        found: dict[Path, Path] = {}
-        resolve = cache(Path.resolve)
-        for path in (path for pattern in patterns for path in _matches(name, pattern)):
-            found.setdefault(resolve(path.parent) / path.name, path)
-        files = list(found.values())
+        files = _each_once(path for pattern in patterns for path in _matches(name, pattern))
     if all(path.stat().st_size == 0 for path in files):
         raise DataError(f"datasets.{name}: the corpus is empty: {_some(files)} hold 0 bytes, expected text.")
     return files
@@ -67,12 +63,22 @@ def find_files(name: str, dataset: FileDataset) -> list[Path]:
 def present_files(dataset: Dataset) -> list[Path]:
     """Those files of a dataset, of a source that is made of files, that are there, whatever else is not."""
     given: str | tuple[str, ...] = getattr(dataset, "files", ())
+    patterns = (given,) if isinstance(given, str) else given
+    paths = [Path(pattern).expanduser().absolute() for pattern in patterns]
+    matches = [
+        match
+        for path in paths
+        for match in ([path] if path.is_file() else sorted(map(Path, glob.glob(str(path), recursive=True))))
+    ]
+    return _each_once(match for match in matches if match.is_file())
+
+
+def _each_once(paths: Iterable[Path]) -> list[Path]:
+    """Each name of a file once, in its folder as that really is."""
     found: dict[Path, Path] = {}
-    for pattern in (given,) if isinstance(given, str) else given:
-        path = Path(pattern).expanduser().absolute()
-        for match in [path] if path.is_file() else sorted(map(Path, glob.glob(str(path), recursive=True))):
-            if match.is_file():
-                found.setdefault(match.parent.resolve() / match.name, match)
+    resolve = cache(Path.resolve)
+    for path in paths:
+        found.setdefault(resolve(path.parent) / path.name, path)
     return list(found.values())
 
 
