@@ -119,7 +119,9 @@ class Kept:
             SourceMissingError: There are none.
             DataError: They are damaged, the tokenizer is another one, or all else is not as it was.
         """
-        folders = self.inputs.train if split == "train" else self.inputs.evaluation
+        # A stage that evaluates reads rows of any split, and trains on none.
+        trains = split == "train" and self.inputs.train
+        folders = self.inputs.train if trains else self.inputs.evaluation
         if name not in folders:
             raise missing
         folder = self._whole(folders[name], missing)

@@ -154,15 +154,20 @@ def test_what_is_gone_alone_is_done_without(
     assert f"there is no file '{gone}.jsonl'" in event["message"]
 
 
-def test_an_evaluation_does_without_the_rows_that_were_trained_on(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("dataset", "split"), [("held", "validation"), ("other", "train"), ("held", "train")]
+)
+def test_an_evaluation_does_without_the_rows_that_were_trained_on(
+    dataset: str, split: str, tmp_path: Path
+) -> None:
     keys = make_many(tmp_path).model_dump(mode="json", by_alias=True)
     keys["stages"].append(
         {
             "name": "test",
             "kind": "evaluate",
             "from": "classify",
-            "datasets": ["held"],
-            "split": "validation",
+            "datasets": [dataset],
+            "split": split,
         }
     )
     job, layout = Job.model_validate(keys), RunLayout(tmp_path / "runs" / "job")
