@@ -17,7 +17,7 @@ from orchestrator.checkpoint.layout import RunLayout, StageLayout
 from orchestrator.errors import DataError, SourceMissingError
 from orchestrator.spec.datasets import HubDataset, SavedDataset
 from orchestrator.spec.fingerprint import spec_fingerprint, weights_fingerprint
-from orchestrator.spec.job import ExportStage, Job, Stage, TrainStage
+from orchestrator.spec.job import EvaluateStage, ExportStage, Job, Stage, TrainStage
 from orchestrator.spec.plan import input_stage, stage_order
 
 State = Literal["to do", "done", "goes on", "starts over"]
@@ -46,11 +46,12 @@ def forecast_stages(job: Job, run: RunLayout) -> dict[str, Forecast]:
         inputs = read_inputs(layout)
         known = {} if before is None else {before: weights[before]}
         weights[stage.name] = _weights(job, stage, inputs, known)
-        changed, gone = _changed_files(job, inputs, layout) if has_started(layout) else ([], [])
+        reading = None if isinstance(stage, ExportStage) or not has_started(layout) else stage
+        changed, gone = _changed_files(job, inputs, layout) if reading else ([], [])
         inputs_done = before is None or found[before].state == "done"
         state = _state(job, stage, layout, inputs, known, inputs_done)
         refusal = None
-        changes = _changes(job, stage, inputs, layout) if gone else []
+        changes = _changes(job, reading, inputs, layout) if reading and gone else []
         if changes:
             names = ", ".join(f"'{name}'" for name in gone)
             refusal = (
@@ -110,12 +111,13 @@ def _changed_files(job: Job, inputs: dict[str, Any], layout: StageLayout) -> tup
     return list(dict.fromkeys(lines)), gone
 
 
-def _changes(job: Job, stage: Stage, inputs: dict[str, Any], layout: StageLayout) -> list[str]:
+def _changes(
+    job: Job, stage: TrainStage | EvaluateStage, inputs: dict[str, Any], layout: StageLayout
+) -> list[str]:
     """In what a stage differs from what it was prepared from, beside what is gone."""
     # Here and not above: it imports all that makes data.
     from orchestrator.train.kept import changes_since
 
-    assert not isinstance(stage, ExportStage)
     files = inputs.get("files", {})
     return changes_since(
         inputs.get("rows_keys", {}),

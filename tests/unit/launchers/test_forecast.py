@@ -150,6 +150,16 @@ def test_rows_of_a_source_that_is_gone_are_kept_for_the_same_job_alone(tmp_path:
     assert layout.stage("again").root.with_name("again.before-1").exists()
 
 
+def test_an_export_of_the_name_of_a_stage_whose_source_is_gone_reads_nothing(tmp_path: Path) -> None:
+    job, layout = two_stages(tmp_path), RunLayout(tmp_path / "runs" / "job")
+    start(job, layout)
+    (tmp_path / "more.jsonl").unlink()
+    keys = job.model_dump(mode="json", by_alias=True)
+    keys["stages"][1] = {"name": "again", "kind": "export", "from": keys["stages"][0]["name"]}
+    found = forecast_stages(Job.model_validate(keys), layout)["again"]
+    assert (found.state, found.refusal, found.gone_data, found.changed_data) == ("to do", None, (), ())
+
+
 def test_only_files_written_since_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     job, layout = two_stages(tmp_path), RunLayout(tmp_path / "runs" / "job")
     start(job, layout)
