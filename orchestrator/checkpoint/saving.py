@@ -123,18 +123,19 @@ class _Problem:
     """Others write the folder by now."""
     is_in_the_way: bool
     """Something else has the name of the step."""
-    is_of_space: bool
-    """The disk, or somebody's part of it, is full."""
+    free_bytes: int | None
+    """Of the disk, if it or somebody's part of it is full."""
 
     @classmethod
-    def of(cls, error: Exception) -> _Problem:
-        """What this rank met."""
+    def of(cls, error: Exception, folder: Path) -> _Problem:
+        """What this rank met as it saved into ``folder``."""
+        is_full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
         return cls(
             f"rank {my_rank()}: {error}",
             isinstance(error, NotFiniteError),
             isinstance(error, ReplacedError),
             isinstance(error, InTheWayError),
-            isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG),
+            _free_bytes(folder) if is_full else None,
         )
 
 
@@ -187,9 +188,7 @@ class StepWriter:
         if problem is None:
             problem = self._try_on_first(lambda: _commit(path, files, plan, state))
         if problem is not None:
-            # Where others write by now, that is why, and the folder is theirs.
-            replaced = self._try_on_first(lambda: None)
-            self._give_up(path, plan.state_bytes, replaced or problem)
+            self._give_up(path, plan.state_bytes, problem)
 
     def _try_on_first(self, action: Callable[[], None]) -> _Problem | None:
         """Run ``action`` on rank 0; what went wrong, on every rank."""
@@ -202,7 +201,7 @@ class StepWriter:
             except Exception as error:
                 # Whatever it is: the other ranks wait to hear of it.
                 logger.exception("rank 0 could not save")
-                problem = _Problem.of(error)
+                problem = _Problem.of(error, self.folder)
         return from_first(problem, self.group)
 
     def _write_shards(
@@ -214,30 +213,30 @@ class StepWriter:
             digest = write_shard(path / plan.file, parts)
         except Exception as error:
             logger.exception("%s could not be written", path / plan.file)
-            problem = _Problem.of(error)
+            problem = _Problem.of(error, self.folder)
         reports = tell_all((plan.file, digest, problem), self.group)
         files = {name: digest for name, digest, _ in reports if digest is not None}
         return files, next((problem for _, _, problem in reports if problem is not None), None)
 
     def _give_up(self, path: Path, needed_bytes: int, problem: _Problem) -> None:
         """Remove what was written and raise on every rank."""
+        if not problem.is_in_the_way:
+            # Unless others write by now, or nobody can tell: the folder may be theirs.
+            replaced = self._try_on_first(lambda: shutil.rmtree(path, ignore_errors=True))
+            problem = replaced if replaced is not None and replaced.is_replaced else problem
         if problem.is_replaced:
             raise ReplacedError(f"{path}: not saved: {problem.message}")
         if problem.is_in_the_way:
             raise CheckpointError(f"{path}: not saved: {problem.message}, and run the same command again")
-        free_bytes = _free_bytes(self.folder)
-        if my_rank() == 0:
-            shutil.rmtree(path, ignore_errors=True)
-        free_bytes = from_first(free_bytes, self.group)
         if problem.is_of_state:
             raise TrainingError(
                 f"{path}: not saved: {problem.message}. The newest checkpoint is from before. Start over with"
                 " --fresh and a lower learning rate, or a lower max_grad_norm"
             )
         advice = (
-            f"It needs {needed_bytes:,} bytes, {free_bytes:,} are free there; make room, or lower"
+            f"It needs {needed_bytes:,} bytes, {problem.free_bytes:,} are free there; make room, or lower"
             " checkpoint.keep_last"
-            if problem.is_of_space
+            if problem.free_bytes is not None
             else "Mend that and run the same command again"
         )
         raise CheckpointError(

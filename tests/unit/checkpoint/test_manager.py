@@ -13,11 +13,12 @@ import pytest
 import torch
 
 from orchestrator.checkpoint import saving, seal
+from orchestrator.checkpoint.finite import NotFiniteError
 from orchestrator.checkpoint.manager import CheckpointManager, Damage
 from orchestrator.checkpoint.retention import Retention
 from orchestrator.checkpoint.steps import list_steps, step_name
 from orchestrator.checkpoint.storage import read_tensors
-from orchestrator.errors import CheckpointError, ReplacedError
+from orchestrator.errors import CheckpointError, ReplacedError, TrainingError
 from tests.unit.checkpoint.saved import FILES, assert_equal, load, make_tensors, save
 
 
@@ -151,6 +152,26 @@ def test_a_save_that_fails_since_others_write_by_now_says_so_and_leaves_their_st
     with pytest.raises(ReplacedError, match="not saved: rank 0: taken over by another"):
         saver.save(2, make_tensors(2), {"step": 2}, lambda: None)
     assert CheckpointManager(tmp_path).newest() == tmp_path / step_name(2)
+
+
+def test_a_failed_save_whose_owner_cannot_be_told_is_told_as_it_failed_and_left(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[int] = []
+
+    def check_owner() -> None:
+        asked.append(1)
+        if len(asked) > 1:
+            raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+
+    def fail(*arguments: object) -> None:
+        raise NotFiniteError("'w' holds NaN")
+
+    saver = saving.DirectSaver(tmp_path, Retention(1), check_owner=check_owner)
+    monkeypatch.setattr(saving, "write_shard", fail)
+    with pytest.raises(TrainingError, match="not saved: rank 0: 'w' holds NaN"):
+        saver.save(1, make_tensors(1), {"step": 1}, lambda: None)
+    assert (tmp_path / step_name(1)).is_dir()
 
 
 def test_a_step_that_was_complete_and_lost_everything_is_told_and_kept(tmp_path: Path) -> None:
