@@ -220,7 +220,12 @@ class KuberayLauncher:
             LaunchError: The cluster refused.
         """
         last = json.dumps({"spec": {"backoffLimit": 0}})
-        self._run("patch", "rayjob", job_id, "--type=merge", f"--patch={last}")
+        try:
+            self._run("patch", "rayjob", job_id, "--type=merge", f"--patch={last}")
+        except LaunchError:
+            # One that is gone starts nothing.
+            if self._job(job_id) is not None:
+                raise
 
     def _state(self, name: str) -> str | None:
         found = self._job(name)

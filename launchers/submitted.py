@@ -35,6 +35,7 @@ POLL_SECONDS = 2
 NUM_LOOKS, LOOK_SECONDS = 10, 1
 # In the places' own words for a job that somebody has ended.
 CANCELLED = ("CANCELLED", "STOPPED")
+NOTED = "The run is noted as cancelled, and its driver ends at once where it starts from now on"
 # What of its options tells a place's queues apart; of one that is not listed, any option may.
 QUEUE_OPTIONS: Mapping[str, Sequence[str]] = {"slurm": (), "ray": ("address",), "kuberay": ("namespace",)}
 
@@ -163,10 +164,11 @@ def stop_run(run_dir: Path) -> str:
     submission = read_submission(layout)
     place = submission.place() if submission else None
     try:
-        state = submission.found_in(place.queue()) if submission and place else None
-    except LaunchError:
-        if submission:
-            _note_cancelled(layout, submission)
+        state = submission.state() if submission else None
+    except LaunchError as error:
+        assert submission is not None
+        _note_cancelled(layout, submission)
+        error.args = (f"{error}\n{NOTED}",)
         raise
     if submission is None or place is None or state is None:
         if submission and submission.is_cancelled and not _has_begun(run_dir, submission):
@@ -180,7 +182,8 @@ def stop_run(run_dir: Path) -> str:
         state = submission.found_in(place.queue())
         if state is None:
             return "cancelled"
-    if _is_driven(layout, submission):
+    # What waits still has no driver, whatever an earlier one has noted: a place takes a while to forget it.
+    if state.phase != "queued" and _is_driven(layout, submission):
         if isinstance(place, RestartingLauncher):
             place.end_restarts(submission.job_id)
         layout.stop_request.write_text("cancel", encoding="utf-8")
@@ -190,7 +193,10 @@ def stop_run(run_dir: Path) -> str:
 
 
 def _keep_ended(layout: RunLayout) -> None:
-    """Have a place that might start a run again leave it as it ends; what it says is a warning at most."""
+    """Have no place start a run once its driver has ended; what a place says is a warning at most.
+
+    The driver may be one that was started by hand while the submission waits.
+    """
     try:
         submission = read_submission(layout)
         if submission is None:
@@ -199,6 +205,10 @@ def _keep_ended(layout: RunLayout) -> None:
         place = submission.place()
         if isinstance(place, RestartingLauncher):
             place.end_restarts(submission.job_id)
+        elif place is not None and (state := submission.state()) and state.phase == "queued":
+            place.cancel(submission.job_id, only_queued=True)
+            job = f"{submission.launcher} job {submission.job_id}"
+            print(f"{layout.root.name}: {job}, which waits, is cancelled, too", file=sys.stderr)
     except OrchestratorError as error:
         _warn(layout.root.name, error)
 
@@ -227,9 +237,7 @@ def _cancel(place: RemoteLauncher, submission: Submission, *, only_queued: bool)
             if submission.found_in(place.queue()) is None:
                 # Somebody else has cancelled it meanwhile.
                 return
-        raise LaunchError(
-            f"{error}\nThe run is noted as cancelled, and its driver ends at once where it starts from now on"
-        ) from error
+        raise LaunchError(f"{error}\n{NOTED}") from error
 
 
 def _leaves_queue(place: RemoteLauncher, submission: Submission) -> bool:

@@ -254,6 +254,29 @@ def test_a_rayjob_that_is_gone_before_it_is_deleted_is_none_to_complain_of(
     assert (again.code, again.errors) == (0, "")
 
 
+def test_a_rayjob_that_is_tried_again_and_one_that_is_gone_are_cancelled_by_a_stand_in_for_kuberay(
+    tmp_path: Path, console: Console, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("launchers.submitted.LOOK_SECONDS", 0)
+    log = put_fake_on_path(tmp_path, monkeypatch)
+    kubectl = tmp_path / "bin" / "kubectl"
+    not_found = 'case "$*" in *patch*) echo NotFound >&2; exit 1 ;; esac\n'
+    kubectl.write_text(FAKE.replace("\n", f"\n{not_found}", 1))
+    submit(tmp_path, console)
+    layout = RunLayout(tmp_path / "runs" / "tiny")
+    # Of a driver that was lost; while it is deleted KubeRay lists it still.
+    append_event(layout.events, "run_started")
+    Path(f"{log}.rayjobs").write_text(json.dumps({"items": [rayjob(tmp_path, "Initializing")]}))
+    cancel = ("cancel", "tiny", "--json", "--runs-dir", tmp_path / "runs")
+    assert console(*cancel).json()["state"] == "cancelling"
+    assert not layout.stop_request.exists()
+    Path(f"{log}.rayjobs").write_text(json.dumps({"items": [rayjob(tmp_path, "Running")]}))
+    assert console(*cancel).json()["state"] == "stopping"
+    Path(f"{log}.rayjob").write_text(json.dumps(rayjob(tmp_path, "Running")))
+    refused = console(*cancel)
+    assert (refused.code, "NotFound" in refused.output) == (1, True)
+
+
 @pytest.mark.parametrize("entrypoint", ["run x --runs-dir=/elsewhere", "python -c 'torn", ""])
 def test_a_rayjob_of_this_name_that_is_another_runs_is_left_alone(
     entrypoint: str, tmp_path: Path, console: Console, monkeypatch: pytest.MonkeyPatch

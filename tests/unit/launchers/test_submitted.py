@@ -307,6 +307,26 @@ def test_a_place_that_starts_again_is_told_not_to_where_the_lock_is_seen(
         assert "submission.json is damaged" in stopped.errors
 
 
+def test_a_job_that_waits_is_cancelled_with_the_driver_that_was_started_by_hand(
+    console: Console, tmp_path: Path
+) -> None:
+    run = submitted(tmp_path, "tiny")
+    with only_driver(run.layout):
+        ended = console("cancel", "tiny", "--runs-dir", tmp_path)
+    assert "tiny stops after this step" in ended.output
+    assert ended.errors == f"tiny: {NAME} job tiny, which waits, is cancelled, too\n"
+    assert not Place.jobs
+    # One that runs is that driver's, which saves first.
+    Place.jobs["tiny"] = PlaceState("running", "RUNNING")
+    with only_driver(run.layout):
+        assert console("cancel", "tiny", "--runs-dir", tmp_path).errors == ""
+    assert Place.jobs
+    Place.is_down = True
+    with only_driver(run.layout):
+        ended = console("cancel", "tiny", "--runs-dir", tmp_path)
+    assert (ended.code, ended.errors) == (0, "orchestrator: warning: tiny: the place does not answer\n")
+
+
 def test_a_finished_run_stays_so_where_another_submission_of_it_was_cancelled(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -322,10 +342,20 @@ def test_a_finished_run_stays_so_where_another_submission_of_it_was_cancelled(
 def test_a_cancellation_is_noted_where_its_place_cannot_be_asked(console: Console, tmp_path: Path) -> None:
     run = submitted(tmp_path, "tiny")
     Place.is_down = True
-    assert console("cancel", "tiny", "--runs-dir", tmp_path).code == 1
+    ended = console("cancel", "tiny", "--runs-dir", tmp_path)
+    said = "The run is noted as cancelled, and its driver ends at once where it starts from now on"
+    assert (ended.code, ended.errors) == (1, f"the place does not answer\n{said}\n")
     noted = read_submission(run.layout)
     assert noted is not None
     assert noted.is_cancelled
+    # What its own events say is over waits nowhere.
+    finished = submitted(tmp_path, "done")
+    finished.event("run_finished")
+    ended = console("cancel", "done", "--runs-dir", tmp_path)
+    assert (ended.code, "'finished'" in ended.errors) == (2, True)
+    left = read_submission(finished.layout)
+    assert left is not None
+    assert not left.is_cancelled
 
 
 def test_a_driver_of_the_same_job_id_runs_before_its_submission_is_recorded(
