@@ -91,8 +91,9 @@ requeue() {
   fi
   if scontrol requeue "$job_ref"; then
     say "the work is saved; queued again"
-    # SLURM ends this script then. Without a process that could outlive it.
-    read -r -t 300 <> <(:)
+    # SLURM ends this script then, or has by now. Without a process that could outlive it.
+    trap 'exit 75' TERM
+    [[ -n ${is_cancelled-} ]] || read -r -t 300 <> <(:)
   else
     say "the work is saved, but SLURM does not queue the job again, as under --no-requeue (its words stand" \
       "above): submit it again, and it goes on"

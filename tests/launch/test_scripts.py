@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
+import time
 from pathlib import Path
 
 import pytest
@@ -101,6 +102,33 @@ def test_another_turn_is_told_once_a_fake_scontrol_has_given_it(
     assert first == "asked"
     assert expected in second
     assert rest == ([] if code else ["waited"])
+
+
+@pytest.mark.parametrize("is_late", [True, False])
+def test_a_script_that_waits_to_be_queued_again_ends_as_slurm_asks_it_to(
+    is_late: bool, tmp_path: Path
+) -> None:
+    # SLURM ends a script with SIGTERM, and by force only after 30 s; before or after it has said so.
+    told = "" if is_late else 'kill -TERM "$PPID"; '
+    (tmp_path / "scontrol").write_text(f"#!/bin/bash\n[[ $1 != requeue ]] || {{ {told}exit 0; }}\n")
+    (tmp_path / "scontrol").chmod(0o755)
+    script = f"source {SCRIPTS}/common.sh; site_is_read 0; max_requeues=1; trap is_cancelled=1 TERM; requeue"
+    process = subprocess.Popen(
+        ["bash", "-c", f"{script}; exit 75"],
+        env={"PATH": f"{tmp_path}:{os.environ['PATH']}", "SLURM_JOB_ID": "17"},
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout is not None
+    with process:
+        assert "queued again" in process.stdout.readline()
+        try:
+            if is_late:
+                time.sleep(0.5)
+                process.terminate()
+            assert process.wait(timeout=20) == 75
+        finally:
+            process.kill()
 
 
 OUTER = {
