@@ -17,9 +17,10 @@ from orchestrator.checkpoint.steps import list_steps
 from orchestrator.errors import OrchestratorError, PlanError, SourceMissingError
 from orchestrator.spec.fingerprint import spec_fingerprint, stage_fingerprint, weights_fingerprint
 from orchestrator.spec.job import EvaluateStage, ExportStage, Job, Stage, TrainStage
+from orchestrator.spec.load import dump_resolved
 from orchestrator.spec.plan import plan_batch, stage_order
 from orchestrator.spec.reads import chat_template, dataset_names, trained_stage
-from orchestrator.tracking.events import append_event
+from orchestrator.tracking.events import append_event, replace_text
 
 if TYPE_CHECKING:
     from orchestrator.data.tasks import Tasks
@@ -103,7 +104,7 @@ class Preparation:
                     kept.refuse_changed(missing)
 
     def prepare(self, stage: Stage) -> str:
-        """Make what a stage reads, and write ``inputs.json``; the stage's fingerprint.
+        """Make what a stage reads, and write ``job.yaml`` and ``inputs.json``; the stage's fingerprint.
 
         Raises:
             PlanError: A stage that began reads other data now.
@@ -128,6 +129,7 @@ class Preparation:
             steps_of(stage, plan_batch(stage, job.resources), data.train, begun)
         if data:
             self._settle_changed_inputs(stage, inputs, data)
+        replace_text(stage_layout.job, dump_resolved(job))
         StageInputs(
             fingerprint=fingerprint,
             spec_fingerprint=spec_fingerprint(job, stage),

@@ -174,13 +174,14 @@ def held(path: Path, refusal: Callable[[str], str]) -> Iterator[None]:
 
 
 def write_run(job: Job, layout: RunLayout) -> str:
-    """Write the resolved job and the environment; the run's id, made at its first start."""
+    """Write the resolved job and the environment; the run's id, made at its first start.
+
+    Each stage's own copy of the job is written as the stage is prepared, once it is known whether it goes on.
+    """
     # Here and not above: 'plan --no-model' looks at run directories, too, and this takes a tenth of its time.
     from orchestrator.nodes import describe
 
     replace_text(layout.job, dump_resolved(job))
-    for stage in job.stages:
-        replace_text(layout.stage(stage.name).job, dump_resolved(job))
     replace_text(layout.environment, json.dumps(describe(), indent=1))
     if not layout.run_id.exists():
         replace_text(layout.run_id, os.urandom(4).hex())

@@ -12,11 +12,13 @@ import pytest
 from launchers import preparation
 from launchers.preparation import Preparation
 from launchers.progress import ProgressDisplay
+from launchers.run_directory import opened_run
 from orchestrator.checkpoint.layout import RunLayout
 from orchestrator.data.tasks import IN_PROCESS
 from orchestrator.data.tokenizer import load_tokenizer, save_tokenizer
 from orchestrator.errors import DataError, PlanError, SourceMissingError
-from orchestrator.spec.job import Job
+from orchestrator.spec.job import Job, TrainStage
+from orchestrator.spec.load import load_resolved
 from orchestrator.tracking.events import read_json_lines
 from orchestrator.train.inputs import StageInputs
 from tests.unit.data.corpus import write_jsonl
@@ -360,6 +362,33 @@ def test_a_stage_whose_first_weights_are_others_starts_over_on_whatever_data(
     change(tmp_path / "words.jsonl")
     prepare_both()
     assert (layout.root / "second.before-1").is_dir()
+
+
+def test_a_stage_that_starts_over_has_the_job_it_starts_with_and_leaves_the_one_it_had(
+    tmp_path: Path, begun: tuple[Job, RunLayout, str]
+) -> None:
+    keys = begun[0].model_dump(mode="json", by_alias=True)
+    for before, name in (("classify", "second"), ("classify", "third")):
+        keys["stages"].append({**keys["stages"][0], "name": name, "model": None, "init": {"stage": before}})
+    layout = RunLayout(tmp_path / "runs" / "chain")
+
+    def run(max_steps: int) -> None:
+        keys["stages"][0]["limits"] = {"max_steps": max_steps}
+        job = Job.model_validate(keys)
+        display = ProgressDisplay(io.StringIO(), layout)
+        with opened_run(job, layout, display) as (pinned, run_id):
+            preparation = Preparation(pinned, layout, display, run_id, IN_PROCESS)
+            for stage in pinned.stages:
+                preparation.prepare(stage)
+                layout.stage(stage.name).result.write_text('{"step": 8}')
+
+    for max_steps in (8, 9, 9, 10):
+        run(max_steps)
+    for folder, max_steps in (("third", 10), ("third.before-2", 9), ("third.before-1", 8)):
+        first = load_resolved(layout.root / folder / "job.yaml").stages[0]
+        assert isinstance(first, TrainStage)
+        assert first.limits.max_steps == max_steps
+    assert not (layout.root / "third.before-3").exists()
 
 
 def test_without_its_list_a_begun_stage_is_compared_with_its_checkpoint(

@@ -62,6 +62,7 @@ def started_run(folder: Path) -> RunLayout:
     layout = RunLayout(folder / "job")
     layout.stage("pretrain").root.mkdir(parents=True)
     write_run(make_job(), layout)
+    layout.stage("pretrain").job.write_text(dump_resolved(make_job()))
     layout.stage("pretrain").result.write_text(json.dumps({"step": 10}))
     return layout
 
