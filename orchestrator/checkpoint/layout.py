@@ -67,10 +67,11 @@ class StageLayout:
         return self.root / "logs" / f"rank-{rank:05d}.log"
 
     def last_written(self) -> str | None:
-        """When workers last wrote metrics or a log, as in ``events.jsonl``: the last sign of killed ones."""
-        written = [
-            path.stat().st_mtime for path in (self.metrics, *self.root.glob("logs/*.log")) if path.exists()
-        ]
+        """When rank 0 last wrote metrics or its log, as in ``events.jsonl``: the last sign of killed workers.
+
+        The other ranks of a new start may write before it looks.
+        """
+        written = [path.stat().st_mtime for path in (self.metrics, self.log(0)) if path.exists()]
         if not written:
             return None
         return datetime.fromtimestamp(max(written), UTC).isoformat(timespec="milliseconds")
