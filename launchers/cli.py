@@ -13,7 +13,7 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from orchestrator.errors import OrchestratorError, SpecError
 
@@ -37,6 +37,22 @@ class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """Raise ``UsageError`` with the command's usage."""
         raise UsageError(f"{message}\n{self.format_usage().strip()}")
+
+
+class _Once(argparse.Action):
+    """Refuses a second value, which would take the place of the first without a word."""
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: Any,
+        option: str | None = None,
+    ) -> None:
+        """Store the value."""
+        if getattr(namespace, self.dest) is not None:
+            parser.error(f"{option} is given twice: it takes one; stages on its weights start over with it")
+        setattr(namespace, self.dest, values)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -153,7 +169,9 @@ def _add_job_commands(commands: Commands) -> None:
         "--faults", metavar="NAMES", help="which, by comma (default: all; an unknown one lists them)"
     )
     rehearse.add_argument("--stage", help="the training stage (default: the first)")
-    run.add_argument("--redo", metavar="STAGE", help="start one stage over; its folder is kept, renamed")
+    run.add_argument(
+        "--redo", metavar="STAGE", action=_Once, help="start one stage over; its folder is kept, renamed"
+    )
     run.add_argument("--fresh", action="store_true", help="start over; an earlier run is kept, renamed")
     _add(commands, "schema", "cli_jobs:schema", "print the JSON Schema of the job file")
 

@@ -42,6 +42,13 @@ def test_a_signal_while_the_process_exits_does_not_replace_its_exit_code(
     assert (ended.returncode, ended.stdout) == (code, "was sent\n"), ended.stderr
 
 
+def test_a_second_stage_to_start_over_is_refused(console: Console, tmp_path: Path) -> None:
+    job = write_job(tmp_path, VALID)
+    ended = console("run", job, "--runs-dir", tmp_path, "--redo", "pretrain", "--redo=classify")
+    assert (ended.code, "--redo is given twice: it takes one" in ended.errors) == (2, True), ended.errors
+    assert not (tmp_path / "tiny").exists()
+
+
 @pytest.mark.parametrize(
     ("flags", "command"),
     [
