@@ -58,7 +58,7 @@ def forecast_stages(job: Job, run: RunLayout) -> dict[str, Forecast]:
                 f"stage '{stage.name}': the source of {names} is gone, and what was prepared before cannot"
                 f" stand in for it: {'; '.join(changes[:3])}. Bring back what is gone, or undo that change"
             )
-        found[stage.name] = Forecast(state, tuple(changed), tuple(gone), refusal)
+        found[stage.name] = Forecast(state, tuple(changed), () if refusal else tuple(gone), refusal)
     return found
 
 
