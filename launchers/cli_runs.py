@@ -179,7 +179,7 @@ def _print_verification(document: dict[str, Any]) -> None:
         if not found["ok"]
     ]
     problems += [
-        f"stage '{found['stage']}', held-out rows of '{found['dataset']}': {found['problem']}"
+        f"stage '{found['stage']}', evaluated rows of '{found['dataset']}': {found['problem']}"
         for found in document["held_out"]
         if not found["ok"]
     ]
@@ -188,7 +188,7 @@ def _print_verification(document: dict[str, Any]) -> None:
     rows = [(found["stage"], number_text(found["step"]), _verdict(found)) for found in checkpoints]
     rows += [(found["stage"], "weights", _verdict(found)) for found in document["weights"]]
     rows += [
-        (found["stage"], f"held-out rows of {found['dataset']}", _verdict(found))
+        (found["stage"], f"evaluated rows of {found['dataset']}", _verdict(found))
         for found in document["held_out"]
     ]
     if rows:

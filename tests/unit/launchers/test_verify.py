@@ -149,7 +149,7 @@ def test_a_flipped_bit_of_held_out_rows_is_found(console: Console, trained: Trai
     (rows / "tokens.bin").write_bytes(tokens)
     ended = console("verify", trained.run.root)
     assert ended.code == 1
-    assert "stage 'pretrain', held-out rows of 'exam': " in ended.output
+    assert "stage 'pretrain', evaluated rows of 'exam': " in ended.output
     assert "tokens.bin does not have the digest" in ended.output
 
 
