@@ -13,8 +13,8 @@ from orchestrator.errors import LaunchError
 
 # A controller that does not answer makes every command of SLURM wait, by default for minutes.
 TIMEOUT_SECONDS = 60
-# States in squeue of a job that waits; a requeued one is among them.
-WAITING = ("PENDING", "REQUEUED", "REQUEUE_HOLD", "REQUEUE_FED", "SPECIAL_EXIT", "SUSPENDED")
+# States in squeue of a job that waits; a requeued one is among them. One that is suspended has its processes.
+WAITING = ("PENDING", "REQUEUED", "REQUEUE_HOLD", "REQUEUE_FED", "SPECIAL_EXIT")
 JOB_ID = re.compile(r"(\d+)(;\S+)?", re.ASCII)
 # Of the variables that SLURM sets in a job or reads: a site's, for reaching its controller. The rest is an
 # outer job's, whose array, restarts and GPUs sbatch would pass on to the new job as that one's own.

@@ -168,7 +168,7 @@ def stop_run(run_dir: Path) -> str:
     except LaunchError as error:
         assert submission is not None
         _note_cancelled(layout, submission)
-        error.args = (f"{error}\n{NOTED}",)
+        error.args = (_with_note(error, submission),)
         raise
     if submission is None or place is None or state is None:
         if submission and submission.is_cancelled and not _has_begun(run_dir, submission):
@@ -207,8 +207,9 @@ def _keep_ended(layout: RunLayout) -> None:
             place.end_restarts(submission.job_id)
         elif place is not None and (state := submission.state()) and state.phase == "queued":
             place.cancel(submission.job_id, only_queued=True)
-            job = f"{submission.launcher} job {submission.job_id}"
-            print(f"{layout.root.name}: {job}, which waits, is cancelled, too", file=sys.stderr)
+            if submission.state() is None:
+                job = f"{submission.launcher} job {submission.job_id}"
+                print(f"{layout.root.name}: {job}, which waited, is cancelled, too", file=sys.stderr)
     except OrchestratorError as error:
         _warn(layout.root.name, error)
 
@@ -224,6 +225,12 @@ def _note_cancelled(layout: RunLayout, submission: Submission) -> None:
         _warn(layout.root.name, f"it cannot be noted as cancelled ({error}); its place is asked alone")
 
 
+def _with_note(error: LaunchError, submission: Submission) -> str:
+    """What a place says, and what holds in spite of it."""
+    latest = read_submission(submission.layout) if submission.layout else None
+    return f"{error}\n{NOTED}" if latest and latest.is_cancelled else str(error)
+
+
 def _cancel(place: RemoteLauncher, submission: Submission, *, only_queued: bool) -> None:
     """Have its place cancel a submission.
 
@@ -237,7 +244,7 @@ def _cancel(place: RemoteLauncher, submission: Submission, *, only_queued: bool)
             if submission.found_in(place.queue()) is None:
                 # Somebody else has cancelled it meanwhile.
                 return
-        raise LaunchError(f"{error}\n{NOTED}") from error
+        raise LaunchError(_with_note(error, submission)) from error
 
 
 def _leaves_queue(place: RemoteLauncher, submission: Submission) -> bool:

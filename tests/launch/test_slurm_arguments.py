@@ -193,6 +193,20 @@ def test_a_run_waits_for_those_that_come_first_and_are_not_finished(
     assert not (runs / "tiny").exists()
 
 
+def test_a_suspended_job_is_asked_to_save_before_it_ends(
+    slurm: FakeSlurm, job: Path, tmp_path: Path, console: Console
+) -> None:
+    runs = tmp_path / "runs"
+    slurm.answer("sbatch", "31\n")
+    assert console("submit", job, "--launcher", "slurm", "--runs-dir", runs).code == 0
+    layout = RunLayout(runs / "tiny")
+    append_event(layout.events, "run_started")
+    slurm.answer("squeue", "31|SUSPENDED|None\n")
+    assert console("cancel", "tiny", "--runs-dir", runs, "--json").json()["state"] == "stopping"
+    assert layout.stop_request.is_file()
+    assert "scancel" not in slurm.calls()
+
+
 def test_a_run_waits_for_one_that_has_finished_once_and_is_queued_again(
     slurm: FakeSlurm, job: Path, tmp_path: Path, console: Console
 ) -> None:

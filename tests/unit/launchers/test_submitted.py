@@ -314,7 +314,7 @@ def test_a_job_that_waits_is_cancelled_with_the_driver_that_was_started_by_hand(
     with only_driver(run.layout):
         ended = console("cancel", "tiny", "--runs-dir", tmp_path)
     assert "tiny stops after this step" in ended.output
-    assert ended.errors == f"tiny: {NAME} job tiny, which waits, is cancelled, too\n"
+    assert ended.errors == f"tiny: {NAME} job tiny, which waited, is cancelled, too\n"
     assert not Place.jobs
     # One that runs is that driver's, which saves first.
     Place.jobs["tiny"] = PlaceState("running", "RUNNING")
@@ -408,6 +408,9 @@ def test_what_cannot_be_noted_is_cancelled_by_its_place(console: Console, tmp_pa
     assert (ended.code, ended.output) == (0, "tiny is cancelled before it started\n")
     assert "tiny: it cannot be noted as cancelled" in ended.errors
     assert not Place.jobs
+    Place.is_down = True
+    ended = console("cancel", "tiny", "--runs-dir", tmp_path)
+    assert (ended.code, ended.errors.splitlines()[-1]) == (1, "the place does not answer")
 
 
 @pytest.mark.parametrize(
