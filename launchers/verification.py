@@ -87,7 +87,9 @@ def _prove(job: Job, name: str, layout: RunLayout) -> StageProof:
     """Check one stage by the job that it was last started with."""
     stage_layout = layout.stage(name)
     if stage_layout.job.is_file():
-        job = load_resolved(stage_layout.job)
+        begun = load_resolved(stage_layout.job)
+        # It may have been of another kind before, with no start since.
+        job = begun if isinstance(begun.stage(name), TrainStage) else job
     stage = job.stage(name)
     assert isinstance(stage, TrainStage)
     return prove_stage(job, stage, stage_layout)

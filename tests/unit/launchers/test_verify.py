@@ -166,6 +166,19 @@ def test_a_stage_that_writes_no_weights_has_none_to_check(console: Console, trai
     assert [found["stage"] for found in document["weights"]] == ["pretrain"]
 
 
+def test_a_stage_that_was_of_another_kind_before_is_checked_as_what_it_is(
+    console: Console, tmp_path: Path
+) -> None:
+    run = FakeRun(tmp_path)
+    run.finish("pretrain")
+    expected = console("verify", run.layout.root).output
+    job = yaml.safe_load(run.layout.job.read_text())
+    first = {**job["stages"][0], "name": "first"}
+    job["stages"] = [first, {"name": "pretrain", "kind": "export", "from": "first"}]
+    run.layout.stage("pretrain").job.write_text(yaml.safe_dump(job))
+    assert console("verify", run.layout.root).output == expected
+
+
 def test_an_unknown_run_is_the_users_error(console: Console, tmp_path: Path) -> None:
     FakeRun(tmp_path, "tiny")
     ended = console("verify", "tyny", "--runs-dir", tmp_path)
