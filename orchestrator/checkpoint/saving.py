@@ -220,7 +220,7 @@ class StepWriter:
 
     def _give_up(self, path: Path, needed_bytes: int, problem: _Problem) -> None:
         """Remove what was written and raise on every rank."""
-        if not problem.is_in_the_way:
+        if not (problem.is_in_the_way or problem.is_replaced):
             # Unless others write by now, or nobody can tell: the folder may be theirs.
             replaced = self._try_on_first(lambda: shutil.rmtree(path, ignore_errors=True))
             problem = replaced if replaced is not None and replaced.is_replaced else problem

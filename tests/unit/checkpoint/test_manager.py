@@ -174,6 +174,22 @@ def test_a_failed_save_whose_owner_cannot_be_told_is_told_as_it_failed_and_left(
     assert (tmp_path / step_name(1)).is_dir()
 
 
+def test_a_folder_that_was_seen_as_another_owners_once_is_left(tmp_path: Path) -> None:
+    answers = [ReplacedError("taken over by another")]
+
+    def check_owner() -> None:
+        if answers:
+            raise answers.pop()
+
+    half = tmp_path / step_name(1) / "shard-00000.bin"
+    half.parent.mkdir()
+    half.write_bytes(b"theirs")
+    saver = saving.DirectSaver(tmp_path, Retention(1), check_owner=check_owner)
+    with pytest.raises(ReplacedError, match="not saved: rank 0: taken over by another"):
+        saver.save(1, make_tensors(1), {"step": 1}, lambda: None)
+    assert half.read_bytes() == b"theirs"
+
+
 def test_a_step_that_was_complete_and_lost_everything_is_told_and_kept(tmp_path: Path) -> None:
     save(tmp_path, 1, 2, 3, 4)
     for file in (tmp_path / step_name(4)).iterdir():
