@@ -11,10 +11,12 @@ from __future__ import annotations
 import json
 import os
 import socket
-from typing import Literal
+from typing import Any, Literal
 
+from launchers.controller import start_controller
 from launchers.display import Display
 from launchers.failures import failure_message, rank_failures
+from launchers.importing import imported_meanwhile
 from launchers.planning import plan_job
 from launchers.preparation import Preparation, StoppedError, input_stages, refuse_to_go_on
 from launchers.ray_session import check_room, check_this_machine
@@ -77,8 +79,12 @@ def _walk(job: Job, layout: RunLayout, display: Display, run_id: str, stop: Stop
     with RayTasks(layout.cache) as tasks:
         preparation = Preparation(job, layout, display, run_id, tasks)
         preparation.check_sources()
+        controller = None
         if not all(layout.stage(stage.name).result.exists() for stage in job.stages):
-            tasks.connect(needed_next=PREPARING)
+            # Ray's processes take seconds to start, and so does torch.
+            with imported_meanwhile(PREPARING):
+                tasks.connect()
+                controller = start_controller()
         waiting = _prepare(job, layout, display, preparation)
         plan = plan_job(job, runs_dir=layout.root.parent, with_model=False)
         replace_text(layout.plan, json.dumps(plan, indent=1))
@@ -87,7 +93,7 @@ def _walk(job: Job, layout: RunLayout, display: Display, run_id: str, stop: Stop
         refuse_to_go_on(layout)
         tasks.connect()
         check_room(job.resources, lambda message: display.note(waiting[0].name, message))
-        return _run_waiting(job, [stage.name for stage in waiting], layout, display, stop)
+        return _run_waiting(job, [stage.name for stage in waiting], layout, display, stop, controller)
 
 
 def _prepare(job: Job, layout: RunLayout, display: Display, preparation: Preparation) -> list[Stage]:
@@ -124,7 +130,9 @@ def _is_finished(stage: Stage, layout: RunLayout, fingerprint: str, display: Dis
     return False
 
 
-def _run_waiting(job: Job, stages: list[str], layout: RunLayout, display: Display, stop: StopWish) -> State:
+def _run_waiting(
+    job: Job, stages: list[str], layout: RunLayout, display: Display, stop: StopWish, controller: Any
+) -> State:
     """Run the stages' workers and turn how they ended into an outcome or an error."""
     for name in stages:
         layout.stage(name).result.unlink(missing_ok=True)
@@ -133,7 +141,7 @@ def _run_waiting(job: Job, stages: list[str], layout: RunLayout, display: Displa
     display.start(stages)
     outcome, why = "failed", ""
     try:
-        outcome, _, why = run_stages_on_ray(job, stages, layout).partition(": ")
+        outcome, _, why = run_stages_on_ray(job, stages, layout, controller).partition(": ")
     except LaunchError as error:
         if stop.is_set() or layout.stop_request.exists():
             # Whoever sends a signal to all processes at once ends Ray before the workers have saved.

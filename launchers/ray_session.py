@@ -14,9 +14,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from importlib import import_module
 from pathlib import Path
-from threading import Thread
 from typing import Any
 
 from launchers.ray_cluster import existing_cluster
@@ -41,11 +39,8 @@ HEALTH_CHECK_SECONDS = "0.5"
 
 
 @contextmanager
-def ray_session(needed_next: str | None = None) -> Iterator[None]:
+def ray_session() -> Iterator[None]:
     """Connect to the Ray this run uses, and leave it afterwards.
-
-    Args:
-        needed_next: A module to import meanwhile: Ray's processes take seconds to start, and so does torch.
 
     Raises:
         LaunchError: No Ray at RAY_ADDRESS, or the run's own cannot start.
@@ -57,14 +52,8 @@ def ray_session(needed_next: str | None = None) -> Iterator[None]:
     os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     address = os.environ.get("RAY_ADDRESS")
-    importing = Thread(target=import_module, args=(needed_next,)) if needed_next else Thread()
-    importing.start()
-    try:
-        with existing_cluster(address) if address else _embedded():
-            importing.join()
-            yield
-    finally:
-        importing.join()
+    with existing_cluster(address) if address else _embedded():
+        yield
 
 
 def connected_address() -> str:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from launchers.failures import death_among
+from launchers.importing import large_imports
 from launchers.ray_session import is_own_ray, is_taken_away
 from orchestrator.checkpoint.layout import RunLayout
 from orchestrator.errors import LaunchError, OrchestratorError
@@ -39,9 +40,10 @@ FROZEN_SECONDS = 30.0
 
 def train_function(config: dict[str, Any]) -> str:
     """What every Ray Train worker runs: for each stage the same ``run_stage`` as under torchrun."""
-    from orchestrator.train.agreement import AgreedError
-    from orchestrator.train.stop import PreemptionNotice
-    from orchestrator.train.worker import run_stages
+    with large_imports():
+        from orchestrator.train.agreement import AgreedError
+        from orchestrator.train.stop import PreemptionNotice
+        from orchestrator.train.worker import run_stages
 
     try:
         return run_stages(Path(config["run_dir"]), config["stages"], PreemptionNotice(_leaving))
@@ -60,8 +62,11 @@ def _leaving() -> Leaving:
     return "all" if len(info.preempted_ranks) == get_context().get_world_size() else "some"
 
 
-def run_stages_on_ray(job: Job, stage_names: Sequence[str], layout: RunLayout) -> str:
+def run_stages_on_ray(job: Job, stage_names: Sequence[str], layout: RunLayout, controller: Any) -> str:
     """Run stages to their end, or to that of the first that does not finish.
+
+    Args:
+        controller: What ``start_controller`` started already, or None.
 
     Returns:
         ``finished``, ``stopped``, or ``refused: `` and why.
@@ -73,7 +78,7 @@ def run_stages_on_ray(job: Job, stage_names: Sequence[str], layout: RunLayout) -
     while True:
         num_events = sum(1 for _ in read_events(layout.events))
         try:
-            outcome = _run_on_ray(job, waiting, layout.root, max_failures=restarts)
+            outcome = _run_on_ray(job, waiting, layout.root, controller, max_failures=restarts)
             if outcome != "preempted":
                 return outcome
             if layout.stop_request.exists() or is_taken_away(job.resources):
@@ -93,6 +98,8 @@ def run_stages_on_ray(job: Job, stage_names: Sequence[str], layout: RunLayout) -
             if restarts < 0:
                 raise
             waiting = unfinished
+        # It was for one group of workers.
+        controller = None
 
 
 def _num_starts(layout: RunLayout, num_events: int, stage: str) -> int:
@@ -101,13 +108,15 @@ def _num_starts(layout: RunLayout, num_events: int, stage: str) -> int:
     return sum(event["event"] == "stage_started" and event["stage"] == stage for event in events)
 
 
-def _run_on_ray(job: Job, stage_names: list[str], run_dir: Path, *, max_failures: int) -> str:
+def _run_on_ray(
+    job: Job, stage_names: list[str], run_dir: Path, controller: Any, *, max_failures: int
+) -> str:
     """One group of workers, restarted at most ``max_failures`` times."""
+    # Here and not above: it imports Ray Train.
+    with large_imports():
+        from launchers.trainer import NoNodeStaysError, StageTrainer, deaths
     from ray.train import ControllerError, FailureConfig, RunConfig, WorkerGroupError
     from ray.train.torch import TorchConfig
-
-    # Here and not above: it imports Ray Train.
-    from launchers.trainer import NoNodeStaysError, StageTrainer, deaths
 
     resources = job.resources
     uses_gpu = resources.gpus_per_worker > 0
@@ -120,6 +129,7 @@ def _run_on_ray(job: Job, stage_names: list[str], run_dir: Path, *, max_failures
     trainer = StageTrainer(
         train_function,
         train_loop_config={"run_dir": str(run_dir), "stages": stage_names},
+        controller=controller,
         fitting=fitting_workers(job),
         is_own_ray=is_own_ray(),
         scaling_config=_scaling(resources),

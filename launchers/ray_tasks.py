@@ -70,17 +70,14 @@ class RayTasks:
         """Leave Ray, if it was needed."""
         self._session.close()
 
-    def connect(self, needed_next: str | None = None) -> None:
+    def connect(self) -> None:
         """Connect to the Ray of this run, unless that is done.
-
-        Args:
-            needed_next: A module to import meanwhile.
 
         Raises:
             LaunchError: There is none at RAY_ADDRESS, or the run's own cannot start.
         """
         if not self._is_connected:
-            self._session.enter_context(ray_session(needed_next))
+            self._session.enter_context(ray_session())
             self._is_connected = True
 
     def map(self, function: Callable[[Item], Result], items: Sequence[Item]) -> Iterator[Result]:

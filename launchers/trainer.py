@@ -6,6 +6,7 @@ Each actor is a process that imports Ray Train, two seconds of one core, while t
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 import ray
@@ -14,6 +15,7 @@ from ray.exceptions import NodeDiedError, OutOfMemoryError, RayActorError, Worke
 from ray.train.torch import TorchTrainer
 from ray.train.v2._internal.callbacks.datasets import DatasetsCallback
 from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
+from ray.train.v2._internal.constants import get_env_vars_to_propagate
 from ray.train.v2._internal.exceptions import WorkerHealthCheckTimeoutError
 from ray.train.v2._internal.execution.scaling_policy import (
     ElasticScalingPolicy,
@@ -22,6 +24,7 @@ from ray.train.v2._internal.execution.scaling_policy import (
     ScalingDecision,
 )
 
+from launchers.controller import start_controller
 from orchestrator.errors import LaunchError
 
 # What Ray finds of a worker that is gone, or frozen, and could not say why.
@@ -100,14 +103,18 @@ class UnscaledPolicy(FixedScalingPolicy):  # type: ignore[misc]  # Ray has no ty
 class StageTrainer(TorchTrainer):  # type: ignore[misc]  # Ray has no types
     """A ``TorchTrainer`` for stages; the tests would notice a Ray that calls these methods by other names."""
 
-    def __init__(self, *arguments: Any, fitting: Sequence[int], is_own_ray: bool, **settings: Any) -> None:
+    def __init__(
+        self, *arguments: Any, controller: Any, fitting: Sequence[int], is_own_ray: bool, **settings: Any
+    ) -> None:
         """The rest is ``TorchTrainer``'s.
 
         Args:
+            controller: What ``start_controller`` started already, or None.
             fitting: Numbers of workers that fit, where the number is a range.
             is_own_ray: The cluster is this run's own, ends with it, and does not grow.
         """
         super().__init__(*arguments, **settings)
+        self._controller = controller
         self._fitting = fitting
         self._is_own_ray = is_own_ray
 
@@ -120,11 +127,28 @@ class StageTrainer(TorchTrainer):  # type: ignore[misc]  # Ray has no types
         return [call for call in super()._create_default_callbacks() if not isinstance(call, unused)]
 
     def _initialize_and_run_controller(self, **settings: Any) -> Any:
-        """Put the policies above in the place of Ray's own."""
+        """Put the policies above in the place of Ray's own, and hand all to a process that has started."""
         if self.scaling_config.elasticity_enabled:
             settings["scaling_policy"] = FittingScalingPolicy(self.scaling_config, self._fitting)
         elif self._is_own_ray:
             settings["scaling_policy"] = UnscaledPolicy(self.scaling_config)
         else:
             settings["scaling_policy"] = LastingPolicy(self.scaling_config)
-        return super()._initialize_and_run_controller(**settings)
+        controller = self._begin(settings)
+        result = ray.get(controller.run.remote())
+        # Its end would take most of a second.
+        ray.kill(controller)
+        return result
+
+    def _begin(self, settings: Mapping[str, Any]) -> Any:
+        """The controller at work."""
+        # It waits for Ray in its event loop, which Ray would warn of.
+        environment = {"RAY_WARN_BLOCKING_GET_INSIDE_ASYNC": "0", **get_env_vars_to_propagate()}
+        if self._controller is not None:
+            # It may have died while data was prepared.
+            with suppress(RayActorError):
+                ray.get(self._controller.begin.remote(environment, settings))
+                return self._controller
+        controller = start_controller()
+        ray.get(controller.begin.remote(environment, settings))
+        return controller
