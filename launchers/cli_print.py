@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, redirect_stdout
 from typing import Any
 
 from orchestrator.tracking.events import json_text
@@ -12,6 +13,16 @@ from orchestrator.tracking.events import json_text
 def print_json(document: Mapping[str, Any]) -> None:
     """Print ``document`` as the command's one JSON document."""
     print(json_text(document, indent=2))
+
+
+@contextmanager
+def apart_from_json(*, as_json: bool) -> Iterator[None]:
+    """Send what libraries print, as Ray does of a process that dies, to stderr: stdout is the document's."""
+    if not as_json:
+        yield
+        return
+    with redirect_stdout(sys.stderr):
+        yield
 
 
 def print_table(title: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, TypeVar
 
-from launchers.cli_print import print_json
+from launchers.cli_print import apart_from_json, print_json
 from launchers.display import Display
 from launchers.driver import State, run_stages
 from launchers.preparation import prepare_stages
@@ -44,7 +44,8 @@ def run_job(job: Job, *, runs_dir: Path, fresh: bool, redo: str | None, as_json:
     """Run a job to its end and print what came of it; the command's exit code."""
     layout = RunLayout(runs_dir.resolve() / job.name)
     display = ProgressDisplay(sys.stderr if as_json else sys.stdout, layout)
-    state = _run_stoppable(job, layout, display, fresh=fresh, redo=redo)
+    with apart_from_json(as_json=as_json):
+        state = _run_stoppable(job, layout, display, fresh=fresh, redo=redo)
     if as_json:
         print_json(run_status(layout.root))
     elif state == "stopped":
@@ -58,7 +59,9 @@ def run_job(job: Job, *, runs_dir: Path, fresh: bool, redo: str | None, as_json:
 def prepare_job(job: Job, *, runs_dir: Path, as_json: bool) -> RunLayout:
     """Make what all stages of a job read; the run directory that workers are given."""
     layout = RunLayout(runs_dir.resolve() / job.name)
-    prepare_stages(job, layout, ProgressDisplay(sys.stderr if as_json else sys.stdout, layout))
+    display = ProgressDisplay(sys.stderr if as_json else sys.stdout, layout)
+    with apart_from_json(as_json=as_json):
+        prepare_stages(job, layout, display)
     return layout
 
 

@@ -20,7 +20,7 @@ from threading import Lock
 from typing import Any
 
 from launchers.asha import Asha
-from launchers.cli_print import print_json
+from launchers.cli_print import apart_from_json, print_json
 from launchers.ray_notice import NODES_GONE, is_asked_to_make_room
 from launchers.ray_session import check_this_machine, connected_address, count_runs, ray_session
 from launchers.run import stoppable
@@ -84,7 +84,8 @@ def _run_all(job: Job, jobs: Sequence[Job], options: Namespace, record: SweepRec
 
     if is_asked_to_make_room():
         drivers.stop("a signal before the driver started")
-    ends = stoppable(work, drivers.stop, drivers.kill)
+    with apart_from_json(as_json=options.json):
+        ends = stoppable(work, drivers.stop, drivers.kill)
     found = results(job, jobs, runs_dir)
     if options.json:
         runs = [
