@@ -149,6 +149,7 @@ class StageTrainer(TorchTrainer):  # type: ignore[misc]  # Ray has no types
             with suppress(RayActorError):
                 ray.get(self._controller.begin.remote(environment, settings))
                 return self._controller
+            ray.kill(self._controller)
         controller = start_controller()
         ray.get(controller.begin.remote(environment, settings))
         return controller

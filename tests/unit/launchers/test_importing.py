@@ -52,4 +52,10 @@ def test_the_collector_rests_during_imports_and_works_after_them_even_where_they
         assert not gc.isenabled()
         import no_such_module_anywhere  # type: ignore[import-not-found]  # noqa: F401
     assert gc.isenabled()
-    assert gc.get_freeze_count() > 0
+
+
+def test_where_nothing_was_imported_nothing_is_kept_from_the_collector() -> None:
+    before = gc.get_freeze_count()
+    with large_imports():
+        import threading  # noqa: F401
+    assert gc.get_freeze_count() == before
