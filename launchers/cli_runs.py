@@ -125,7 +125,10 @@ def _cancel_sweep(options: Namespace, swept: Sequence[Path]) -> int:
 def _cancelled_text(run_dir: Path, state: str) -> str:
     """What was done, and where the work is."""
     if state == "stopping":
-        return f"{run_dir.name} stops after this step, with its work saved"
+        stages = runs.run_status(run_dir)["stages"]
+        is_setting_up = any(stage["state"] in ("preparing", "starting") for stage in stages)
+        when = "before its workers start" if is_setting_up else "after this step"
+        return f"{run_dir.name} stops {when}, with its work saved"
     if state == "cancelling":
         return (
             f"{run_dir.name} is cancelled; its place keeps it in the queue until its turn comes, and it ends"
@@ -142,9 +145,20 @@ def _cancelled_text(run_dir: Path, state: str) -> str:
     return f"{run_dir.name} is taken out of its queue; its work is saved at {step} of stage '{last['name']}'"
 
 
+def _find_one(options: Namespace) -> Path:
+    """The directory of a run; ``UnknownRunError`` for that of a sweep, which has no stages."""
+    run_dir = runs.find_run(options.run, options.runs_dir)
+    swept = runs.sweep_runs(options.run, options.runs_dir)
+    if swept and not RunLayout(run_dir).job.is_file():
+        names = [path.name for path in swept]
+        known = ", ".join(names[: runs.NUM_NAMED]) + (f" to {names[-1]}" if names[runs.NUM_NAMED :] else "")
+        raise runs.UnknownRunError(f"'{options.run}' is a sweep; give one of its runs instead: {known}")
+    return run_dir
+
+
 def verify(options: Namespace) -> int:
     """Check a run's checkpoints byte by byte, and prove from its ledgers what it read."""
-    run_dir = runs.find_run(options.run, options.runs_dir)
+    run_dir = _find_one(options)
     from launchers.verification import verify_run
 
     document = verify_run(run_dir, options.stage)
@@ -235,7 +249,7 @@ def compare(options: Namespace) -> int:
 
 def predict(options: Namespace) -> int:
     """Answer from a run's weights: labels, numbers, tags, a filled mask, generated text, or a reply."""
-    run_dir = runs.find_run(options.run, options.runs_dir)
+    run_dir = _find_one(options)
     from launchers.predict import predict as answer_all
 
     answers = answer_all(run_dir, stage=options.stage, texts=options.texts, pairs=options.pairs)

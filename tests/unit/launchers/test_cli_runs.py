@@ -343,6 +343,10 @@ def test_cancel_asks_a_running_driver_and_refuses_otherwise(console: Console, tm
     with driving(run):
         assert console(*cancel).output == "tiny stops after this step, with its work saved\n"
         assert console(*cancel, "--json").json() == {"name": "tiny", "state": "stopping"}
+        run.event("run_started")
+        for event in ("stage_preparing", "stage_starting"):
+            run.event(event, stage="pretrain")
+            assert console(*cancel).output == "tiny stops before its workers start, with its work saved\n"
     assert run.layout.stop_request.exists()
 
 

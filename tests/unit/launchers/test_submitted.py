@@ -149,6 +149,20 @@ def test_what_is_for_one_run_names_those_of_a_sweep(command: str, console: Conso
     )  # fmt: skip
 
 
+def test_one_that_ran_as_a_whole_has_nothing_to_verify_but_its_runs(console: Console, tmp_path: Path) -> None:
+    for number in range(12):
+        of_sweep(tmp_path, number)
+    whole = RunLayout(tmp_path / "sw")
+    whole.root.mkdir()
+    whole.events.write_text('{"event": "run_finished"}\n')
+    named = ", ".join(f"sw-{number}" for number in range(10))
+    for command in (("verify",), ("predict", "--text", "a")):
+        ended = console(command[0], "sw", *command[1:], "--runs-dir", tmp_path)
+        assert (ended.code, ended.errors) == (
+            2, f"'sw' is a sweep; give one of its runs instead: {named} to sw-11\n",
+        )  # fmt: skip
+
+
 def test_cancelling_a_job_that_was_queued_again_says_where_its_work_is(
     console: Console, tmp_path: Path
 ) -> None:
