@@ -30,10 +30,10 @@ class StageController:
             environment: Variables of the driver for it and its workers.
             settings: Arguments of ``TrainController``.
         """
-        from ray.train.v2._internal.execution.controller import TrainController
+        from launchers.trainer import WaitingController
 
         os.environ.update(environment)
-        self._controller = TrainController(**settings)
+        self._controller = WaitingController(**settings)
 
     async def run(self) -> Any:
         """Run the workers to their end."""

@@ -12,7 +12,7 @@ import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -196,12 +196,16 @@ def count_runs(resources: Resources, on_wait: Callable[[str], None]) -> int:
     Raises:
         PlanError: Not even one has.
     """
-    import ray
-
     check_room(resources, on_wait)
     wanted = {"CPU": resources.cpus_per_worker, "GPU": resources.gpus_per_worker}
-    room = sum(_workers_that_fit(node["Resources"], wanted) for node in ray.nodes() if node["Alive"])
-    return max(1, room // resources.num_workers)
+    return max(1, count_workers(wanted) // resources.num_workers)
+
+
+def count_workers(wanted: Mapping[str, float]) -> int:
+    """How many workers of these resources the connected cluster holds, if nobody else is on it."""
+    import ray
+
+    return sum(_workers_that_fit(node["Resources"], wanted) for node in ray.nodes() if node["Alive"])
 
 
 def is_taken_away(resources: Resources) -> bool:
@@ -241,6 +245,6 @@ def _way_out(room: int, nodes: list[dict[str, Any]], wanted: dict[str, int]) -> 
     return "Set " + " and ".join(lower) if lower else "Set fewer CPUs and GPUs for each worker"
 
 
-def _workers_that_fit(node: dict[str, Any], wanted: dict[str, int]) -> int:
+def _workers_that_fit(node: Mapping[str, Any], wanted: Mapping[str, float]) -> int:
     """Workers that one node can hold."""
     return min(int(node.get(kind, 0) // count) for kind, count in wanted.items() if count)

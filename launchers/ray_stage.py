@@ -114,7 +114,7 @@ def _run_on_ray(
     """One group of workers, restarted at most ``max_failures`` times."""
     # Here and not above: it imports Ray Train.
     with large_imports():
-        from launchers.trainer import NoNodeStaysError, StageTrainer, deaths
+        from launchers.trainer import NotStartedError, StageTrainer, deaths
     from ray.train import ControllerError, FailureConfig, RunConfig, WorkerGroupError
     from ray.train.torch import TorchConfig
 
@@ -150,8 +150,8 @@ def _run_on_ray(
     except OrchestratorError:
         raise
     except Exception as error:  # TrainingFailedError and its relatives
-        if isinstance(error, ControllerError) and isinstance(error.controller_failure, NoNodeStaysError):
-            # Workers ended before they could answer the notice; what they had saved is on the disk.
+        if isinstance(error, ControllerError) and isinstance(error.controller_failure, NotStartedError):
+            # Nobody frees the room, or workers ended before they could answer a notice.
             return "stopped"
         if isinstance(error, WorkerGroupError):
             failures = error.worker_failures

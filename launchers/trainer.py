@@ -5,8 +5,10 @@ Each actor is a process that imports Ray Train, two seconds of one core, while t
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import ray
@@ -16,23 +18,29 @@ from ray.train.torch import TorchTrainer
 from ray.train.v2._internal.callbacks.datasets import DatasetsCallback
 from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
 from ray.train.v2._internal.constants import get_env_vars_to_propagate
-from ray.train.v2._internal.exceptions import WorkerHealthCheckTimeoutError
+from ray.train.v2._internal.exceptions import WorkerGroupStartupTimeoutError, WorkerHealthCheckTimeoutError
+from ray.train.v2._internal.execution.controller import TrainController
+from ray.train.v2._internal.execution.failure_handling import DefaultFailurePolicy, FailureDecision
 from ray.train.v2._internal.execution.scaling_policy import (
     ElasticScalingPolicy,
     FixedScalingPolicy,
     NoopDecision,
     ScalingDecision,
 )
+from ray.train.v2._internal.execution.worker_group import WorkerGroup
+from ray.train.v2._internal.execution.worker_group.placement_group_handle import DefaultPlacementGroupHandle
 
 from launchers.controller import start_controller
+from launchers.ray_session import count_workers
+from orchestrator.checkpoint.layout import RunLayout
 from orchestrator.errors import LaunchError
 
 # What Ray finds of a worker that is gone, or frozen, and could not say why.
 DEATHS = (RayActorError, OutOfMemoryError, NodeDiedError, WorkerCrashedError, WorkerHealthCheckTimeoutError)
 
 
-class NoNodeStaysError(LaunchError):
-    """New workers are needed, and every node has been given notice."""
+class NotStartedError(LaunchError):
+    """New workers are needed and cannot be had, or are not wanted any more; what was saved is on the disk."""
 
 
 def deaths(failures: Mapping[int, Exception]) -> dict[int, str]:
@@ -45,33 +53,41 @@ def deaths(failures: Mapping[int, Exception]) -> dict[int, str]:
     return found
 
 
-def _refuse_leaving_nodes() -> None:
-    """Refuse to start workers where Ray places nothing more and would wait for ever.
+def _refuse_to_start(stop_request: Path) -> None:
+    """Refuse to start workers that nobody wants, or where Ray places nothing more and would wait for ever.
 
     Raises:
-        NoNodeStaysError: All nodes are about to be taken away.
+        NotStartedError: The run is to stop, or all nodes are about to be taken away.
     """
+    if stop_request.exists():
+        raise NotStartedError("no workers are started: the run is to stop")
     leaving = cluster.get_draining_nodes()
     if leaving and all(node["NodeID"] in leaving for node in ray.nodes() if node["Alive"]):
-        raise NoNodeStaysError(f"no workers are started: all nodes ({len(leaving)}) are taken away")
+        raise NotStartedError(f"no workers are started: all nodes ({len(leaving)}) are taken away")
 
 
 class LastingPolicy(FixedScalingPolicy):  # type: ignore[misc]  # Ray has no types
     """A fixed number of workers, on nodes that stay."""
 
+    def __init__(self, scaling_config: Any, stop_request: Path) -> None:
+        """``stop_request``: the file by which somebody wants the run to stop."""
+        super().__init__(scaling_config)
+        self._stop_request = stop_request
+
     def make_decision_for_non_running_worker_group(self) -> ScalingDecision:
         """Start them."""
-        _refuse_leaving_nodes()
+        _refuse_to_start(self._stop_request)
         return super().make_decision_for_non_running_worker_group()
 
 
 class FittingScalingPolicy(ElasticScalingPolicy):  # type: ignore[misc]  # Ray has no types
     """As many workers as there is room for, rounded down to a number that fits."""
 
-    def __init__(self, scaling_config: Any, fitting: Sequence[int]) -> None:
-        """``fitting``: the numbers of workers that fit."""
+    def __init__(self, scaling_config: Any, fitting: Sequence[int], stop_request: Path) -> None:
+        """The numbers of workers that fit, and the file by which somebody wants the run to stop."""
         super().__init__(scaling_config)
         self._fitting = tuple(fitting)
+        self._stop_request = stop_request
 
     def _count_possible_workers(self, reserved_resources: Mapping[str, Any]) -> int:
         """0 where not even the lowest number has room: Ray waits then."""
@@ -80,7 +96,7 @@ class FittingScalingPolicy(ElasticScalingPolicy):  # type: ignore[misc]  # Ray h
 
     def make_decision_for_non_running_worker_group(self) -> ScalingDecision:
         """Start as many as fit, on nodes that stay."""
-        _refuse_leaving_nodes()
+        _refuse_to_start(self._stop_request)
         return super().make_decision_for_non_running_worker_group()
 
     def make_decision_for_running_worker_group(self, **group: Any) -> ScalingDecision:
@@ -100,6 +116,56 @@ class UnscaledPolicy(FixedScalingPolicy):  # type: ignore[misc]  # Ray has no ty
         """Ask for nothing."""
 
 
+class PatientPolicy(DefaultFailurePolicy):  # type: ignore[misc]  # Ray has no types
+    """Waiting for room that others use is no failure, however long it takes."""
+
+    def __init__(self, failure_config: Any, wanted: Mapping[str, float], num_workers: int) -> None:
+        """What a worker needs, and how many there have to be."""
+        super().__init__(failure_config)
+        self._wanted = wanted
+        self._num_workers = num_workers
+
+    def make_decision(self, training_failed_error: Any) -> FailureDecision:
+        """Look again where the room was not free in time."""
+        failure = getattr(training_failed_error, "controller_failure", None)
+        is_late = isinstance(failure, WorkerGroupStartupTimeoutError)
+        if is_late and count_workers(self._wanted) >= self._num_workers:
+            return FailureDecision.RETRY
+        return super().make_decision(training_failed_error)
+
+
+class _Room(DefaultPlacementGroupHandle):  # type: ignore[misc]  # Ray has no types
+    """Room for workers, which is waited for as long as they are wanted."""
+
+    def __init__(self, group: Any, stop_request: Path) -> None:
+        """``stop_request``: the file by which somebody wants the run to stop."""
+        super().__init__(group)
+        self._stop_request = stop_request
+
+    def wait(self, timeout_seconds: float = 30) -> bool:
+        """Whether there is room within the time, or before somebody wants the run to stop."""
+        deadline = time.monotonic() + timeout_seconds
+        while not super().wait(1):
+            if self._stop_request.exists() or time.monotonic() > deadline:
+                return False
+        return True
+
+
+class _WaitingGroup(WorkerGroup):  # type: ignore[misc]  # Ray has no types
+    """Workers that wait for room."""
+
+    def _create_placement_group(self, *arguments: Any) -> Any:
+        """Ask for room."""
+        run = RunLayout(Path(self._train_run_context.train_loop_config["run_dir"]))
+        return _Room(super()._create_placement_group(*arguments).placement_group, run.stop_request)
+
+
+class WaitingController(TrainController):  # type: ignore[misc]  # Ray has no types
+    """Ray Train's controller, whose wait for room ends when the run is to stop."""
+
+    worker_group_cls = _WaitingGroup
+
+
 class StageTrainer(TorchTrainer):  # type: ignore[misc]  # Ray has no types
     """A ``TorchTrainer`` for stages; the tests would notice a Ray that calls these methods by other names."""
 
@@ -116,6 +182,7 @@ class StageTrainer(TorchTrainer):  # type: ignore[misc]  # Ray has no types
         super().__init__(*arguments, **settings)
         self._controller = controller
         self._fitting = fitting
+        self._run_dir = Path(self.train_loop_config["run_dir"])
         self._is_own_ray = is_own_ray
 
     def _create_default_callbacks(self) -> list[Any]:
@@ -128,12 +195,16 @@ class StageTrainer(TorchTrainer):  # type: ignore[misc]  # Ray has no types
 
     def _initialize_and_run_controller(self, **settings: Any) -> Any:
         """Put the policies above in the place of Ray's own, and hand all to a process that has started."""
-        if self.scaling_config.elasticity_enabled:
-            settings["scaling_policy"] = FittingScalingPolicy(self.scaling_config, self._fitting)
+        scaling, stop_request = self.scaling_config, RunLayout(self._run_dir).stop_request
+        if scaling.elasticity_enabled:
+            settings["scaling_policy"] = FittingScalingPolicy(scaling, self._fitting, stop_request)
         elif self._is_own_ray:
-            settings["scaling_policy"] = UnscaledPolicy(self.scaling_config)
+            settings["scaling_policy"] = UnscaledPolicy(scaling)
         else:
-            settings["scaling_policy"] = LastingPolicy(self.scaling_config)
+            settings["scaling_policy"] = LastingPolicy(scaling, stop_request)
+        settings["failure_policy"] = PatientPolicy(
+            self.run_config.failure_config, scaling.resources_per_worker, scaling.min_workers
+        )
         controller = self._begin(settings)
         result = ray.get(controller.run.remote())
         # Its end would take most of a second.

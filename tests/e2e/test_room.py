@@ -1,0 +1,81 @@
+"""A cluster that others fill: a run waits as long as it takes, and stops at once when it is asked to."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from orchestrator.checkpoint.layout import RunLayout
+from orchestrator.tracking.events import read_events
+from tests.e2e.commands import started
+from tests.e2e.ray_cluster import ray_cluster
+from tests.e2e.test_kill_and_resume import write_job
+
+# Takes both CPUs until its input ends.
+OTHERS = """
+import sys
+import ray
+
+ray.init(log_to_driver=False)
+ray.get(ray.util.placement_group([{"CPU": 2}]).ready())
+print("taken", flush=True)
+sys.stdin.read()
+"""
+# Ray Train looks anew so often, and gave up at the fourth time.
+LOOK_SECONDS = 2
+
+
+def events_of(run: RunLayout) -> list[str]:
+    return [str(event["event"]) for event in read_events(run.events)]
+
+
+def wait_for_starting(process: subprocess.Popen[str], run: RunLayout, times: int) -> None:
+    """Wait until the driver has begun to start workers for the ``times``-th time."""
+    while events_of(run).count("stage_starting") < times:
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.1)
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_a_run_waits_for_room_until_it_is_asked_to_stop_or_has_it(tmp_path: Path) -> None:
+    run = RunLayout(tmp_path / "runs" / "late")
+    command = ("run", write_job(tmp_path, "late", ["ddp"]), "--runs-dir", run.root.parent)
+    with ray_cluster() as cluster:
+        cluster.start("head", num_cpus=2)
+        variables = {**cluster.environment, "RAY_ADDRESS": cluster.address}
+        looking = {**variables, "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": str(LOOK_SECONDS)}
+        with subprocess.Popen(
+            [sys.executable, "-c", OTHERS],
+            env={**os.environ, **variables},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        ) as others:
+            assert others.stdin is not None and others.stdout is not None
+            assert others.stdout.readline() == "taken\n"
+            # Ray's own time: it is the wait itself that ends.
+            with started(*command, home=tmp_path / "home", variables=variables) as process:
+                wait_for_starting(process, run, 1)
+                time.sleep(3)
+                process.send_signal(signal.SIGINT)
+                output = process.communicate(timeout=30)
+                assert process.returncode == 75, output
+            assert "stage_started" not in events_of(run)
+            assert events_of(run)[-1] == "run_stopped"
+            with started(*command, home=tmp_path / "home", variables=looking) as process:
+                wait_for_starting(process, run, 2)
+                time.sleep(8 * LOOK_SECONDS)
+                assert process.poll() is None, process.communicate()
+                assert "stage_started" not in events_of(run)
+                others.stdin.close()
+                output = process.communicate(timeout=240)
+                assert process.returncode == 0, output
+    assert run.stage("ddp").result.exists()
