@@ -76,7 +76,7 @@ def run_stages(
 def _walk(job: Job, layout: RunLayout, display: Display, run_id: str, stop: StopWish) -> State:
     """The stages in order, on a Ray that starts as soon as one of them surely needs it."""
     check_this_machine(job.resources)
-    with RayTasks(layout.cache) as tasks:
+    with RayTasks(layout.cache, lambda: refuse_to_go_on(layout)) as tasks:
         preparation = Preparation(job, layout, display, run_id, tasks)
         preparation.check_sources()
         controller = None

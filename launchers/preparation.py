@@ -47,7 +47,10 @@ def prepare_stages(job: Job, layout: RunLayout, display: Display) -> None:
     Raises:
         OrchestratorError: A source, tokenizer or model is unfit, or the run is being run.
     """
-    with opened_run(job, layout, display) as (pinned_job, run_id), RayTasks(layout.cache) as tasks:
+    with (
+        opened_run(job, layout, display) as (pinned_job, run_id),
+        RayTasks(layout.cache, lambda: refuse_to_go_on(layout)) as tasks,
+    ):
         preparation = Preparation(pinned_job, layout, display, run_id, tasks)
         preparation.check_sources()
         for stage in stage_order(pinned_job):

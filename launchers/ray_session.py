@@ -201,11 +201,20 @@ def count_runs(resources: Resources, on_wait: Callable[[str], None]) -> int:
     return max(1, count_workers(wanted) // resources.num_workers)
 
 
-def count_workers(wanted: Mapping[str, float]) -> int:
-    """How many workers of these resources the connected cluster holds, if nobody else is on it."""
-    import ray
+def count_workers(wanted: Mapping[str, float], *, only_free: bool = False) -> int:
+    """How many workers of these resources have room on the nodes of the connected cluster that stay.
 
-    return sum(_workers_that_fit(node["Resources"], wanted) for node in ray.nodes() if node["Alive"])
+    Args:
+        only_free: Beside what others use now; else as if nobody else were there.
+    """
+    import ray
+    from ray._private.state import available_resources_per_node, state
+
+    leaving = state.get_draining_nodes()
+    nodes = {node["NodeID"]: node["Resources"] for node in ray.nodes() if node["Alive"]}
+    if only_free:
+        nodes = available_resources_per_node()
+    return sum(_workers_that_fit(found, wanted) for node, found in nodes.items() if node not in leaving)
 
 
 def is_taken_away(resources: Resources) -> bool:

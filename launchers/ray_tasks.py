@@ -54,9 +54,16 @@ def on_node(function: Callable[[Item], Result], item: Item, place: Place) -> Res
 class RayTasks:
     """Runs a single piece in this process and several on Ray, which starts when it is first needed."""
 
-    def __init__(self, folder: Path) -> None:
-        """Nothing is started yet; pieces write into ``folder``."""
+    def __init__(self, folder: Path, on_wait: Callable[[], None] = lambda: None) -> None:
+        """Nothing is started yet.
+
+        Args:
+            folder: Pieces write into it.
+            on_wait: Called every second while pieces are waited for, which others may leave no room for; it
+                may raise.
+        """
         self._folder = folder
+        self._on_wait = on_wait
         self._session = ExitStack()
         self._is_connected = False
 
@@ -94,6 +101,8 @@ class RayTasks:
         num_ahead = TASKS_PER_CORE * max(1, int(ray.cluster_resources().get("CPU", 1)))
         waiting = [remote.remote(function, item, place) for item in items[:num_ahead]]
         for index in range(len(items)):
+            while not ray.wait(waiting[:1], timeout=1)[0]:
+                self._on_wait()
             try:
                 result = ray.get(waiting.pop(0))
             except ray.exceptions.RayTaskError as error:

@@ -39,6 +39,10 @@ from orchestrator.errors import LaunchError
 DEATHS = (RayActorError, OutOfMemoryError, NodeDiedError, WorkerCrashedError, WorkerHealthCheckTimeoutError)
 
 
+# Between two looks at whether there is room.
+LOOK_SECONDS = 0.5
+
+
 class NotStartedError(LaunchError):
     """New workers are needed and cannot be had, or are not wanted any more; what was saved is on the disk."""
 
@@ -88,22 +92,43 @@ class FittingScalingPolicy(ElasticScalingPolicy):  # type: ignore[misc]  # Ray h
         super().__init__(scaling_config)
         self._fitting = tuple(fitting)
         self._stop_request = stop_request
+        self._has_asked = False
+        self._held: int | None = None
 
     def _count_possible_workers(self, reserved_resources: Mapping[str, Any]) -> int:
-        """0 where not even the lowest number has room: Ray waits then."""
+        """0 where not even the lowest number has room: Ray waits then.
+
+        Ray counts what nodes have, and not what others use of it.
+        """
         room = super()._count_possible_workers(reserved_resources)
+        if self._held is not None:
+            room = min(
+                room, self._held + count_workers(self.scaling_config.resources_per_worker, only_free=True)
+            )
         return max((workers for workers in self._fitting if workers <= room), default=0)
 
     def make_decision_for_non_running_worker_group(self) -> ScalingDecision:
-        """Start as many as fit, on nodes that stay."""
+        """Start as many as fit, on nodes that stay; where that room did not come, as many as are free."""
         _refuse_to_start(self._stop_request)
-        return super().make_decision_for_non_running_worker_group()
+        # At first not: the room of workers that have just ended is not free yet.
+        self._held = 0 if self._has_asked else None
+        decision = super().make_decision_for_non_running_worker_group()
+        if isinstance(decision, NoopDecision):
+            # Ray asks again at once.
+            time.sleep(LOOK_SECONDS)
+        else:
+            self._has_asked = True
+        return decision
 
     def make_decision_for_running_worker_group(self, **group: Any) -> ScalingDecision:
-        """Resize, unless nodes leave: workers save for that themselves, and a resize would not."""
-        if cluster.get_draining_nodes():
+        """Resize, unless nodes leave or the run is to stop: workers save then, and a resize would not."""
+        self._has_asked = False
+        if self._stop_request.exists() or cluster.get_draining_nodes():
             return NoopDecision()
-        return super().make_decision_for_running_worker_group(**group)
+        self._held = group["worker_group_state"].num_workers
+        decision = super().make_decision_for_running_worker_group(**group)
+        self._has_asked = not isinstance(decision, NoopDecision)
+        return decision
 
 
 class UnscaledPolicy(FixedScalingPolicy):  # type: ignore[misc]  # Ray has no types
@@ -148,6 +173,7 @@ class _Room(DefaultPlacementGroupHandle):  # type: ignore[misc]  # Ray has no ty
         while not super().wait(1):
             if self._stop_request.exists() or time.monotonic() > deadline:
                 return False
+            time.sleep(LOOK_SECONDS)
         return True
 
 
@@ -202,9 +228,10 @@ class StageTrainer(TorchTrainer):  # type: ignore[misc]  # Ray has no types
             settings["scaling_policy"] = UnscaledPolicy(scaling)
         else:
             settings["scaling_policy"] = LastingPolicy(scaling, stop_request)
-        settings["failure_policy"] = PatientPolicy(
-            self.run_config.failure_config, scaling.resources_per_worker, scaling.min_workers
-        )
+        if not self._is_own_ray:
+            settings["failure_policy"] = PatientPolicy(
+                self.run_config.failure_config, scaling.resources_per_worker, scaling.min_workers
+            )
         controller = self._begin(settings)
         result = ray.get(controller.run.remote())
         # Its end would take most of a second.

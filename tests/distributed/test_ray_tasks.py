@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from launchers.preparation import StoppedError
+from launchers.ray_session import available_cpus
 from launchers.ray_tasks import RayTasks
 from orchestrator.contracts import RowLayout
 from orchestrator.data import examination, sources, tokenise
@@ -31,7 +33,7 @@ def prepare(folder: Path, cache: Path, tasks: RayTasks, **keys: object) -> dict[
     return {path.name: path.read_bytes() for path in made.iterdir()}
 
 
-def test_pieces_all_over_a_cluster_give_the_bytes_of_one_process(
+def test_pieces_all_over_a_cluster_give_the_bytes_of_one_process_and_can_be_waited_for_no_longer(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
@@ -44,7 +46,13 @@ def test_pieces_all_over_a_cluster_give_the_bytes_of_one_process(
     monkeypatch.setattr(sources, "GROUP_BYTES", 1)
     monkeypatch.setattr(examination, "RANGE_ROWS", 25)
     monkeypatch.setattr(tokenise, "PART_ROWS", 11)
-    with RayTasks(tmp_path) as tasks:
+    wishes: list[str] = []
+
+    def on_wait() -> None:
+        if wishes:
+            raise StoppedError(wishes[0])
+
+    with RayTasks(tmp_path, on_wait) as tasks:
         assert list(tasks.map(_process, [0])) == [os.getpid()]
         assert prepare(tmp_path, tmp_path / "pieces", tasks) == whole
         assert os.getpid() not in set(tasks.map(_process, [0, 1, 2]))
@@ -58,6 +66,16 @@ def test_pieces_all_over_a_cluster_give_the_bytes_of_one_process(
             DataError, match=r"^datasets.corpus: .*2.jsonl: line 1, row 0 .* holds None, expected"
         ):
             prepare(tmp_path, tmp_path / "bad", tasks)
+        # One process has one Ray of its own, so the rest is here.
+        import ray
+
+        others = ray.util.placement_group([{"CPU": available_cpus()}])
+        ray.get(others.ready())
+        wishes.append("enough")
+        with pytest.raises(StoppedError, match="enough"):
+            list(tasks.map(_process, [0, 1]))
+        ray.util.remove_placement_group(others)
+        assert len(list(tasks.map(_process, [0, 1]))) == 2
 
 
 def _process(number: int) -> int:

@@ -7,23 +7,26 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import IO
 
 import pytest
 
 from orchestrator.checkpoint.layout import RunLayout
 from orchestrator.tracking.events import read_events
-from tests.e2e.commands import started
+from tests.e2e.commands import orchestrator, started
 from tests.e2e.ray_cluster import ray_cluster
 from tests.e2e.test_kill_and_resume import write_job
 
-# Takes both CPUs until its input ends.
+# Takes CPUs until its input ends.
 OTHERS = """
 import sys
 import ray
 
 ray.init(log_to_driver=False)
-ray.get(ray.util.placement_group([{"CPU": 2}]).ready())
+ray.get(ray.util.placement_group([{"CPU": int(sys.argv[1])}]).ready())
 print("taken", flush=True)
 sys.stdin.read()
 """
@@ -42,6 +45,21 @@ def wait_for_starting(process: subprocess.Popen[str], run: RunLayout, times: int
         time.sleep(0.1)
 
 
+@contextmanager
+def others_on(num_cpus: int, variables: dict[str, str]) -> Iterator[IO[str]]:
+    """Somebody who uses CPUs of the cluster until the end, or until what is given is closed."""
+    with subprocess.Popen(
+        [sys.executable, "-c", OTHERS, str(num_cpus)],
+        env={**os.environ, **variables},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as others:
+        assert others.stdin is not None and others.stdout is not None
+        assert others.stdout.readline() == "taken\n"
+        yield others.stdin
+
+
 @pytest.mark.ray
 @pytest.mark.slow
 @pytest.mark.timeout(600)
@@ -52,15 +70,7 @@ def test_a_run_waits_for_room_until_it_is_asked_to_stop_or_has_it(tmp_path: Path
         cluster.start("head", num_cpus=2)
         variables = {**cluster.environment, "RAY_ADDRESS": cluster.address}
         looking = {**variables, "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": str(LOOK_SECONDS)}
-        with subprocess.Popen(
-            [sys.executable, "-c", OTHERS],
-            env={**os.environ, **variables},
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-        ) as others:
-            assert others.stdin is not None and others.stdout is not None
-            assert others.stdout.readline() == "taken\n"
+        with others_on(2, variables) as taken:
             # Ray's own time: it is the wait itself that ends.
             with started(*command, home=tmp_path / "home", variables=variables) as process:
                 wait_for_starting(process, run, 1)
@@ -75,7 +85,24 @@ def test_a_run_waits_for_room_until_it_is_asked_to_stop_or_has_it(tmp_path: Path
                 time.sleep(8 * LOOK_SECONDS)
                 assert process.poll() is None, process.communicate()
                 assert "stage_started" not in events_of(run)
-                others.stdin.close()
+                taken.close()
                 output = process.communicate(timeout=240)
                 assert process.returncode == 0, output
     assert run.stage("ddp").result.exists()
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_a_range_of_workers_starts_with_those_for_which_others_leave_room(tmp_path: Path) -> None:
+    run = RunLayout(tmp_path / "runs" / "fewer")
+    path = write_job(tmp_path, "fewer", ["ddp"])
+    command = ("run", path, "--runs-dir", run.root.parent, "--set", "resources.num_workers={min: 1, max: 2}")
+    with ray_cluster() as cluster:
+        cluster.start("head", num_cpus=2)
+        variables = {**cluster.environment, "RAY_ADDRESS": cluster.address}
+        looking = {**variables, "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": str(LOOK_SECONDS)}
+        with others_on(1, variables):
+            done = orchestrator(*command, home=tmp_path / "home", variables=looking)
+    assert done.returncode == 0, done.stderr
+    assert not run.stage("ddp").log(1).exists()
