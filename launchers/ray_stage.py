@@ -151,7 +151,7 @@ def _run_on_ray(
         raise
     except Exception as error:  # TrainingFailedError and its relatives
         if isinstance(error, ControllerError) and isinstance(error.controller_failure, NotStartedError):
-            # Nobody frees the room, or workers ended before they could answer a notice.
+            # It was to stop before there was room, or workers ended before they could answer a notice.
             return "stopped"
         if isinstance(error, WorkerGroupError):
             failures = error.worker_failures

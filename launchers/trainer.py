@@ -37,8 +37,6 @@ from orchestrator.errors import LaunchError
 
 # What Ray finds of a worker that is gone, or frozen, and could not say why.
 DEATHS = (RayActorError, OutOfMemoryError, NodeDiedError, WorkerCrashedError, WorkerHealthCheckTimeoutError)
-
-
 # Between two looks at whether there is room.
 LOOK_SECONDS = 0.5
 

@@ -6,6 +6,7 @@ import gc
 import sys
 import threading
 from collections.abc import Iterator
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -50,12 +51,12 @@ def test_a_module_is_imported_beside_the_block_and_is_there_after_it(
 def test_the_collector_rests_during_imports_and_works_after_them_even_where_they_fail() -> None:
     with pytest.raises(ModuleNotFoundError), large_imports():
         assert not gc.isenabled()
-        import no_such_module_anywhere  # type: ignore[import-not-found]  # noqa: F401
+        import_module("no_such_module_anywhere")
     assert gc.isenabled()
 
 
 def test_where_nothing_was_imported_nothing_is_kept_from_the_collector() -> None:
     before = gc.get_freeze_count()
     with large_imports():
-        import threading  # noqa: F401
+        import_module("threading")
     assert gc.get_freeze_count() == before
