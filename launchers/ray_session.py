@@ -15,10 +15,9 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 from launchers.ray_cluster import existing_cluster
-from orchestrator.counts import counted
+from launchers.room import check_nodes, workers_that_fit
 from orchestrator.errors import LaunchError, PlanError
 from orchestrator.spec.job import Resources
 
@@ -30,6 +29,8 @@ FOLDER_PREFIX = "orc-"
 LOOPBACK = "127.0.0.2" if sys.platform == "linux" else "127.0.0.1"
 # A driver holds its folder's lock within milliseconds of making it.
 ABANDONED_SECONDS = 60
+
+ELSEWHERE = "join a larger cluster through RAY_ADDRESS"
 
 # As long after its newest node has started, a cluster may have more to come.
 SETTLED_SECONDS = 60
@@ -149,7 +150,7 @@ def check_this_machine(resources: Resources) -> None:
     if is_own_ray():
         # Ray counts the GPUs itself when it starts.
         gpus = resources.num_workers * resources.gpus_per_worker
-        _check_nodes(resources, [{"CPU": available_cpus(), "GPU": gpus}])
+        check_nodes(resources, [{"CPU": available_cpus(), "GPU": gpus}], ELSEWHERE)
 
 
 def check_room(resources: Resources, on_wait: Callable[[str], None]) -> None:
@@ -166,7 +167,7 @@ def check_room(resources: Resources, on_wait: Callable[[str], None]) -> None:
     deadline, is_told = time.monotonic() + SETTLED_SECONDS, False
     while True:
         try:
-            _check_nodes(resources, [node["Resources"] for node in ray.nodes() if node["Alive"]])
+            check_nodes(resources, [node["Resources"] for node in ray.nodes() if node["Alive"]], ELSEWHERE)
             return
         except PlanError as error:
             # A Ray of its own has one node, and for the nodes of a batch job was waited already.
@@ -214,7 +215,7 @@ def count_workers(wanted: Mapping[str, float], *, only_free: bool = False) -> in
     nodes = {node["NodeID"]: node["Resources"] for node in ray.nodes() if node["Alive"]}
     if only_free:
         nodes = available_resources_per_node()
-    return sum(_workers_that_fit(found, wanted) for node, found in nodes.items() if node not in leaving)
+    return sum(workers_that_fit(found, wanted) for node, found in nodes.items() if node not in leaving)
 
 
 def is_taken_away(resources: Resources) -> bool:
@@ -227,33 +228,4 @@ def is_taken_away(resources: Resources) -> bool:
     living = [node for node in ray.nodes() if node["Alive"]]
     staying = [node["Resources"] for node in living if node["NodeID"] not in leaving]
     # A node that has been given notice ends as soon as nothing runs on it.
-    return (bool(leaving) or not living) and not any(_workers_that_fit(node, wanted) for node in staying)
-
-
-def _check_nodes(resources: Resources, nodes: list[dict[str, Any]]) -> None:
-    """Refuse more workers than ``nodes`` hold."""
-    wanted = {"CPU": resources.cpus_per_worker, "GPU": resources.gpus_per_worker}
-    room = sum(_workers_that_fit(node, wanted) for node in nodes)
-    if room < resources.min_workers:
-        found = {kind: sum(node.get(kind, 0) for node in nodes) for kind in wanted}
-        raise PlanError(
-            f"resources: {counted(resources.min_workers, 'worker')} x {wanted['CPU']} CPU"
-            f" and {wanted['GPU']} GPU each do not fit: found {counted(len(nodes), 'node')} with"
-            f" {found['CPU']:g} CPU and {found['GPU']:g} GPU, room for {room}."
-            f" {_way_out(room, nodes, wanted)}, or join a larger cluster through RAY_ADDRESS."
-        )
-
-
-def _way_out(room: int, nodes: list[dict[str, Any]], wanted: dict[str, int]) -> str:
-    """What the job can ask for instead."""
-    if room:
-        return f"Set resources.num_workers to {room} or less"
-    keys = {"CPU": "cpus_per_worker", "GPU": "gpus_per_worker"}
-    most = {kind: max([int(node.get(kind, 0)) for node in nodes], default=0) for kind in wanted}
-    lower = [f"resources.{keys[kind]} to {most[kind]}" for kind in wanted if most[kind] < wanted[kind]]
-    return "Set " + " and ".join(lower) if lower else "Set fewer CPUs and GPUs for each worker"
-
-
-def _workers_that_fit(node: Mapping[str, Any], wanted: Mapping[str, float]) -> int:
-    """Workers that one node can hold."""
-    return min(int(node.get(kind, 0) // count) for kind, count in wanted.items() if count)
+    return (bool(leaving) or not living) and not any(workers_that_fit(node, wanted) for node in staying)

@@ -1,4 +1,4 @@
-"""What is removed of drivers that were killed, and which jobs have room."""
+"""What is removed of drivers that were killed."""
 
 from __future__ import annotations
 
@@ -6,11 +6,7 @@ import fcntl
 import os
 from pathlib import Path
 
-import pytest
-
-from launchers.ray_session import ABANDONED_SECONDS, _check_nodes, _remove_abandoned
-from orchestrator.errors import PlanError
-from orchestrator.spec.job import Resources
+from launchers.ray_session import ABANDONED_SECONDS, _remove_abandoned
 
 
 def make_folder(parent: Path, name: str, *, age: float, lock: bool = True) -> Path:
@@ -35,22 +31,3 @@ def test_only_an_old_folder_whose_driver_is_gone_is_removed(tmp_path: Path) -> N
         _remove_abandoned(tmp_path)
     assert not gone.exists()
     assert all(folder.exists() for folder in (alive, young, foreign, other))
-
-
-@pytest.mark.parametrize(
-    ("asked", "advice"),
-    [
-        ({"num_workers": 5}, "room for 4. Set resources.num_workers to 4 or less, or join"),
-        ({"cpus_per_worker": 9}, "room for 0. Set resources.cpus_per_worker to 2, or join"),
-        ({"gpus_per_worker": 1}, "room for 0. Set resources.gpus_per_worker to 0, or join"),
-    ],
-)
-def test_a_job_without_room_is_told_what_would_fit(asked: dict[str, int], advice: str) -> None:
-    nodes = [{"CPU": 2.0}, {"CPU": 2.0, "GPU": 0.0}]
-    with pytest.raises(PlanError) as refused:
-        _check_nodes(Resources.model_validate(asked), nodes)
-    assert advice in str(refused.value)
-
-
-def test_a_range_of_workers_has_room_where_the_fewest_have() -> None:
-    _check_nodes(Resources.model_validate({"num_workers": {"min": 2, "max": 9}}), [{"CPU": 2.0}])
