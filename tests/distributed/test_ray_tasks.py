@@ -74,6 +74,7 @@ def test_pieces_all_over_a_cluster_give_the_bytes_of_one_process_and_can_be_wait
         wishes.append("enough")
         with pytest.raises(StoppedError, match="enough"):
             list(tasks.map(_process, [0, 1]))
+        wishes.clear()
         ray.util.remove_placement_group(others)
         assert len(list(tasks.map(_process, [0, 1]))) == 2
 
