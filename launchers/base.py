@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
@@ -91,6 +91,22 @@ class CheckingLauncher(Protocol):
 
         Raises:
             LaunchError: The place cannot be asked, or refused.
+        """
+
+
+@runtime_checkable
+class MeasuringLauncher(Protocol):
+    """A launcher whose place can tell what it holds before it is given a job."""
+
+    def check_room(self, resources: Iterable[Resources]) -> None:
+        """Refuse what has no room there, even if nobody else used it.
+
+        Args:
+            resources: Of runs that need not have room at the same time.
+
+        Raises:
+            LaunchError: The place cannot be asked.
+            PlanError: It is too small.
         """
 
 

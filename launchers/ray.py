@@ -13,15 +13,18 @@ import shlex
 import sys
 import tempfile
 import time
-from collections.abc import Container, Mapping
+from collections.abc import Container, Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
 from launchers.base import PlaceState, is_named
+from launchers.deferral import say
 from launchers.ray_http import JobsService
 from launchers.ray_package import JOB_NAME, collect
+from launchers.room import SETTLED_SECONDS, check_nodes
 from launchers.submission_record import JOB_ID_VARIABLE
 from orchestrator.errors import LaunchError
+from orchestrator.spec.job import Resources
 from orchestrator.spec.launchers import RayOptions
 
 PHASES: Mapping[str, Literal["queued", "running"]] = {"PENDING": "queued", "RUNNING": "running"}
@@ -29,6 +32,8 @@ PHASES: Mapping[str, Literal["queued", "running"]] = {"PENDING": "queued", "RUNN
 RUN_DIR = "run_dir"
 # Workers keep the folder that was sent, where the user's own modules are.
 ENVIRONMENT = {"RAY_CHDIR_TO_TRIAL_DIR": "0"}
+
+ELSEWHERE = "give a larger cluster with --address"
 
 # A cluster that has just been started answers before the part of its head that takes jobs is there.
 NO_AGENT, AGENT_SECONDS = "No available agent", 60
@@ -63,6 +68,27 @@ class RayLauncher:
 
     def _entrypoint(self, run_dir: Path) -> list[str]:
         return [self._options.python, "-m", "launchers.cli", "run", JOB_NAME, f"--runs-dir={run_dir.parent}"]
+
+    def check_room(self, resources: Iterable[Resources]) -> None:
+        """Refuse what its nodes could not hold beside the driver; the driver would, once it is there.
+
+        Raises:
+            LaunchError: It is not there, or refused.
+            PlanError: It is too small.
+        """
+        # What is wrong with the cluster as a whole is an error, and not to be told its nodes is none.
+        self._jobs()
+        try:
+            nodes = self._service.nodes()
+        except LaunchError as error:
+            say(f"orchestrator: warning: whether the job has room is for its driver to say: {error}")
+            return
+        if not nodes or time.time() - max(node.started for node in nodes) < SETTLED_SECONDS:
+            # It is starting, and its head may not have joined yet; the driver waits for more.
+            return
+        held = [node.resources for node in nodes]
+        for needed in resources:
+            check_nodes(needed, held, ELSEWHERE, driver_cpus=self._options.entrypoint_cpus)
 
     def submit(self, job_file: Path, run_dir: Path) -> str:
         """Send it; the submission id.

@@ -1,6 +1,6 @@
 """The jobs service of a Ray cluster over HTTP, with its token; ``status`` needs no Ray for it.
 
-Source: Ray Jobs REST API, docs.ray.io; token authentication, Ray 2.60.
+Source: Ray Jobs REST API and, for the nodes, its state API, docs.ray.io; token authentication, Ray 2.60.
 """
 
 from __future__ import annotations
@@ -11,6 +11,8 @@ import os
 import urllib.error
 import urllib.parse
 import urllib.request
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +23,8 @@ DEFAULT_ADDRESS = "http://127.0.0.1:8265"
 TIMEOUT_SECONDS = 30
 REDIRECTS = (301, 302, 303, 307, 308)
 AUTHENTICATION = "/api/authentication_mode"
+# As many as Ray's state service gives at once.
+NODES = "/api/v0/nodes?detail=true&limit=10000"
 CORRECT_ADDRESS = (
     "correct --address: it is that of the head's dashboard, such as http://HEAD:8265, and not HEAD:6379,"
     " where nodes join"
@@ -36,6 +40,16 @@ class _NoRedirects(urllib.request.HTTPRedirectHandler):
 
     def redirect_request(self, *arguments: object) -> None:
         """Go nowhere."""
+
+
+@dataclass(frozen=True)
+class ClusterNode:
+    """A node of a Ray cluster."""
+
+    resources: Mapping[str, float]
+    """``{"CPU": 8.0, "GPU": 2.0}``, whoever uses them."""
+    started: float
+    """When it started, in seconds since the epoch, by its own clock."""
 
 
 class JobsService:
@@ -85,6 +99,24 @@ class JobsService:
         """What the cluster knows of all of its jobs; those that are over are among them."""
         found: list[Any] = self._checked(self.request("GET", "/api/jobs/"), list)
         return [self._checked(job, dict, "status") for job in found]
+
+    def nodes(self) -> list[ClusterNode]:
+        """The cluster's living nodes."""
+        found = self.request("GET", NODES)
+        try:
+            return [
+                ClusterNode(
+                    {kind: float(node["resources_total"].get(kind, 0)) for kind in ("CPU", "GPU")},
+                    node["start_time_ms"] / 1000,
+                )
+                for node in found["data"]["result"]["result"]
+                if node["state"] == "ALIVE"
+            ]
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise LaunchError(
+                f"what answers at {self.address} does not tell of its nodes (it sent"
+                f" {json.dumps(found)[:80]}), as Ray 2.60 does at {NODES}"
+            ) from error
 
     def logs(self, job_id: str) -> str | None:
         """What a job has printed."""

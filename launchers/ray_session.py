@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from launchers.ray_cluster import existing_cluster
-from launchers.room import check_nodes, workers_that_fit
+from launchers.room import SETTLED_SECONDS, check_nodes, workers_that_fit
 from orchestrator.errors import LaunchError, PlanError
 from orchestrator.spec.job import Resources
 
@@ -31,9 +31,6 @@ LOOPBACK = "127.0.0.2" if sys.platform == "linux" else "127.0.0.1"
 ABANDONED_SECONDS = 60
 
 ELSEWHERE = "join a larger cluster through RAY_ADDRESS"
-
-# As long after its newest node has started, a cluster may have more to come.
-SETTLED_SECONDS = 60
 
 # Seconds between two looks of Ray Train's controller at its workers; its default of 2 delays every end.
 HEALTH_CHECK_SECONDS = "0.5"

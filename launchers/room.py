@@ -11,38 +11,77 @@ from orchestrator.spec.job import Resources
 Node = Mapping[str, float]
 """What a Ray node holds: ``{"CPU": 8.0, "GPU": 2.0}``, without what it has none of."""
 
+# As long after its newest node has started, a cluster may have more to come.
+SETTLED_SECONDS = 60
 
-def check_nodes(resources: Resources, nodes: Sequence[Node], elsewhere: str) -> None:
+
+def check_nodes(
+    resources: Resources, nodes: Sequence[Node], elsewhere: str, *, driver_cpus: float = 0.0
+) -> None:
     """Refuse more workers than ``nodes`` hold.
 
     Args:
         elsewhere: What to do instead of asking for less, as in ``join a larger cluster``.
+        driver_cpus: CPU cores of one node that the job's driver has for itself.
 
     Raises:
-        PlanError: Not even the fewest workers that the job takes fit.
+        PlanError: Not even the fewest workers that the job takes fit, or the driver does not.
     """
     wanted = {"CPU": resources.cpus_per_worker, "GPU": resources.gpus_per_worker}
-    room = sum(workers_that_fit(node, wanted) for node in nodes)
+    left = _beside_driver(driver_cpus, nodes, wanted)
+    if left is None:
+        most = max((node.get("CPU", 0) for node in nodes), default=0)
+        raise PlanError(
+            f"launcher.options.entrypoint_cpus is {driver_cpus:g}, and no node has more than {most:g} CPU:"
+            f" the driver could never start. Set it to {most:g} or less, or {elsewhere}."
+        )
+    room = _room(left, wanted)
     if room < resources.min_workers:
         found = {kind: sum(node.get(kind, 0) for node in nodes) for kind in wanted}
+        beside, ways = "", _smaller_wishes(room, left, wanted)
+        if driver_cpus:
+            beside = f" beside the driver's {driver_cpus:g} CPU"
+            if _room(nodes, wanted) >= resources.min_workers:
+                ways.append("set launcher.options.entrypoint_cpus to 0")
+        advice = ", or ".join([*ways, elsewhere])
         raise PlanError(
             f"resources: {counted(resources.min_workers, 'worker')} x {wanted['CPU']} CPU"
             f" and {wanted['GPU']} GPU each do not fit: found {counted(len(nodes), 'node')} with"
-            f" {found['CPU']:g} CPU and {found['GPU']:g} GPU, room for {room}."
-            f" {_way_out(room, nodes, wanted)}, or {elsewhere}."
+            f" {found['CPU']:g} CPU and {found['GPU']:g} GPU, room for {room}{beside}."
+            f" {advice[0].upper()}{advice[1:]}."
         )
 
 
-def _way_out(room: int, nodes: Sequence[Node], wanted: Mapping[str, int]) -> str:
-    """What the job can ask for instead."""
-    if room:
-        return f"Set resources.num_workers to {room} or less"
-    keys = {"CPU": "cpus_per_worker", "GPU": "gpus_per_worker"}
-    most = {kind: max([int(node.get(kind, 0)) for node in nodes], default=0) for kind in wanted}
-    lower = [f"resources.{keys[kind]} to {most[kind]}" for kind in wanted if most[kind] < wanted[kind]]
-    return "Set " + " and ".join(lower) if lower else "Set fewer CPUs and GPUs for each worker"
+def _beside_driver(
+    driver_cpus: float, nodes: Sequence[Node], wanted: Mapping[str, float]
+) -> Sequence[Node] | None:
+    """What is left of nodes with a driver where it takes the least room; ``None``: none holds it."""
+    if not driver_cpus:
+        return nodes
+    left = [
+        [*nodes[:index], {**node, "CPU": node["CPU"] - driver_cpus}, *nodes[index + 1 :]]
+        for index, node in enumerate(nodes)
+        if node.get("CPU", 0) >= driver_cpus
+    ]
+    return max(left, key=lambda rest: _room(rest, wanted), default=None)
+
+
+def _room(nodes: Sequence[Node], wanted: Mapping[str, float]) -> int:
+    return sum(workers_that_fit(node, wanted) for node in nodes)
 
 
 def workers_that_fit(node: Node, wanted: Mapping[str, float]) -> int:
     """Workers that one node can hold."""
     return min(int(node.get(kind, 0) // count) for kind, count in wanted.items() if count)
+
+
+def _smaller_wishes(room: int, nodes: Sequence[Node], wanted: Mapping[str, int]) -> list[str]:
+    """What to set so that the job asks for less, where that can help."""
+    if room:
+        return [f"set resources.num_workers to {room} or less"]
+    most = {kind: max([int(node.get(kind, 0)) for node in nodes], default=0) for kind in wanted}
+    if not most["CPU"]:
+        return []
+    keys = {"CPU": "cpus_per_worker", "GPU": "gpus_per_worker"}
+    lower = [f"resources.{keys[kind]} to {most[kind]}" for kind in wanted if most[kind] < wanted[kind]]
+    return ["set " + (" and ".join(lower) or "fewer CPUs and GPUs for each worker")]

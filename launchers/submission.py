@@ -14,6 +14,7 @@ from launchers.base import (
     CheckingLauncher,
     Launcher,
     ManifestLauncher,
+    MeasuringLauncher,
     RefusedJobError,
     ResolvingLauncher,
     make_launcher,
@@ -30,11 +31,15 @@ from orchestrator.spec.section import Section
 from orchestrator.tracking.events import replace_text, time_now
 
 
-def submit_job(job: Job, *, runs_dir: Path, dry_run: bool) -> dict[str, Any]:
+def submit_job(job: Job, *, runs_dir: Path, dry_run: bool, runs: Sequence[Job] = ()) -> dict[str, Any]:
     """Submit ``job``; ``{name, launcher, job_id}``; on a dry run ``command`` or ``manifest`` instead.
+
+    Args:
+        runs: Of its sweep, which the one job runs.
 
     Raises:
         LaunchError: The run is being run or queued already, or the launcher refused it.
+        PlanError: Its place has no room for it, or for one of ``runs``.
     """
     layout = RunLayout(runs_dir.resolve() / job.name)
     name = job.launcher.name
@@ -47,6 +52,8 @@ def submit_job(job: Job, *, runs_dir: Path, dry_run: bool) -> dict[str, Any]:
         return {"name": job.name, "launcher": name, "command": command}
 
     def submit() -> list[str]:
+        if isinstance(launcher, MeasuringLauncher):
+            launcher.check_room(run.resources for run in runs or [job])
         return [launcher.submit(layout.submitted_job, layout.root)]
 
     (job_id,) = _submit(job, [job], [layout], launcher, submit)
@@ -72,7 +79,7 @@ def submit_sweep(job: Job, runs: Sequence[Job], *, runs_dir: Path, dry_run: bool
         )
     launcher = make_launcher(name, _options(job), job.resources)
     if not isinstance(launcher, ArrayLauncher):
-        return submit_job(job, runs_dir=runs_dir, dry_run=dry_run)
+        return submit_job(job, runs_dir=runs_dir, dry_run=dry_run, runs=runs)
     if job.sweep is not None and job.sweep.early_stopping is not None:
         raise RefusedJobError(
             f"sweep.early_stopping compares runs that one command runs, and '{name}' makes each a job of its"

@@ -17,7 +17,9 @@ from typing import Any
 import pytest
 
 from launchers.ray import RayLauncher
+from launchers.ray_http import JobsService
 from launchers.rehearsed_run import kill_tree
+from launchers.room import SETTLED_SECONDS
 from launchers.submission_record import read_submission
 from orchestrator.checkpoint.layout import RunLayout
 from orchestrator.errors import LaunchError
@@ -204,10 +206,19 @@ def test_a_sweep_is_one_job_that_is_cancelled_and_goes_on(ray_cluster: RayCluste
 
 
 def test_a_cancelled_job_that_waits_for_room_ends_once_it_has_it(
-    ray_cluster: RayCluster, tmp_path: Path
+    ray_cluster: RayCluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     runs, home, token = tmp_path / "runs", tmp_path / "home", ray_cluster.environment
     names = ("wide", "lost")
+    monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", token["RAY_AUTH_TOKEN_PATH"])
+    service = JobsService(ray_cluster.address)
+    address = f"--address=127.0.0.11:{ray_cluster.port}"
+    ray_cluster.start("--node-ip-address=127.0.0.14", address, "--num-cpus=2", name="wide")
+    deadline = time.monotonic() + 240
+    while not any(node.resources["CPU"] == 2 for node in service.nodes()):
+        assert time.monotonic() < deadline
+        time.sleep(0.5)
+    others = submit_sleep(ray_cluster, num_cpus=2)
 
     def call(*command: str | Path) -> str:
         return succeed(*command, "--runs-dir", runs, home=home, variables=token)
@@ -232,9 +243,7 @@ def test_a_cancelled_job_that_waits_for_room_ends_once_it_has_it(
     refused = orchestrator(*submit("wide"), home=home, variables=token)
     assert (refused.returncode, "PENDING, cancelled:" in refused.stderr) == (1, True), refused.stderr
 
-    address = f"--address=127.0.0.11:{ray_cluster.port}"
-    ray_cluster.start("--node-ip-address=127.0.0.14", address, "--num-cpus=2", name="wide")
-    deadline = time.monotonic() + 240
+    service.stop(others)
     for name in names:
         while (found := status(name))["state"] != "cancelled":
             assert found["state"] in ("queued", "starting"), found
@@ -249,6 +258,50 @@ def test_a_cancelled_job_that_waits_for_room_ends_once_it_has_it(
     assert submitted["job_id"] == "wide.2"
     wait_until_over(call, "wide")
     assert status("wide")["state"] == "finished"
+
+
+def test_a_job_that_can_never_have_room_is_refused_and_not_sent(
+    ray_cluster: RayCluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    home, token = tmp_path / "home", ray_cluster.environment
+    monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", token["RAY_AUTH_TOKEN_PATH"])
+    service = JobsService(ray_cluster.address)
+    deadline = time.monotonic() + 120
+    while len(nodes := service.nodes()) < 2:
+        assert time.monotonic() < deadline, nodes
+        time.sleep(0.5)
+    # For so long more nodes may join, and a job is left to its driver.
+    time.sleep(max(0.0, max(node.started for node in nodes) + SETTLED_SECONDS + 1 - time.time()))
+    cpus = [int(node.resources["CPU"]) for node in nodes]
+    submit = ("submit", short_job(tmp_path, "large"), "--launcher", "ray", "--address", ray_cluster.address,
+              "--runs-dir", tmp_path / "runs", "--set")  # fmt: skip
+    many = ("resources.num_workers=64", "--set", "defaults.global_batch_size=256")
+    driver = f"launcher.options.entrypoint_cpus={max(cpus)}"
+    for sets, advice in (
+        (many, f"room for {sum(cpus)}. Set resources.num_workers to {sum(cpus)} or less"),
+        (("resources.cpus_per_worker=64",), f"room for 0. Set resources.cpus_per_worker to {max(cpus)}, or"),
+        ((*many, "--set", driver), f"room for {sum(cpus) - max(cpus)} beside the driver's {max(cpus)} CPU."),
+        ((f"{driver}0",), f"no node has more than {max(cpus)} CPU: the driver could never start."),
+    ):
+        refused = orchestrator(*submit, *sets, home=home, variables=token)
+        assert (refused.returncode, advice in refused.stderr) == (2, True), refused.stderr
+    assert list((tmp_path / "runs").iterdir()) == []
+    assert "large" not in {job["submission_id"] for job in service.jobs()}
+
+
+def submit_sleep(cluster: RayCluster, *, num_cpus: int) -> str:
+    """Have somebody else's job hold these CPUs of one node; its id, once it does."""
+    service = JobsService(cluster.address)
+    job = {"entrypoint": "sleep 600", "submission_id": "others", "entrypoint_num_cpus": num_cpus}
+    request = urllib.request.Request(
+        f"{cluster.address}/api/jobs/", json.dumps(job).encode(), service.headers(), method="POST"
+    )
+    urllib.request.urlopen(request, timeout=60).close()
+    deadline = time.monotonic() + 120
+    while (found := service.job("others")) is None or found["status"] != "RUNNING":
+        assert time.monotonic() < deadline, found
+        time.sleep(0.5)
+    return "others"
 
 
 def starts(layout: RunLayout) -> list[int]:

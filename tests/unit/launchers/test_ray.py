@@ -3,15 +3,44 @@
 from __future__ import annotations
 
 import json
+import time
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import pytest
 
+from launchers.ray_http import NODES
 from launchers.submission_record import Submission, read_submission
 from orchestrator.checkpoint.layout import RunLayout
 from tests.unit.launchers.commands import Console
 from tests.unit.launchers.jobs_service import Serve, answer, ray
 from tests.unit.spec.jobs import VALID, write_job
+
+
+def cluster(*cpus: float, age: float = 3600) -> dict[str, object]:
+    """The answers of one that takes jobs, whose nodes have these CPUs and started so many seconds ago."""
+    started = (time.time() - age) * 1000
+    nodes = [
+        {"state": "ALIVE", "resources_total": {"CPU": count, "memory": 1e9}, "start_time_ms": started}
+        for count in cpus
+    ]
+    dead = {"state": "DEAD", "resources_total": {"CPU": 64.0}, "start_time_ms": started}
+    return {
+        "/api/jobs/": [],
+        NODES: {"result": True, "data": {"result": {"result": [*nodes, dead]}}},
+        "/api/version": {"version": "4", "ray_version": "2.60.0"},
+        "POST /api/jobs/": {"job_id": "tiny", "submission_id": "tiny"},
+    }
+
+
+def taking(known: Mapping[str, object], asked: list[str]) -> Callable[[str], bytes]:
+    """A jobs service that notes what it is asked."""
+
+    def said(path: str) -> bytes:
+        asked.append(path)
+        return answer(json.dumps(known.get(path, {})))
+
+    return said
 
 
 @pytest.mark.parametrize("metadata", [{"run_dir": "/elsewhere/far"}, {}, None])
@@ -59,7 +88,7 @@ def test_what_ends_a_job_that_is_in_the_way_names_its_cluster(
 ) -> None:
     run_dir = tmp_path.resolve() / "runs" / "tiny"
     job = {"submission_id": "tiny.2", "status": "PENDING", "metadata": {"run_dir": str(run_dir)}}
-    address = serve(ray({"/api/jobs/": [job]}))
+    address = serve(ray({**cluster(2), "/api/jobs/": [job]}))
     submit = ("submit", write_job(tmp_path, VALID), "--launcher", "ray", "--address", address)
     ended = console(*submit, "--runs-dir", tmp_path / "runs")
     assert (ended.code, ended.errors) == (
@@ -74,16 +103,12 @@ def test_the_cluster_that_was_asked_is_recorded_and_asked_from_any_shell(
 ) -> None:
     run_dir, asked = tmp_path.resolve() / "runs" / "tiny", list[str]()
     job = {"submission_id": "tiny", "status": "RUNNING", "metadata": {"run_dir": str(run_dir)}}
-    known: dict[str, object] = {
-        "/api/version": {"version": "4", "ray_version": "2.60.0"},
-        "POST /api/jobs/": {"job_id": "tiny", "submission_id": "tiny"},
-    }
 
     def said(path: str) -> bytes:
         asked.append(path)
         jobs = [job] if "POST /api/jobs/" in asked else []
         # As is there whatever is asked for: the package that is sent.
-        return answer(json.dumps({**known, "/api/jobs/": jobs}.get(path, {})))
+        return answer(json.dumps({**cluster(2), "/api/jobs/": jobs}.get(path, {})))
 
     address = serve(said)
     monkeypatch.setenv("RAY_API_SERVER_ADDRESS", address + "/")
@@ -97,3 +122,65 @@ def test_the_cluster_that_was_asked_is_recorded_and_asked_from_any_shell(
     monkeypatch.setenv("RAY_API_SERVER_ADDRESS", serve(lambda path: answer("another cluster", 500)))
     status = console("status", "tiny", "--json", *runs)
     assert (status.errors, status.json()["state"]) == ("", "starting")
+
+
+@pytest.mark.parametrize("dry_run", [False, True])
+@pytest.mark.parametrize(
+    ("sets", "advice"),
+    [
+        (("resources.num_workers=4",), "room for 3. Set resources.num_workers to 3 or less"),
+        (("resources.cpus_per_worker=3",), "room for 0. Set resources.cpus_per_worker to 2"),
+        (
+            ("resources.num_workers=2", "launcher.options.entrypoint_cpus=2"),
+            "room for 1 beside the driver's 2 CPU. Set resources.num_workers to 1 or less, or"
+            " set launcher.options.entrypoint_cpus to 0",
+        ),
+        (
+            ("sweep={'grid': {'resources.num_workers': [1, 4]}}",),
+            "room for 3. Set resources.num_workers to 3",
+        ),
+    ],
+)
+def test_a_job_too_large_for_the_cluster_is_refused_where_it_is_submitted(
+    sets: tuple[str, ...], advice: str, dry_run: bool, serve: Serve, console: Console, tmp_path: Path
+) -> None:
+    asked: list[str] = []
+    address, runs = serve(taking(cluster(1, 2), asked)), tmp_path / "runs"
+    more = [part for text in sets for part in ("--set", text)] + ["--dry-run"] * dry_run
+    job = write_job(tmp_path, VALID)
+    ended = console("submit", job, "--launcher", "ray", "--address", address, "--runs-dir", runs, *more)
+    if dry_run:
+        assert (ended.code, asked) == (0, []), ended.errors
+        return
+    assert ended.code == 2
+    assert "found 2 nodes with 3 CPU and 0 GPU, " + advice in ended.errors
+    assert ended.errors.endswith(", or give a larger cluster with --address.\n")
+    assert (list(runs.iterdir()), [path for path in asked if "POST" in path]) == ([], [])
+
+
+@pytest.mark.parametrize(
+    ("cpus", "age", "more", "warning"),
+    [
+        ([2], 3600, {}, ""),
+        # Its driver waits for nodes that may still come.
+        ([1], 5, {}, ""),
+        # Its head takes jobs before it has joined as a node.
+        ([], 0, {}, ""),
+        ([1], 3600, {NODES: {"result": False}}, "whether the job has room is for its driver to say: what"),
+    ],
+)
+def test_a_job_is_taken_that_has_room_or_where_its_driver_is_to_say(
+    cpus: list[int],
+    age: float,
+    more: dict[str, object],
+    warning: str,
+    serve: Serve,
+    console: Console,
+    tmp_path: Path,
+) -> None:
+    asked: list[str] = []
+    known = {**cluster(*cpus, age=age), **more}
+    submit = ("submit", write_job(tmp_path, VALID), "--launcher", "ray", "--runs-dir", tmp_path / "runs")
+    ended = console(*submit, "--address", serve(taking(known, asked)), "--set", "resources.num_workers=2")
+    assert (ended.code, "POST /api/jobs/" in asked) == (0, True), ended.errors
+    assert (warning in ended.errors, "warning" in ended.errors) == (True, bool(warning))

@@ -26,3 +26,55 @@ def test_a_job_without_room_is_told_what_would_fit(asked: dict[str, int], advice
 
 def test_a_range_of_workers_has_room_where_the_fewest_have() -> None:
     check_nodes(Resources.model_validate({"num_workers": {"min": 2, "max": 9}}), [{"CPU": 2.0}], "")
+
+
+NODES = [{"CPU": 1.0}, {"CPU": 4.0, "GPU": 1.0}]
+
+
+@pytest.mark.parametrize(
+    ("asked", "driver_cpus", "said"),
+    [
+        (
+            {"num_workers": 5},
+            1.0,
+            "found 2 nodes with 5 CPU and 1 GPU, room for 4 beside the driver's 1 CPU."
+            " Set resources.num_workers to 4 or less, or set launcher.options.entrypoint_cpus to 0,"
+            " or go elsewhere.",
+        ),
+        # The driver would leave no worker room on the one node that has a GPU.
+        (
+            {"gpus_per_worker": 1, "cpus_per_worker": 4},
+            2.0,
+            "room for 0 beside the driver's 2 CPU. Set resources.cpus_per_worker to 2, or"
+            " set launcher.options.entrypoint_cpus to 0, or go elsewhere.",
+        ),
+        (
+            {"num_workers": 9},
+            1.0,
+            "room for 4 beside the driver's 1 CPU. Set resources.num_workers to 4 or less, or go elsewhere.",
+        ),
+        (
+            {},
+            4.5,
+            "launcher.options.entrypoint_cpus is 4.5, and no node has more than 4 CPU: the driver could never"
+            " start. Set it to 4 or less, or go elsewhere.",
+        ),
+    ],
+)
+def test_a_driver_with_cores_of_its_own_needs_room_beside_the_workers(
+    asked: dict[str, int], driver_cpus: float, said: str
+) -> None:
+    with pytest.raises(PlanError) as refused:
+        check_nodes(Resources.model_validate(asked), NODES, "go elsewhere", driver_cpus=driver_cpus)
+    assert str(refused.value).endswith(said)
+
+
+@pytest.mark.parametrize("driver_cpus", [0.0, 0.5, 1.0])
+def test_a_driver_stands_where_it_takes_the_least_room(driver_cpus: float) -> None:
+    resources = Resources.model_validate({"num_workers": 2, "cpus_per_worker": 2})
+    check_nodes(resources, NODES, "", driver_cpus=driver_cpus)
+
+
+def test_where_no_node_has_a_core_for_workers_nothing_smaller_would_fit() -> None:
+    with pytest.raises(PlanError, match=r"found 1 node with 0 CPU and 0 GPU, room for 0\. Go elsewhere\.$"):
+        check_nodes(Resources(), [{"CPU": 0.0, "GPU": 0.0}], "go elsewhere")
