@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
@@ -13,7 +13,7 @@ from orchestrator.errors import LaunchError
 from orchestrator.registry import resolve
 
 if TYPE_CHECKING:
-    from orchestrator.spec.job import Resources
+    from orchestrator.spec.job import Job, Resources
 
 
 class Launcher(Protocol):
@@ -98,11 +98,8 @@ class CheckingLauncher(Protocol):
 class MeasuringLauncher(Protocol):
     """A launcher whose place can tell what it holds before it is given a job."""
 
-    def check_room(self, resources: Iterable[Resources]) -> None:
-        """Refuse what has no room there, even if nobody else used it.
-
-        Args:
-            resources: Of runs that need not have room at the same time.
+    def check_room(self, jobs: Sequence[Job]) -> None:
+        """Refuse jobs of which one has no room there, even if nobody else used it.
 
         Raises:
             LaunchError: The place cannot be asked.

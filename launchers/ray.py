@@ -13,7 +13,7 @@ import shlex
 import sys
 import tempfile
 import time
-from collections.abc import Container, Iterable, Mapping
+from collections.abc import Container, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,10 +21,10 @@ from launchers.base import PlaceState, is_named
 from launchers.deferral import say
 from launchers.ray_http import JobsService
 from launchers.ray_package import JOB_NAME, collect
-from launchers.room import SETTLED_SECONDS, check_nodes
+from launchers.room import SETTLED_SECONDS, check_driver, check_nodes
 from launchers.submission_record import JOB_ID_VARIABLE
-from orchestrator.errors import LaunchError
-from orchestrator.spec.job import Resources
+from orchestrator.errors import LaunchError, PlanError
+from orchestrator.spec.job import Job
 from orchestrator.spec.launchers import RayOptions
 
 PHASES: Mapping[str, Literal["queued", "running"]] = {"PENDING": "queued", "RUNNING": "running"}
@@ -50,7 +50,7 @@ class RayLauncher:
         self._service = JobsService(self._options.address)
 
     def render(self, job_file: Path, run_dir: Path) -> list[str]:
-        """The ``ray job submit`` that does the same from a folder that holds ``job.yaml``."""
+        """The ``ray job submit`` that does the same from a folder that holds what is sent."""
         return [
             "ray",
             "job",
@@ -60,7 +60,7 @@ class RayLauncher:
             f"--runtime-env-json={json.dumps({'env_vars': ENVIRONMENT})}",
             f"--metadata-json={json.dumps({RUN_DIR: str(run_dir)})}",
             f"--entrypoint-num-cpus={self._options.entrypoint_cpus:g}",
-            "--working-dir=.",
+            f"--working-dir=<a folder with {JOB_NAME} and your modules>",
             "--no-wait",
             "--",
             *self._entrypoint(run_dir),
@@ -69,7 +69,7 @@ class RayLauncher:
     def _entrypoint(self, run_dir: Path) -> list[str]:
         return [self._options.python, "-m", "launchers.cli", "run", JOB_NAME, f"--runs-dir={run_dir.parent}"]
 
-    def check_room(self, resources: Iterable[Resources]) -> None:
+    def check_room(self, jobs: Sequence[Job]) -> None:
         """Refuse what its nodes could not hold beside the driver; the driver would, once it is there.
 
         Raises:
@@ -83,12 +83,19 @@ class RayLauncher:
         except LaunchError as error:
             say(f"orchestrator: warning: whether the job has room is for its driver to say: {error}")
             return
-        if not nodes or time.time() - max(node.started for node in nodes) < SETTLED_SECONDS:
-            # It is starting, and its head may not have joined yet; the driver waits for more.
+        if not nodes:
+            # Its head takes jobs before it has joined as a node.
             return
-        held = [node.resources for node in nodes]
-        for needed in resources:
-            check_nodes(needed, held, ELSEWHERE, driver_cpus=self._options.entrypoint_cpus)
+        held, driver_cpus = [node.resources for node in nodes], self._options.entrypoint_cpus
+        check_driver(driver_cpus, held, ELSEWHERE)
+        if time.time() - max(node.started for node in nodes) < SETTLED_SECONDS:
+            # The driver waits for more that join.
+            return
+        for job in jobs:
+            try:
+                check_nodes(job.resources, held, ELSEWHERE, driver_cpus=driver_cpus)
+            except PlanError as error:
+                raise PlanError(f"{job.name}: {error}" if len(jobs) > 1 else str(error)) from error
 
     def submit(self, job_file: Path, run_dir: Path) -> str:
         """Send it; the submission id.

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from orchestrator.errors import LaunchError
+from orchestrator.errors import LaunchError, PlanError
 
 # A head that is being started listens within this time; it is waited for with a plain connection.
 LISTENING_SECONDS = 10
@@ -32,9 +32,16 @@ def existing_cluster(address: str) -> Iterator[None]:
 
     Raises:
         LaunchError: It does not answer, or is not complete.
+        PlanError: No driver can join there.
     """
     import ray
 
+    if address.startswith(("http://", "https://")):
+        raise PlanError(
+            f"RAY_ADDRESS is '{address}', the address of a dashboard, and a driver joins a cluster where its"
+            " nodes do: set it to HEAD:6379, or type 'orchestrator submit JOB --launcher ray"
+            f" --address {address}', which runs the job there"
+        )
     try:
         _wait_for_head(address)
         _connect(address)

@@ -11,6 +11,9 @@ from orchestrator.spec.job import Resources
 Node = Mapping[str, float]
 """What a Ray node holds: ``{"CPU": 8.0, "GPU": 2.0}``, without what it has none of."""
 
+# Of the job, by what a node has.
+KEYS = {"CPU": "cpus_per_worker", "GPU": "gpus_per_worker"}
+
 # As long after its newest node has started, a cluster may have more to come.
 SETTLED_SECONDS = 60
 
@@ -25,20 +28,14 @@ def check_nodes(
         driver_cpus: CPU cores of one node that the job's driver has for itself.
 
     Raises:
-        PlanError: Not even the fewest workers that the job takes fit, or the driver does not.
+        PlanError: Not even the fewest workers that the job takes fit.
     """
     wanted = {"CPU": resources.cpus_per_worker, "GPU": resources.gpus_per_worker}
     left = _beside_driver(driver_cpus, nodes, wanted)
-    if left is None:
-        most = max((node.get("CPU", 0) for node in nodes), default=0)
-        raise PlanError(
-            f"launcher.options.entrypoint_cpus is {driver_cpus:g}, and no node has more than {most:g} CPU:"
-            f" the driver could never start. Set it to {most:g} or less, or {elsewhere}."
-        )
     room = _room(left, wanted)
     if room < resources.min_workers:
         found = {kind: sum(node.get(kind, 0) for node in nodes) for kind in wanted}
-        beside, ways = "", _smaller_wishes(room, left, wanted)
+        beside, ways = "", _smaller_wishes(room, left, wanted, resources.min_workers)
         if driver_cpus:
             beside = f" beside the driver's {driver_cpus:g} CPU"
             if _room(nodes, wanted) >= resources.min_workers:
@@ -52,10 +49,26 @@ def check_nodes(
         )
 
 
-def _beside_driver(
-    driver_cpus: float, nodes: Sequence[Node], wanted: Mapping[str, float]
-) -> Sequence[Node] | None:
-    """What is left of nodes with a driver where it takes the least room; ``None``: none holds it."""
+def check_driver(driver_cpus: float, nodes: Sequence[Node], elsewhere: str) -> None:
+    """Refuse a driver that no node holds.
+
+    Args:
+        driver_cpus: CPU cores that it has for itself.
+        elsewhere: As for ``check_nodes``.
+
+    Raises:
+        PlanError: There is none.
+    """
+    most = max((node.get("CPU", 0) for node in nodes), default=0)
+    if most < driver_cpus:
+        raise PlanError(
+            f"launcher.options.entrypoint_cpus is {driver_cpus:g}, and no node has more than {most:g} CPU:"
+            f" the driver would not start. Set it to {most:g} or less, or {elsewhere}."
+        )
+
+
+def _beside_driver(driver_cpus: float, nodes: Sequence[Node], wanted: Mapping[str, float]) -> Sequence[Node]:
+    """What is left of nodes with a driver where it takes the least room."""
     if not driver_cpus:
         return nodes
     left = [
@@ -63,7 +76,7 @@ def _beside_driver(
         for index, node in enumerate(nodes)
         if node.get("CPU", 0) >= driver_cpus
     ]
-    return max(left, key=lambda rest: _room(rest, wanted), default=None)
+    return max(left, key=lambda rest: _room(rest, wanted), default=())
 
 
 def _room(nodes: Sequence[Node], wanted: Mapping[str, float]) -> int:
@@ -75,13 +88,24 @@ def workers_that_fit(node: Node, wanted: Mapping[str, float]) -> int:
     return min(int(node.get(kind, 0) // count) for kind, count in wanted.items() if count)
 
 
-def _smaller_wishes(room: int, nodes: Sequence[Node], wanted: Mapping[str, int]) -> list[str]:
+def _smaller_wishes(
+    room: int, nodes: Sequence[Node], wanted: Mapping[str, int], num_workers: int
+) -> list[str]:
     """What to set so that the job asks for less, where that can help."""
     if room:
         return [f"set resources.num_workers to {room} or less"]
-    most = {kind: max([int(node.get(kind, 0)) for node in nodes], default=0) for kind in wanted}
+    most = {kind: int(max((node.get(kind, 0) for node in nodes), default=0)) for kind in wanted}
     if not most["CPU"]:
         return []
-    keys = {"CPU": "cpus_per_worker", "GPU": "gpus_per_worker"}
-    lower = [f"resources.{keys[kind]} to {most[kind]}" for kind in wanted if most[kind] < wanted[kind]]
-    return ["set " + (" and ".join(lower) or "fewer CPUs and GPUs for each worker")]
+    # As much for each worker as all of them can have, and where they cannot, as one of them can.
+    cpus = range(min(wanted["CPU"], most["CPU"]), 0, -1)
+    given = {"CPU": cpus[0], "GPU": min(wanted["GPU"], most["GPU"])}
+    fitting = ({**given, "CPU": count} for count in cpus)
+    given = next((less for less in fitting if _room(nodes, less) >= num_workers), given)
+    room = _room(nodes, given)
+    if not room:
+        return ["set fewer CPUs and GPUs for each worker"]
+    lower = [f"resources.{KEYS[kind]} to {count}" for kind, count in given.items() if count < wanted[kind]]
+    if room < num_workers:
+        lower.append(f"resources.num_workers to {room} or less")
+    return [f"set {' and '.join(lower)}"]

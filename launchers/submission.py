@@ -20,6 +20,8 @@ from launchers.base import (
     make_launcher,
 )
 from launchers.deferral import deferred_signals, say
+from launchers.pins import pinned, read_pins
+from launchers.run_directory import refuse_changed
 from launchers.runs import runs_dir_flag
 from launchers.submission_lock import only_submission
 from launchers.submission_record import Submission, read_submission
@@ -39,7 +41,7 @@ def submit_job(job: Job, *, runs_dir: Path, dry_run: bool, runs: Sequence[Job] =
 
     Raises:
         LaunchError: The run is being run or queued already, or the launcher refused it.
-        PlanError: Its place has no room for it, or for one of ``runs``.
+        PlanError: Its place has no room for it, or for one of ``runs``; or a run has begun as another job.
     """
     layout = RunLayout(runs_dir.resolve() / job.name)
     name = job.launcher.name
@@ -52,8 +54,10 @@ def submit_job(job: Job, *, runs_dir: Path, dry_run: bool, runs: Sequence[Job] =
         return {"name": job.name, "launcher": name, "command": command}
 
     def submit() -> list[str]:
+        jobs = runs or [job]
+        _refuse_changed(jobs, runs_dir)
         if isinstance(launcher, MeasuringLauncher):
-            launcher.check_room(run.resources for run in runs or [job])
+            launcher.check_room(jobs)
         return [launcher.submit(layout.submitted_job, layout.root)]
 
     (job_id,) = _submit(job, [job], [layout], launcher, submit)
@@ -68,6 +72,7 @@ def submit_sweep(job: Job, runs: Sequence[Job], *, runs_dir: Path, dry_run: bool
     Raises:
         LaunchError: A run is being run or queued already, or the launcher refused it; the runs ask for
             different places; or the runs of an array are to be compared while they run.
+        PlanError: As of ``submit_job``.
     """
     name = job.launcher.name
     points = () if job.sweep is None else job.sweep.points
@@ -101,10 +106,22 @@ def submit_sweep(job: Job, runs: Sequence[Job], *, runs_dir: Path, dry_run: bool
         return {"name": job.name, "launcher": name, "command": command}
 
     def submit() -> list[str]:
+        _refuse_changed(runs, runs_dir)
         return launcher.submit_array(job.name, files, at_once=at_once)
 
     job_ids = _submit(job, runs, layouts, launcher, submit)
     return {"name": job.name, "launcher": name, "job_ids": job_ids}
+
+
+def _refuse_changed(jobs: Sequence[Job], runs_dir: Path) -> None:
+    """Refuse what the driver would, of run directories that can be seen from here.
+
+    Raises:
+        PlanError: With every difference.
+    """
+    for job in jobs:
+        layout = RunLayout(runs_dir.resolve() / job.name)
+        refuse_changed(pinned(job, read_pins(layout.pins)), layout)
 
 
 def _submit(

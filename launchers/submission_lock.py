@@ -86,7 +86,7 @@ def _refuse_second(layout: RunLayout) -> None:
         ) from error
     if state is not None:
         if submission.is_cancelled and state.phase == "queued":
-            advice = f"submit it once 'orchestrator status {run}' says 'cancelled'"
+            advice = f"submit it once 'orchestrator status {run}' says 'cancelled', or under another name"
         raise LaunchError(
             f"{layout.root} is {state.phase} already as {submission.launcher} job {submission.job_id}"
             f" ({state.detail}); {advice}"

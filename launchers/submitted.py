@@ -31,6 +31,8 @@ from orchestrator.errors import LaunchError, OrchestratorError
 Status = dict[str, Any]
 # Each look asks the place, which other users ask as well.
 POLL_SECONDS = 2
+# Of what a driver printed that never began its run: a refusal is that long.
+SHOWN_LINES = 8
 # Looks at a job that was cancelled while it waited: a place may first have to start what ends it.
 NUM_LOOKS, LOOK_SECONDS = 10, 1
 # In the places' own words for a job that somebody has ended.
@@ -114,7 +116,7 @@ def explain_ending(run_dir: Path, status: Status) -> None:
     is_cancelled = submission.is_cancelled or (ending is not None and ending.startswith(CANCELLED))
     status["state"] = "cancelled" if is_cancelled else "failed"
     status["problem"] = (
-        f"{submission.launcher} job {submission.job_id} ended before its driver started"
+        f"{submission.launcher} job {submission.job_id} ended before its driver began the run"
         f" ({ending or 'its place no longer knows how'}); {_output_text(run_dir)}"
     )
 
@@ -129,7 +131,7 @@ def _output_text(run_dir: Path) -> str:
         return "it has left no output"
     if has_stage_log(run_dir):
         # 'logs' shows that of the workers that an earlier submission had.
-        return f"the last that it printed: {lines[-1]}"
+        return "\n".join(["the last that it printed:", *lines[-SHOWN_LINES:]])
     return f"'orchestrator logs {run_dir.resolve().name}{runs_dir_flag(run_dir.parent)}' shows its output"
 
 

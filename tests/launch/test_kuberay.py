@@ -18,7 +18,7 @@ from orchestrator.checkpoint.layout import RunLayout
 from orchestrator.spec.job import Resources
 from orchestrator.tracking.events import append_event
 from tests.unit.launchers.commands import Console
-from tests.unit.spec.jobs import VALID, write_job
+from tests.unit.spec.jobs import VALID, write_data, write_job
 
 # The YAML of KubeRay's own ray.io_rayjobs.yaml, where it is at hand.
 CRD = "ORCHESTRATOR_TEST_KUBERAY_CRD"
@@ -238,6 +238,7 @@ def test_a_cancelled_run_is_not_started_again_by_a_stand_in_for_kuberay(
 def test_a_rayjob_that_is_gone_before_it_is_deleted_is_none_to_complain_of(
     tmp_path: Path, console: Console, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    write_data(tmp_path)
     log = put_fake_on_path(tmp_path, monkeypatch)
     kubectl = tmp_path / "bin" / "kubectl"
     not_found = 'case "$*" in *"--ignore-not-found"*) ;; *delete*) echo NotFound >&2; exit 1 ;; esac\n'

@@ -279,9 +279,9 @@ def test_a_job_that_can_never_have_room_is_refused_and_not_sent(
     driver = f"launcher.options.entrypoint_cpus={max(cpus)}"
     for sets, advice in (
         (many, f"room for {sum(cpus)}. Set resources.num_workers to {sum(cpus)} or less"),
-        (("resources.cpus_per_worker=64",), f"room for 0. Set resources.cpus_per_worker to {max(cpus)}, or"),
+        (("resources.cpus_per_worker=64",), "room for 0. Set resources.cpus_per_worker to 1, or"),
         ((*many, "--set", driver), f"room for {sum(cpus) - max(cpus)} beside the driver's {max(cpus)} CPU."),
-        ((f"{driver}0",), f"no node has more than {max(cpus)} CPU: the driver could never start."),
+        ((f"{driver}0",), f"no node has more than {max(cpus)} CPU: the driver would not start."),
     ):
         refused = orchestrator(*submit, *sets, home=home, variables=token)
         assert (refused.returncode, advice in refused.stderr) == (2, True), refused.stderr

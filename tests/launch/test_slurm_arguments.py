@@ -543,7 +543,7 @@ def test_an_ended_job_is_looked_up_in_a_fake_sacct_where_scontrol_has_forgotten_
     status = console("status", "tiny", "--runs-dir", runs, "--json").json()
     assert status["state"] == "failed"
     assert status["job"] == {"launcher": "slurm", "job_id": "17", "state": "NODE_FAIL, exit code 1"}
-    assert "slurm job 17 ended before its driver started (NODE_FAIL, exit code 1)" in status["problem"]
+    assert "slurm job 17 ended before its driver began the run (NODE_FAIL, exit code 1)" in status["problem"]
 
 
 def test_lines_of_a_fake_squeue_that_are_no_jobs_are_passed_over(

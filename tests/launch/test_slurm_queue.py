@@ -276,4 +276,4 @@ def test_a_ray_head_that_does_not_start_fails_the_job(
     status = console("status", "tiny", "--runs-dir", runs, "--json").json()
     assert status["state"] == "failed"
     shown = f"'orchestrator logs tiny --runs-dir {runs}' shows its output"
-    assert f"ended before its driver started (FAILED, exit code 1); {shown}" in status["problem"]
+    assert f"ended before its driver began the run (FAILED, exit code 1); {shown}" in status["problem"]

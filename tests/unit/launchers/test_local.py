@@ -17,7 +17,7 @@ from launchers.runs import is_locked
 from orchestrator.checkpoint.layout import RunLayout
 from orchestrator.errors import LaunchError
 from tests.unit.launchers.commands import Console
-from tests.unit.spec.jobs import VALID, write_job
+from tests.unit.spec.jobs import VALID, write_data, write_job
 
 # A driver that outlives its submission is what this is for.
 pytestmark = pytest.mark.filterwarnings("ignore:subprocess .* is still running:ResourceWarning")
@@ -55,6 +55,7 @@ def drive(monkeypatch: pytest.MonkeyPatch) -> Drive:
 def test_a_second_submission_and_a_request_to_stop_find_the_driver_of_the_first(
     drive: Drive, console: Console, tmp_path: Path
 ) -> None:
+    write_data(tmp_path)
     drive(DRIVER)
     runs = ("--runs-dir", tmp_path / "runs")
     submit = ("submit", write_job(tmp_path, VALID), *runs)

@@ -14,7 +14,7 @@ from launchers.submission_record import Submission, read_submission
 from orchestrator.checkpoint.layout import RunLayout
 from tests.unit.launchers.commands import Console
 from tests.unit.launchers.jobs_service import Serve, answer, ray
-from tests.unit.spec.jobs import VALID, write_job
+from tests.unit.spec.jobs import VALID, write_data, write_job
 
 
 def cluster(*cpus: float, age: float = 3600) -> dict[str, object]:
@@ -179,8 +179,37 @@ def test_a_job_is_taken_that_has_room_or_where_its_driver_is_to_say(
     tmp_path: Path,
 ) -> None:
     asked: list[str] = []
+    write_data(tmp_path)
     known = {**cluster(*cpus, age=age), **more}
     submit = ("submit", write_job(tmp_path, VALID), "--launcher", "ray", "--runs-dir", tmp_path / "runs")
     ended = console(*submit, "--address", serve(taking(known, asked)), "--set", "resources.num_workers=2")
     assert (ended.code, "POST /api/jobs/" in asked) == (0, True), ended.errors
     assert (warning in ended.errors, "warning" in ended.errors) == (True, bool(warning))
+
+
+def test_of_a_sweep_the_run_is_named_that_has_no_room(serve: Serve, console: Console, tmp_path: Path) -> None:
+    address, runs = serve(taking(cluster(2), [])), tmp_path / "runs"
+    submit = ("submit", write_job(tmp_path, VALID), "--launcher", "ray", "--address", address)
+    sweep = "sweep={'grid': {'resources.num_workers': [1, 4, 2]}}"
+    ended = console(*submit, "--runs-dir", runs, "--set", sweep)
+    assert (ended.code, ended.errors.partition(" x ")[0]) == (2, "tiny-1: resources: 4 workers")
+
+
+@pytest.mark.parametrize("age", [5, 3600])
+def test_a_driver_that_no_node_holds_is_not_sent(
+    age: float, serve: Serve, console: Console, tmp_path: Path
+) -> None:
+    asked: list[str] = []
+    submit = ("submit", write_job(tmp_path, VALID), "--launcher", "ray", "--runs-dir", tmp_path / "runs")
+    address = serve(taking(cluster(2, age=age), asked))
+    ended = console(*submit, "--address", address, "--set", "launcher.options.entrypoint_cpus=3")
+    assert ended.code == 2
+    assert "entrypoint_cpus is 3, and no node has more than 2 CPU: the driver would not start" in ended.errors
+    assert not [path for path in asked if "POST" in path]
+
+
+def test_the_command_of_a_dry_run_names_no_folder_that_is_not_what_is_sent(
+    console: Console, tmp_path: Path
+) -> None:
+    ended = console("submit", write_job(tmp_path, VALID), "--launcher", "ray", "--dry-run")
+    assert "'--working-dir=<a folder with job.yaml and your modules>'" in ended.output

@@ -11,7 +11,7 @@ import pytest
 
 from launchers import ray_cluster
 from launchers.ray_cluster import RAY_ATTEMPTS, existing_cluster
-from orchestrator.errors import LaunchError
+from orchestrator.errors import LaunchError, PlanError
 
 
 def free_address() -> str:
@@ -38,6 +38,13 @@ def test_an_address_where_nothing_listens_is_refused_soon(monkeypatch: pytest.Mo
 @pytest.mark.parametrize("address", ["head", "127.0.0.1:port", "127.0.0.1:99999", ":6379"])
 def test_what_is_no_address_is_refused_at_once(address: str) -> None:
     assert refusal(address).startswith(f"no Ray cluster answers at RAY_ADDRESS '{address}': ")
+
+
+def test_the_address_of_a_dashboard_is_refused_with_the_command_that_takes_it() -> None:
+    with pytest.raises(PlanError) as refused, existing_cluster("http://head:8265"):
+        pass
+    assert "set it to HEAD:6379" in str(refused.value)
+    assert "'orchestrator submit JOB --launcher ray --address http://head:8265'" in str(refused.value)
 
 
 def test_a_head_that_is_being_started_is_waited_for() -> None:

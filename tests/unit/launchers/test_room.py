@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from launchers.room import check_nodes
+from launchers.room import check_driver, check_nodes
 from orchestrator.errors import PlanError
 from orchestrator.spec.job import Resources
 
@@ -41,7 +41,7 @@ NODES = [{"CPU": 1.0}, {"CPU": 4.0, "GPU": 1.0}]
             " Set resources.num_workers to 4 or less, or set launcher.options.entrypoint_cpus to 0,"
             " or go elsewhere.",
         ),
-        # The driver would leave no worker room on the one node that has a GPU.
+        # The driver would leave no such worker room on the one node that has a GPU.
         (
             {"gpus_per_worker": 1, "cpus_per_worker": 4},
             2.0,
@@ -52,12 +52,6 @@ NODES = [{"CPU": 1.0}, {"CPU": 4.0, "GPU": 1.0}]
             {"num_workers": 9},
             1.0,
             "room for 4 beside the driver's 1 CPU. Set resources.num_workers to 4 or less, or go elsewhere.",
-        ),
-        (
-            {},
-            4.5,
-            "launcher.options.entrypoint_cpus is 4.5, and no node has more than 4 CPU: the driver could never"
-            " start. Set it to 4 or less, or go elsewhere.",
         ),
     ],
 )
@@ -78,3 +72,39 @@ def test_a_driver_stands_where_it_takes_the_least_room(driver_cpus: float) -> No
 def test_where_no_node_has_a_core_for_workers_nothing_smaller_would_fit() -> None:
     with pytest.raises(PlanError, match=r"found 1 node with 0 CPU and 0 GPU, room for 0\. Go elsewhere\.$"):
         check_nodes(Resources(), [{"CPU": 0.0, "GPU": 0.0}], "go elsewhere")
+
+
+@pytest.mark.parametrize(
+    ("asked", "advice"),
+    [
+        ({"num_workers": 2, "cpus_per_worker": 9}, "Set resources.cpus_per_worker to 2, or"),
+        ({"num_workers": 3, "cpus_per_worker": 9}, "Set resources.cpus_per_worker to 1, or"),
+        (
+            {"num_workers": 8, "cpus_per_worker": 9},
+            "Set resources.cpus_per_worker to 4 and resources.num_workers to 1 or less, or",
+        ),
+        # The one GPU is on a node that has 4 cores.
+        (
+            {"num_workers": 1, "cpus_per_worker": 5, "gpus_per_worker": 1},
+            "Set resources.cpus_per_worker to 4, or",
+        ),
+        (
+            {"num_workers": 2, "cpus_per_worker": 5, "gpus_per_worker": 1},
+            "Set resources.cpus_per_worker to 4 and resources.num_workers to 1 or less, or",
+        ),
+    ],
+)
+def test_what_is_advised_fits(asked: dict[str, int], advice: str) -> None:
+    with pytest.raises(PlanError) as refused:
+        check_nodes(Resources.model_validate(asked), NODES, "go elsewhere")
+    assert f" room for 0. {advice} go elsewhere." in str(refused.value)
+
+
+def test_a_driver_that_no_node_holds_is_refused() -> None:
+    check_driver(4.0, NODES, "go elsewhere")
+    with pytest.raises(PlanError) as refused:
+        check_driver(4.5, NODES, "go elsewhere")
+    assert str(refused.value) == (
+        "launcher.options.entrypoint_cpus is 4.5, and no node has more than 4 CPU: the driver would not"
+        " start. Set it to 4 or less, or go elsewhere."
+    )

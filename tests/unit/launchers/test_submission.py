@@ -9,12 +9,14 @@ import pytest
 
 from launchers.base import PlaceState, RefusedJobError
 from launchers.submission import submit_job
+from orchestrator.checkpoint.layout import RunLayout
 from orchestrator.errors import LaunchError
+from orchestrator.spec.expand import expand
 from orchestrator.spec.job import Job
-from orchestrator.spec.load import load_job
+from orchestrator.spec.load import dump_resolved, load_job
 from tests.unit.launchers.commands import Console
 from tests.unit.launchers.place import NAME, ArrayPlace, Place
-from tests.unit.spec.jobs import VALID, write_job
+from tests.unit.spec.jobs import VALID, write_data, write_job
 
 SWEEP = "sweep: {grid: {seed: [1, 2, 3]}}\n"
 
@@ -71,6 +73,7 @@ def test_a_place_that_cannot_be_asked_after_it_took_the_job_leaves_the_record(
     console: Console, tmp_path: Path
 ) -> None:
     Place.is_down = True
+    write_data(tmp_path)
     submit = ("submit", job(tmp_path), "--runs-dir", tmp_path / "runs")
     ended = console(*submit)
     assert (ended.code, ended.output.splitlines()[0]) == (0, f"tiny submitted to {NAME} as tiny")
@@ -80,6 +83,46 @@ def test_a_place_that_cannot_be_asked_after_it_took_the_job_leaves_the_record(
     )
     Place.is_down = False
     assert "tiny is queued already" in console(*submit).errors
+
+
+def begin(path: Path, runs: Path) -> None:
+    """Leave the runs of a job file as they are once their stage has finished."""
+    whole = load_job(path)
+    for run in expand(whole, path, lambda job: (), overrides=()) if whole.sweep else [whole]:
+        stage = RunLayout(runs / run.name).stage("pretrain")
+        stage.root.mkdir(parents=True)
+        stage.job.write_text(dump_resolved(run))
+        stage.result.write_text("{}")
+
+
+@pytest.mark.parametrize("more", ["", SWEEP])
+def test_another_job_than_the_run_has_begun_with_is_refused_and_changes_nothing(
+    more: str, console: Console, tmp_path: Path
+) -> None:
+    runs = tmp_path / "runs"
+    path = job(tmp_path, more=more)
+    begin(path, runs)
+    before = files(runs)
+    submit = ("submit", path, "--runs-dir", runs, "--set")
+    refused = console(*submit, "stages.pretrain.optimizer.lr=2e-3")
+    assert refused.code == 2
+    assert f"{runs}/tiny{'-0' if more else ''}: the job file changed since this run began" in refused.errors
+    assert "lr: 0.001 -> 0.002" in refused.errors
+    assert (files(runs), Place.jobs) == (before, {})
+    # What training does not depend on may change.
+    assert console(*submit, "stages.pretrain.checkpoint.every_steps=3").code == 0
+
+
+@pytest.mark.parametrize("is_dry", [False, True])
+def test_files_that_are_not_here_are_warned_of_before_the_job_waits(
+    is_dry: bool, console: Console, tmp_path: Path
+) -> None:
+    submit = ("submit", job(tmp_path), "--runs-dir", tmp_path / "runs", *["--dry-run"] * is_dry)
+    ended = console(*submit)
+    warning = (
+        f"orchestrator: warning: datasets.rfc.files: nothing matches {tmp_path}/data/*.txt on this machine\n"
+    )
+    assert (ended.code, ended.errors) == (0, "" if is_dry else warning)
 
 
 def test_a_job_that_cannot_be_written_down_is_named(console: Console, tmp_path: Path) -> None:

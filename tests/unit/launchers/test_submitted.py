@@ -481,7 +481,7 @@ def test_a_job_that_ended_before_its_driver_is_explained(
         status = console("status", "tiny", "--runs-dir", tmp_path, "--json").json()
         assert (status["state"], status["job"]["state"]) == (state, ending)
         return str(status["problem"]).removeprefix(
-            f"{NAME} job tiny ended before its driver started ({ending}); "
+            f"{NAME} job tiny ended before its driver began the run ({ending}); "
         )
 
     assert explained() == "it has left no output"
@@ -491,7 +491,7 @@ def test_a_job_that_ended_before_its_driver_is_explained(
     run.event("stage_started", stage="pretrain")
     Submission(NAME, "tiny", {}, time="9999").write(run.layout)
     run.log("pretrain", "of workers before")
-    assert explained() == "the last that it printed: no head"
+    assert explained() == "the last that it printed:\nstarting Ray\nno head"
 
 
 def test_a_place_that_does_not_say_how_a_job_ended_is_a_warning(

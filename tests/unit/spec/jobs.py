@@ -45,6 +45,12 @@ def write_job(folder: Path, text: str, name: str = "job.yaml") -> Path:
     return path
 
 
+def write_data(folder: Path) -> None:
+    """A file where ``VALID`` in ``folder`` looks for its texts."""
+    (folder / "data").mkdir()
+    (folder / "data" / "rfc.txt").write_text("text\n", encoding="utf-8")
+
+
 def changed(old: str, new: str) -> str:
     """``VALID`` with ``old`` replaced, which must be in it once."""
     assert VALID.count(old) == 1, old
