@@ -126,7 +126,7 @@ def _cancelled_text(run_dir: Path, state: str) -> str:
     """What was done, and where the work is."""
     if state == "stopping":
         stages = runs.run_status(run_dir)["stages"]
-        is_setting_up = any(stage["state"] in ("preparing", "starting") for stage in stages)
+        is_setting_up = any(stage["state"] in runs.SETTING_UP.values() for stage in stages)
         when = "before its workers start" if is_setting_up else "after this step"
         return f"{run_dir.name} stops {when}, with its work saved"
     if state == "cancelling":

@@ -24,6 +24,7 @@ from launchers.ray_stage import run_stages_on_ray
 from launchers.ray_tasks import RayTasks
 from launchers.run_directory import StopWish, opened_run, set_aside
 from launchers.runs import read_result
+from launchers.stage_news import WAITING
 from orchestrator.checkpoint.layout import RunLayout
 from orchestrator.checkpoint.weights import weights_problem
 from orchestrator.errors import LaunchError, OrchestratorError
@@ -92,8 +93,14 @@ def _walk(job: Job, layout: RunLayout, display: Display, run_id: str, stop: Stop
             return "finished"
         refuse_to_go_on(layout)
         tasks.connect()
-        check_room(job.resources, lambda message: display.note(waiting[0].name, message))
+        check_room(job.resources, lambda message: _wait_for_nodes(waiting[0], layout, display, message))
         return _run_waiting(job, [stage.name for stage in waiting], layout, display, stop, controller)
+
+
+def _wait_for_nodes(stage: Stage, layout: RunLayout, display: Display, message: str) -> None:
+    """Say that a cluster is waited for that is too small so far."""
+    append_event(layout.events, WAITING, stage=stage.name)
+    display.note(stage.name, message)
 
 
 def _prepare(job: Job, layout: RunLayout, display: Display, preparation: Preparation) -> list[Stage]:

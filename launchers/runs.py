@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from launchers.stage_news import DAMAGED
+from launchers.stage_news import DAMAGED, WAITING
 from launchers.verdicts import COMPARED, STOPPED_EARLY, lost_by, verdict_text
 from orchestrator.checkpoint.layout import RunLayout, StageLayout
 from orchestrator.checkpoint.steps import newest_step
@@ -24,8 +24,8 @@ from orchestrator.tracking.accounting import account
 from orchestrator.tracking.events import read_events
 
 ENDS = {"run_finished": "finished", "run_stopped": "stopped", "run_failed": "failed"}
-SETTING_UP = ("stage_preparing", "stage_starting")
-"""Its data is being made, or its workers are being started."""
+SETTING_UP = {"stage_preparing": "preparing", "stage_starting": "starting", WAITING: "waiting for room"}
+"""States of a stage that has no workers yet, by the event with which they begin."""
 # Longer than any line of metrics, so that the last whole line is always in it.
 TAIL_BYTES = 2**16
 NUM_NAMED = 10
@@ -238,7 +238,7 @@ def _stage_state(stage: StageLayout, events: list[dict[str, Any]], run_state: st
     marks = [str(event.get("event")) for event in events if event.get("stage") == stage.root.name]
     is_last = bool(events) and events[-1].get("stage") == stage.root.name
     if run_state == "running" and is_last and marks[-1] in SETTING_UP:
-        return marks[-1].removeprefix("stage_")
+        return SETTING_UP[marks[-1]]
     marks = [m for m in marks if m.startswith("stage_") and m not in ("stage_set_aside", *SETTING_UP)]
     if not marks:
         return "waiting"

@@ -21,6 +21,7 @@ CONSEQUENCES = {
 }
 """By what the job says about an anomaly."""
 DAMAGED = "checkpoint_damaged"
+WAITING = "stage_waiting_for_room"
 
 
 class StageNews:
@@ -58,6 +59,8 @@ class StageNews:
                 continue
             if event["event"] == "stage_finished":
                 self.is_finished = True
+            if event["event"] == WAITING:
+                yield "waits until the cluster has room for its workers"
             if event["event"] == "stage_preempted":
                 yield "nodes are taken away: saved, and goes on elsewhere"
             if event["event"] == "anomaly":

@@ -5,6 +5,7 @@ Each actor is a process that imports Ray Train, two seconds of one core, while t
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -32,13 +33,17 @@ from ray.train.v2._internal.execution.worker_group.placement_group_handle import
 
 from launchers.controller import start_controller
 from launchers.ray_session import count_workers
+from launchers.stage_news import WAITING
 from orchestrator.checkpoint.layout import RunLayout
 from orchestrator.errors import LaunchError
+from orchestrator.tracking.events import append_event, read_events
 
 # What Ray finds of a worker that is gone, or frozen, and could not say why.
 DEATHS = (RayActorError, OutOfMemoryError, NodeDiedError, WorkerCrashedError, WorkerHealthCheckTimeoutError)
 # Between two looks at whether there is room.
 LOOK_SECONDS = 0.5
+# Where there is room, it is had sooner.
+TOLD_SECONDS = 5
 
 
 class NotStartedError(LaunchError):
@@ -68,6 +73,13 @@ def _refuse_to_start(stop_request: Path) -> None:
         raise NotStartedError(f"no workers are started: all nodes ({len(leaving)}) are taken away")
 
 
+def _tell_of_waiting(run: RunLayout) -> None:
+    """Write down that the stage at hand waits for room, unless that is the last that was written of it."""
+    last = next((event for event in reversed(list(read_events(run.events))) if "stage" in event), None)
+    if last is not None and last["event"] != WAITING:
+        append_event(run.events, WAITING, stage=last["stage"])
+
+
 class LastingPolicy(FixedScalingPolicy):  # type: ignore[misc]  # Ray has no types
     """A fixed number of workers, on nodes that stay."""
 
@@ -92,6 +104,7 @@ class FittingScalingPolicy(ElasticScalingPolicy):  # type: ignore[misc]  # Ray h
         self._stop_request = stop_request
         self._has_asked = False
         self._held: int | None = None
+        self._waits_since: float | None = None
 
     def _count_possible_workers(self, reserved_resources: Mapping[str, Any]) -> int:
         """0 where not even the lowest number has room: Ray waits then.
@@ -112,10 +125,14 @@ class FittingScalingPolicy(ElasticScalingPolicy):  # type: ignore[misc]  # Ray h
         self._held = 0 if self._has_asked else None
         decision = super().make_decision_for_non_running_worker_group()
         if isinstance(decision, NoopDecision):
+            self._waits_since = self._waits_since or time.monotonic()
+            if time.monotonic() - self._waits_since > TOLD_SECONDS:
+                _tell_of_waiting(RunLayout(self._stop_request.parent))
+                self._waits_since = math.inf
             # Ray asks again at once.
             time.sleep(LOOK_SECONDS)
         else:
-            self._has_asked = True
+            self._has_asked, self._waits_since = True, None
         return decision
 
     def make_decision_for_running_worker_group(self, **group: Any) -> ScalingDecision:
@@ -160,17 +177,21 @@ class PatientPolicy(DefaultFailurePolicy):  # type: ignore[misc]  # Ray has no t
 class _Room(DefaultPlacementGroupHandle):  # type: ignore[misc]  # Ray has no types
     """Room for workers, which is waited for as long as they are wanted."""
 
-    def __init__(self, group: Any, stop_request: Path) -> None:
-        """``stop_request``: the file by which somebody wants the run to stop."""
+    def __init__(self, group: Any, run: RunLayout) -> None:
+        """``run``: whose workers need it."""
         super().__init__(group)
-        self._stop_request = stop_request
+        self._run = run
 
     def wait(self, timeout_seconds: float = 30) -> bool:
         """Whether there is room within the time, or before somebody wants the run to stop."""
-        deadline = time.monotonic() + timeout_seconds
+        began, is_told = time.monotonic(), False
         while not super().wait(1):
-            if self._stop_request.exists() or time.monotonic() > deadline:
+            waited = time.monotonic() - began
+            if self._run.stop_request.exists() or waited > timeout_seconds:
                 return False
+            if waited > TOLD_SECONDS and not is_told:
+                _tell_of_waiting(self._run)
+                is_told = True
             time.sleep(LOOK_SECONDS)
         return True
 
@@ -181,7 +202,7 @@ class _WaitingGroup(WorkerGroup):  # type: ignore[misc]  # Ray has no types
     def _create_placement_group(self, *arguments: Any) -> Any:
         """Ask for room."""
         run = RunLayout(Path(self._train_run_context.train_loop_config["run_dir"]))
-        return _Room(super()._create_placement_group(*arguments).placement_group, run.stop_request)
+        return _Room(super()._create_placement_group(*arguments).placement_group, run)
 
 
 class WaitingController(TrainController):  # type: ignore[misc]  # Ray has no types

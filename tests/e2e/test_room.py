@@ -14,6 +14,7 @@ from typing import IO
 
 import pytest
 
+from launchers.runs import run_status
 from orchestrator.checkpoint.layout import RunLayout
 from orchestrator.tracking.events import read_events
 from tests.e2e.commands import orchestrator, started
@@ -74,10 +75,13 @@ def test_a_run_waits_for_room_until_it_is_asked_to_stop_or_has_it(tmp_path: Path
             # Ray's own time: it is the wait itself that ends.
             with started(*command, home=tmp_path / "home", variables=variables) as process:
                 wait_for_starting(process, run, 1)
-                time.sleep(3)
+                while run_status(run.root)["stages"][0]["state"] != "waiting for room":
+                    assert process.poll() is None, process.communicate()
+                    time.sleep(0.2)
                 process.send_signal(signal.SIGINT)
                 output = process.communicate(timeout=30)
                 assert process.returncode == 75, output
+                assert "[ddp] waits until the cluster has room for its workers" in output[0]
             assert "stage_started" not in events_of(run)
             assert events_of(run)[-1] == "run_stopped"
             with started(*command, home=tmp_path / "home", variables=looking) as process:

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from launchers.base import PlaceState
+from launchers.stage_news import WAITING
 from launchers.submission_record import Submission
 from orchestrator.errors import LaunchError
 from tests.unit.launchers.commands import Console, FakeRun
@@ -344,9 +345,11 @@ def test_cancel_asks_a_running_driver_and_refuses_otherwise(console: Console, tm
         assert console(*cancel).output == "tiny stops after this step, with its work saved\n"
         assert console(*cancel, "--json").json() == {"name": "tiny", "state": "stopping"}
         run.event("run_started")
-        for event in ("stage_preparing", "stage_starting"):
+        for event in ("stage_preparing", "stage_starting", WAITING):
             run.event(event, stage="pretrain")
             assert console(*cancel).output == "tiny stops before its workers start, with its work saved\n"
+        status = console("status", "tiny", "--runs-dir", tmp_path, "--json").json()
+        assert [stage["state"] for stage in status["stages"]] == ["waiting for room", "waiting"]
     assert run.layout.stop_request.exists()
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from launchers.stage_news import StageNews
+from launchers.stage_news import WAITING, StageNews
 from orchestrator.checkpoint.layout import RunLayout
 from orchestrator.tracking.events import append_event
 from orchestrator.tracking.jsonl import JSONLTracker
@@ -77,6 +77,14 @@ def test_a_failure_and_the_restart_after_it_are_told_once(tmp_path: Path) -> Non
     restarted.finish("finished")
     assert list(news.messages()) == ["restarted, goes on from step 4"]
     assert steps(news) == [5, 6, 7]
+
+
+def test_a_wait_for_room_is_told(tmp_path: Path) -> None:
+    run = RunLayout(tmp_path)
+    news = StageNews(STAGE, run)
+    for stage in ("other", STAGE):
+        append_event(run.events, WAITING, stage=stage)
+    assert list(news.messages()) == ["waits until the cluster has room for its workers"]
 
 
 def test_a_stage_whose_end_nobody_wrote_down_ends_with_the_next_ones_start(tmp_path: Path) -> None:
