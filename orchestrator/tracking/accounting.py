@@ -115,7 +115,8 @@ class _Book:
         is_first = kind == "run_started" or (kind == "stage_started" and not self._is_driven)
         if is_first or not self._is_open:
             # What was open before ended without a word: workers that trained say when with the next start.
-            self._silent_since = self._mark if self._training is not None else None
+            if self._training is not None:
+                self._silent_since = self._mark
             self._give_up(self._mark)
             self._is_open, self._is_driven, self._mark = True, kind == "run_started", now
         if kind == "stage_started":
@@ -152,20 +153,24 @@ class _Book:
 
     def _close_silent_end(self, last_written: str | None, now: float) -> None:
         """Workers that were killed left no event: they were at work until the last thing they wrote."""
+        silent_since, self._silent_since = self._silent_since, None
         if last_written is None:
             return
         last = datetime.fromisoformat(last_written).timestamp()
-        if self._silent_since is not None:
-            # With their driver: the mark is at the start of the next one.
-            self.seconds["lost"] += max(0.0, min(last, self._mark) - self._silent_since)
-            self._silent_since = None
+        if silent_since is not None:
+            # With their driver: the mark is at the start of the newest one.
+            self.seconds["lost"] += max(0.0, min(last, self._mark) - silent_since)
         else:
             self._give_up(min(now, last))
 
     def end(self, last_written: str | None) -> None:
         """Account for what was at work when nothing was heard of it any more."""
-        if self._training is not None and last_written is not None:
+        if last_written is None:
+            return
+        if self._training is not None:
             self._spend("lost", datetime.fromisoformat(last_written).timestamp())
+        else:
+            self._close_silent_end(last_written, self._mark)
 
     def _begin(self, stage: str, step: int, now: float) -> None:
         """First step of a start: what was trained beyond ``step`` before was in vain."""

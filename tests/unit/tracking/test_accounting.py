@@ -124,6 +124,46 @@ def test_what_a_driver_was_killed_with_is_lost() -> None:
     assert account(events[:3])["lost"] == 0
 
 
+def test_starts_that_were_killed_before_their_workers_lose_nothing_from_the_account() -> None:
+    events = [
+        STARTED,
+        begun(10),
+        saved(30, 4, compute=20),
+        event(900, "run_started"),
+        event(1800, "run_started"),
+    ]
+    for some in (events[:4], events):
+        found = account(some, last_written=at(63))
+        assert {kind: found[kind] for kind in (*KINDS, "total") if found[kind]} == {
+            "compute": 20,
+            "startup": 10,
+            "lost": 33,
+            "total": 63,
+        }
+    events += [
+        event(1815, "stage_started", stage="pretrain", last_written=at(63)),
+        begun(1820, step=4),
+        saved(1840, 8, compute=20),
+        event(1840, "run_finished"),
+    ]
+    assert seconds(events) == {"compute": 40, "startup": 10, "restart": 20, "lost": 33, "total": 103}
+
+
+def test_a_stage_that_starts_over_asks_for_nothing_that_its_old_folder_says() -> None:
+    events = [
+        STARTED,
+        begun(10),
+        saved(30, 4, compute=20),
+        event(900, "run_started"),
+        event(915, "stage_started", stage="pretrain", last_written=None),
+        event(930, "stage_started", stage="pretrain", last_written=at(925)),
+        begun(935),
+        saved(955, 4, compute=20),
+        event(955, "run_finished"),
+    ]
+    assert seconds(events) == {"compute": 20, "startup": 10, "restart": 35, "lost": 20, "total": 85}
+
+
 def test_the_next_stage_is_started_up_and_the_one_before_stays_as_it_is() -> None:
     events = [
         STARTED,
