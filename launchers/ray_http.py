@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import http.client
 import json
+import math
 import os
 import urllib.error
 import urllib.parse
@@ -106,13 +107,13 @@ class JobsService:
         try:
             return [
                 ClusterNode(
-                    {kind: float(node["resources_total"].get(kind, 0)) for kind in ("CPU", "GPU")},
-                    node["start_time_ms"] / 1000,
+                    {kind: _amount(node["resources_total"].get(kind, 0)) for kind in ("CPU", "GPU")},
+                    _amount(node["start_time_ms"]) / 1000,
                 )
                 for node in found["data"]["result"]["result"]
                 if node["state"] == "ALIVE"
             ]
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
+        except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
             raise LaunchError(
                 f"what answers at {self.address} does not tell of its nodes (it sent"
                 f" {json.dumps(found)[:80]}), as Ray 2.60 does at {NODES}"
@@ -210,6 +211,17 @@ def _reason(error: Exception) -> str:
     """Why there was no answer, in one line."""
     text = str(getattr(error, "reason", error)).strip() or type(error).__name__
     return text[:200] if text.isprintable() else repr(text)[:200]
+
+
+def _amount(value: Any) -> float:
+    """A number that somebody sent, and that counts something.
+
+    Raises:
+        ValueError: It is none.
+    """
+    if isinstance(value, bool | str) or not 0 <= float(value) < math.inf:
+        raise ValueError(f"expected a number of at least 0, found {value!r}")
+    return float(value)
 
 
 def _path(job_id: str) -> str:

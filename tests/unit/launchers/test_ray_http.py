@@ -8,8 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from launchers.ray_http import NODES, ClusterNode, JobsService
 from launchers.submission_record import Submission, read_submission
 from orchestrator.checkpoint.layout import RunLayout
+from orchestrator.errors import LaunchError
 from tests.unit.launchers.commands import Console, Ended
 from tests.unit.launchers.jobs_service import Serve, answer, ray
 from tests.unit.spec.jobs import VALID, write_job
@@ -255,3 +257,39 @@ def test_a_token_file_that_cannot_be_read_is_refused_by_its_variable(
     ended = submit(console, tmp_path, serve(ASKING))
     assert (ended.code, ended.errors.startswith(f"RAY_AUTH_TOKEN_PATH names '{path}', and")) == (2, True)
     assert message in ended.errors
+
+
+def listed(**changed: object) -> str:
+    node = {"state": "ALIVE", "resources_total": {"CPU": 2.0}, "start_time_ms": 1000, **changed}
+    return json.dumps({"data": {"result": {"result": [node]}}})
+
+
+def test_the_nodes_of_a_cluster_are_those_that_live(serve: Serve) -> None:
+    address = serve(lambda path: answer(listed() if path == NODES else "{}"))
+    assert JobsService(address).nodes() == [ClusterNode({"CPU": 2.0, "GPU": 0.0}, 1.0)]
+    address = serve(lambda path: answer(listed(state="DEAD") if path == NODES else "{}"))
+    assert JobsService(address).nodes() == []
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [
+        "null",
+        "[]",
+        '{"data": {"result": null}}',
+        '{"data": {"result": {"result": [7]}}}',
+        listed(resources_total=None),
+        listed(resources_total={"CPU": "2"}),
+        listed(resources_total={"CPU": float("inf")}),
+        listed(resources_total={"GPU": float("nan")}),
+        listed(resources_total={"CPU": -1}),
+        listed(resources_total={"CPU": 10**400}),
+        listed(resources_total={"CPU": True}),
+        listed(start_time_ms=None),
+        listed(start_time_ms="\x1b[2J"),
+    ],
+)
+def test_what_does_not_tell_of_nodes_is_said_not_to(sent: str, serve: Serve) -> None:
+    address = serve(lambda path: answer(sent if path == NODES else "{}"))
+    with pytest.raises(LaunchError, match=r"does not tell of its nodes \(it sent [ -~]*\), as Ray 2.60 does"):
+        JobsService(address).nodes()
