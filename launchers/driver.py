@@ -29,7 +29,7 @@ from orchestrator.checkpoint.layout import RunLayout
 from orchestrator.checkpoint.weights import weights_problem
 from orchestrator.errors import LaunchError, OrchestratorError
 from orchestrator.spec.job import EvaluateStage, Job, Stage
-from orchestrator.spec.plan import stage_order
+from orchestrator.spec.plan import fewest_workers, stage_order
 from orchestrator.tracking.events import append_event, read_events, replace_text
 
 State = Literal["finished", "stopped"]
@@ -76,7 +76,7 @@ def run_stages(
 
 def _walk(job: Job, layout: RunLayout, display: Display, run_id: str, stop: StopWish) -> State:
     """The stages in order, on a Ray that starts as soon as one of them surely needs it."""
-    check_this_machine(job.resources)
+    check_this_machine(fewest_workers(job))
     with RayTasks(layout.cache, lambda: refuse_to_go_on(layout)) as tasks:
         preparation = Preparation(job, layout, display, run_id, tasks)
         preparation.check_sources()
@@ -93,7 +93,7 @@ def _walk(job: Job, layout: RunLayout, display: Display, run_id: str, stop: Stop
             return "finished"
         refuse_to_go_on(layout)
         tasks.connect()
-        check_room(job.resources, lambda message: _wait_for_nodes(waiting[0], layout, display, message))
+        check_room(fewest_workers(job), lambda message: _wait_for_nodes(waiting[0], layout, display, message))
         return _run_waiting(job, [stage.name for stage in waiting], layout, display, stop, controller)
 
 

@@ -19,13 +19,14 @@ from typing import Any, Literal
 
 from launchers.base import PlaceState, is_named
 from launchers.deferral import say
-from launchers.ray_http import JobsService
+from launchers.ray_http import JobsService, printable
 from launchers.ray_package import JOB_NAME, collect
 from launchers.room import SETTLED_SECONDS, check_driver, check_nodes
 from launchers.submission_record import JOB_ID_VARIABLE
 from orchestrator.errors import LaunchError, PlanError
 from orchestrator.spec.job import Job
 from orchestrator.spec.launchers import RayOptions
+from orchestrator.spec.plan import fewest_workers
 
 PHASES: Mapping[str, Literal["queued", "running"]] = {"PENDING": "queued", "RUNNING": "running"}
 # What a job of the cluster says of itself.
@@ -93,7 +94,7 @@ class RayLauncher:
             return
         for job in jobs:
             try:
-                check_nodes(job.resources, held, ELSEWHERE, driver_cpus=driver_cpus)
+                check_nodes(fewest_workers(job), held, ELSEWHERE, driver_cpus=driver_cpus)
             except PlanError as error:
                 raise PlanError(f"{job.name}: {error}" if len(jobs) > 1 else str(error)) from error
 
@@ -183,7 +184,9 @@ class RayLauncher:
 
     def _jobs(self) -> dict[str, dict[str, Any]]:
         """What the cluster knows of its jobs, by submission id; those that are over are among them."""
-        return {job["submission_id"]: job for job in self._service.jobs() if job.get("submission_id")}
+        # One that was started otherwise has no submission id.
+        jobs = self._service.jobs()
+        return {job["submission_id"]: job for job in jobs if isinstance(job.get("submission_id"), str)}
 
     def resolved_options(self) -> dict[str, Any]:
         """The cluster that was asked, where RAY_API_SERVER_ADDRESS or the default was."""
@@ -208,8 +211,8 @@ class RayLauncher:
             return None
         code, lines = found.get("driver_exit_code"), str(found.get("message") or "").splitlines()
         if code is not None:
-            return f"{found['status']}, exit code {code}"
-        return f"{found['status']}: {lines[0]}" if lines else str(found["status"])
+            return printable(f"{found['status']}, exit code {code}")
+        return printable(f"{found['status']}: {lines[0]}" if lines else str(found["status"]))
 
     def output(self, job_id: str, run_dir: Path) -> str | None:
         """What the driver has printed."""
@@ -231,7 +234,8 @@ def _is_of(job: Mapping[str, Any] | None, run_dir: Path) -> bool:
 
 def _run_dir(job: Mapping[str, Any]) -> str:
     """The run directory that a job of the cluster names; empty: it is no run's."""
-    return str((job.get("metadata") or {}).get(RUN_DIR, ""))
+    metadata = job.get("metadata")
+    return str(metadata.get(RUN_DIR, "")) if isinstance(metadata, dict) else ""
 
 
 def _unused(name: str, taken: Container[str]) -> str:

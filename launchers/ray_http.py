@@ -160,7 +160,7 @@ class JobsService:
             if error.code == 404:
                 return None
             raise self._refusal(error, has_token=bool(headers)) from error
-        except (OSError, ValueError, http.client.HTTPException) as error:
+        except (OSError, ValueError, RecursionError, http.client.HTTPException) as error:
             raise LaunchError(
                 f"no Ray jobs service answers at {self.address} ({_reason(error)}): start the head with its"
                 f" dashboard ('ray start --head --include-dashboard=true'), or {CORRECT_ADDRESS}"
@@ -168,7 +168,7 @@ class JobsService:
 
     def _refusal(self, error: urllib.error.HTTPError, *, has_token: bool) -> LaunchError:
         try:
-            text = error.read().decode(errors="replace").strip()[:500]
+            text = printable(error.read().decode(errors="replace").strip()[:500])
         except (OSError, http.client.HTTPException):
             text = ""
         if error.code in REDIRECTS:
@@ -211,6 +211,11 @@ def _reason(error: Exception) -> str:
     """Why there was no answer, in one line."""
     text = str(getattr(error, "reason", error)).strip() or type(error).__name__
     return text[:200] if text.isprintable() else repr(text)[:200]
+
+
+def printable(text: str) -> str:
+    """What a server sent, without what a terminal would obey; lines stay lines."""
+    return "".join(sign if sign.isprintable() or sign == "\n" else "?" for sign in text)
 
 
 def _amount(value: Any) -> float:

@@ -19,7 +19,8 @@ from pathlib import Path
 from launchers.ray_cluster import existing_cluster
 from launchers.room import SETTLED_SECONDS, check_nodes, workers_that_fit
 from orchestrator.errors import LaunchError, PlanError
-from orchestrator.spec.job import Resources
+from orchestrator.spec.job import Job, Resources
+from orchestrator.spec.plan import fewest_workers
 
 # The store holds no training data: rows are memory-mapped files. Ray refuses less than 75 MB.
 OBJECT_STORE_BYTES = 100_000_000
@@ -185,8 +186,8 @@ def _newest_node_age() -> float:
     return float(time.time() - max(node.start_time_ms for node in nodes) / 1000)
 
 
-def count_runs(resources: Resources, on_wait: Callable[[str], None]) -> int:
-    """How many runs of these resources have room in the connected cluster at the same time.
+def count_runs(job: Job, on_wait: Callable[[str], None]) -> int:
+    """How many runs of such a job have room in the connected cluster at the same time.
 
     Args:
         on_wait: As for ``check_room``.
@@ -194,7 +195,8 @@ def count_runs(resources: Resources, on_wait: Callable[[str], None]) -> int:
     Raises:
         PlanError: Not even one has.
     """
-    check_room(resources, on_wait)
+    check_room(fewest_workers(job), on_wait)
+    resources = job.resources
     wanted = {"CPU": resources.cpus_per_worker, "GPU": resources.gpus_per_worker}
     return max(1, count_workers(wanted) // resources.num_workers)
 

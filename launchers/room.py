@@ -14,6 +14,9 @@ Node = Mapping[str, float]
 # Of the job, by what a node has.
 KEYS = {"CPU": "cpus_per_worker", "GPU": "gpus_per_worker"}
 
+# As exactly as Ray counts, in digits behind the point.
+DIGITS = 4
+
 # As long after its newest node has started, a cluster may have more to come.
 SETTLED_SECONDS = 60
 
@@ -28,7 +31,7 @@ def check_nodes(
         driver_cpus: CPU cores of one node that the job's driver has for itself.
 
     Raises:
-        PlanError: Not even the fewest workers that the job takes fit.
+        PlanError: They do not fit; of a range, not even the fewest.
     """
     wanted = {"CPU": resources.cpus_per_worker, "GPU": resources.gpus_per_worker}
     left = _beside_driver(driver_cpus, nodes, wanted)
@@ -72,7 +75,7 @@ def _beside_driver(driver_cpus: float, nodes: Sequence[Node], wanted: Mapping[st
     if not driver_cpus:
         return nodes
     left = [
-        [*nodes[:index], {**node, "CPU": node["CPU"] - driver_cpus}, *nodes[index + 1 :]]
+        [*nodes[:index], {**node, "CPU": round(node["CPU"] - driver_cpus, DIGITS)}, *nodes[index + 1 :]]
         for index, node in enumerate(nodes)
         if node.get("CPU", 0) >= driver_cpus
     ]

@@ -53,14 +53,17 @@ def submit_job(job: Job, *, runs_dir: Path, dry_run: bool, runs: Sequence[Job] =
         command = shlex.join(launcher.render(layout.submitted_job, layout.root))
         return {"name": job.name, "launcher": name, "command": command}
 
-    def submit() -> list[str]:
-        jobs = runs or [job]
+    jobs = runs or [job]
+
+    def check() -> None:
         _refuse_changed(jobs, runs_dir)
         if isinstance(launcher, MeasuringLauncher):
             launcher.check_room(jobs)
+
+    def submit() -> list[str]:
         return [launcher.submit(layout.submitted_job, layout.root)]
 
-    (job_id,) = _submit(job, [job], [layout], launcher, submit)
+    (job_id,) = _submit(job, [job], [layout], launcher, check, submit)
     return {"name": job.name, "launcher": name, "job_id": job_id}
 
 
@@ -105,11 +108,13 @@ def submit_sweep(job: Job, runs: Sequence[Job], *, runs_dir: Path, dry_run: bool
         command = shlex.join(launcher.render_array(job.name, files, at_once=at_once))
         return {"name": job.name, "launcher": name, "command": command}
 
-    def submit() -> list[str]:
+    def check() -> None:
         _refuse_changed(runs, runs_dir)
+
+    def submit() -> list[str]:
         return launcher.submit_array(job.name, files, at_once=at_once)
 
-    job_ids = _submit(job, runs, layouts, launcher, submit)
+    job_ids = _submit(job, runs, layouts, launcher, check, submit)
     return {"name": job.name, "launcher": name, "job_ids": job_ids}
 
 
@@ -129,6 +134,7 @@ def _submit(
     runs: Sequence[Job],
     layouts: Sequence[RunLayout],
     launcher: Launcher,
+    check: Callable[[], None],
     submit: Callable[[], list[str]],
 ) -> list[str]:
     """Hand runs to the place of ``launcher`` and record them; the job id of each.
@@ -136,15 +142,18 @@ def _submit(
     What the place has taken is recorded before anything else can fail or be interrupted.
 
     Args:
-        submit: Does it, and returns the job ids.
+        check: Refuses what need not be handed over to be refused; it may be interrupted.
+        submit: Hands over, and returns the job ids.
 
     Raises:
         LaunchError: A run is being run or queued already, or the place refused it.
     """
     place = job.launcher.name
     with ExitStack() as stack:
-        for run, layout in zip(runs, layouts, strict=True):
+        for layout in layouts:
             stack.enter_context(only_submission(layout))
+        check()
+        for run, layout in zip(runs, layouts, strict=True):
             stack.enter_context(_handed_over(run, layout))
         with deferred_signals(
             f"Stopping as soon as {place} has answered and its job id is written down; Ctrl-C once more to"

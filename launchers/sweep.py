@@ -31,7 +31,7 @@ from launchers.verdicts import STOPPED_EARLY, verdict_text
 from orchestrator.checkpoint.layout import RunLayout
 from orchestrator.spec.early_stopping import rule_of
 from orchestrator.spec.job import Job
-from orchestrator.spec.plan import input_stage
+from orchestrator.spec.plan import fewest_workers, input_stage
 
 POLL_SECONDS = 0.2
 # What a driver ends with that was stopped and has saved.
@@ -66,7 +66,7 @@ def _run_all(job: Job, jobs: Sequence[Job], options: Namespace, record: SweepRec
     """The same, beside the sweep's own record."""
     assert job.sweep is not None
     for run in jobs:
-        check_this_machine(run.resources)
+        check_this_machine(fewest_workers(run))
     passed_on = [*(["--fresh"] if options.fresh else []), *(["--redo", options.redo] if options.redo else [])]
     runs_dir, at_once = options.runs_dir.resolve(), job.sweep.at_once
     drivers = Drivers(runs_dir, lambda path: _command(path, runs_dir, passed_on))
@@ -79,7 +79,7 @@ def _run_all(job: Job, jobs: Sequence[Job], options: Namespace, record: SweepRec
 
     def work() -> dict[str, Outcome]:
         with ray_session():
-            room = min(count_runs(run.resources, _note) for run in jobs)
+            room = min(count_runs(run, _note) for run in jobs)
             return drivers.run(jobs, min(room, at_once or room), look, connected_address())
 
     if is_asked_to_make_room():

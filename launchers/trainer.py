@@ -75,9 +75,11 @@ def _refuse_to_start(stop_request: Path) -> None:
 
 def _tell_of_waiting(run: RunLayout) -> None:
     """Write down that the stage at hand waits for room, unless that is the last that was written of it."""
-    last = next((event for event in reversed(list(read_events(run.events))) if "stage" in event), None)
-    if last is not None and last["event"] != WAITING:
-        append_event(run.events, WAITING, stage=last["stage"])
+    # On a full disk nobody is told, and the run waits all the same.
+    with suppress(OSError):
+        last = next((event for event in reversed(list(read_events(run.events))) if "stage" in event), None)
+        if last is not None and last["event"] != WAITING:
+            append_event(run.events, WAITING, stage=last["stage"])
 
 
 class LastingPolicy(FixedScalingPolicy):  # type: ignore[misc]  # Ray has no types
@@ -221,7 +223,7 @@ class StageTrainer(TorchTrainer):  # type: ignore[misc]  # Ray has no types
 
         Args:
             controller: What ``start_controller`` started already, or None.
-            fitting: Numbers of workers that fit, where the number is a range.
+            fitting: Numbers of workers that fit; one, where the number is no range.
             is_own_ray: The cluster is this run's own, ends with it, and does not grow.
         """
         super().__init__(*arguments, **settings)
@@ -249,7 +251,7 @@ class StageTrainer(TorchTrainer):  # type: ignore[misc]  # Ray has no types
             settings["scaling_policy"] = LastingPolicy(scaling, stop_request)
         if not self._is_own_ray:
             settings["failure_policy"] = PatientPolicy(
-                self.run_config.failure_config, scaling.resources_per_worker, scaling.min_workers
+                self.run_config.failure_config, scaling.resources_per_worker, min(self._fitting, default=1)
             )
         controller = self._begin(settings)
         result = ray.get(controller.run.remote())

@@ -93,6 +93,11 @@ def fitting_workers(job: Job) -> list[int]:
     ]
 
 
+def fewest_workers(job: Job) -> Resources:
+    """What the fewest workers need with which the job can run: of a range, that can share its batches."""
+    return job.resources.with_workers(min(fitting_workers(job), default=job.resources.min_workers))
+
+
 def workers_complaint(job: Job, stage: TrainStage, resources: Resources) -> str | None:
     """Why a stage cannot be shared by this number of workers; ``None``: it can."""
     copies = getattr(stage.strategy, "replicate_degree", 1)

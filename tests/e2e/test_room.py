@@ -70,16 +70,17 @@ def test_a_run_waits_for_room_until_it_is_asked_to_stop_or_has_it(tmp_path: Path
     with ray_cluster() as cluster:
         cluster.start("head", num_cpus=2)
         variables = {**cluster.environment, "RAY_ADDRESS": cluster.address}
+        waiting = {**variables, "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "600"}
         looking = {**variables, "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": str(LOOK_SECONDS)}
         with others_on(2, variables) as taken:
-            # Ray's own time: it is the wait itself that ends.
-            with started(*command, home=tmp_path / "home", variables=variables) as process:
+            # It is the wait itself that ends, and not Ray's time for it.
+            with started(*command, home=tmp_path / "home", variables=waiting) as process:
                 wait_for_starting(process, run, 1)
                 while run_status(run.root)["stages"][0]["state"] != "waiting for room":
                     assert process.poll() is None, process.communicate()
                     time.sleep(0.2)
                 process.send_signal(signal.SIGINT)
-                output = process.communicate(timeout=30)
+                output = process.communicate(timeout=120)
                 assert process.returncode == 75, output
                 assert "[ddp] waits until the cluster has room for its workers" in output[0]
             assert "stage_started" not in events_of(run)

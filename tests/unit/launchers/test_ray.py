@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -18,11 +20,19 @@ from tests.unit.spec.jobs import VALID, write_data, write_job
 
 
 def cluster(*cpus: float, age: float = 3600) -> dict[str, object]:
-    """The answers of one that takes jobs, whose nodes have these CPUs and started so many seconds ago."""
+    """The answers of one that takes jobs, whose nodes have these CPUs.
+
+    Args:
+        age: Seconds since the first has started; the others were there an hour before.
+    """
     started = (time.time() - age) * 1000
     nodes = [
-        {"state": "ALIVE", "resources_total": {"CPU": count, "memory": 1e9}, "start_time_ms": started}
-        for count in cpus
+        {
+            "state": "ALIVE",
+            "resources_total": {"CPU": count, "memory": 1e9},
+            "start_time_ms": started - 3_600_000 * (index > 0),
+        }
+        for index, count in enumerate(cpus)
     ]
     dead = {"state": "DEAD", "resources_total": {"CPU": 64.0}, "start_time_ms": started}
     return {
@@ -129,6 +139,8 @@ def test_the_cluster_that_was_asked_is_recorded_and_asked_from_any_shell(
     ("sets", "advice"),
     [
         (("resources.num_workers=4",), "room for 3. Set resources.num_workers to 3 or less"),
+        # Of three and four workers, four alone can share the batch.
+        (("resources.num_workers={min: 3, max: 4}",), "room for 3. Set resources.num_workers to 3 or less"),
         (("resources.cpus_per_worker=3",), "room for 0. Set resources.cpus_per_worker to 2"),
         (
             ("resources.num_workers=2", "launcher.options.entrypoint_cpus=2"),
@@ -163,7 +175,7 @@ def test_a_job_too_large_for_the_cluster_is_refused_where_it_is_submitted(
     [
         ([2], 3600, {}, ""),
         # Its driver waits for nodes that may still come.
-        ([1], 5, {}, ""),
+        ([0.5, 1], 5, {}, ""),
         # Its head takes jobs before it has joined as a node.
         ([], 0, {}, ""),
         ([1], 3600, {NODES: {"result": False}}, "whether the job has room is for its driver to say: what"),
@@ -213,3 +225,51 @@ def test_the_command_of_a_dry_run_names_no_folder_that_is_not_what_is_sent(
 ) -> None:
     ended = console("submit", write_job(tmp_path, VALID), "--launcher", "ray", "--dry-run")
     assert "'--working-dir=<a folder with job.yaml and your modules>'" in ended.output
+
+
+@pytest.mark.parametrize(
+    "job",
+    [
+        {"submission_id": "far", "metadata": ["run_dir"]},
+        {"submission_id": "far", "metadata": "run_dir"},
+        {"submission_id": ["far"], "metadata": {}},
+    ],
+)
+def test_a_job_of_somebody_else_may_say_anything_of_itself(
+    job: dict[str, object], serve: Serve, console: Console, tmp_path: Path
+) -> None:
+    write_data(tmp_path)
+    known = {**cluster(2), "/api/jobs/": [{"status": "RUNNING", **job}]}
+    submit = ("submit", write_job(tmp_path, VALID), "--launcher", "ray", "--runs-dir", tmp_path / "runs")
+    ended = console(*submit, "--address", serve(taking(known, [])))
+    assert ended.code == 0, ended.errors
+
+
+def test_what_a_cluster_says_of_an_ending_is_no_command_to_the_terminal(
+    serve: Serve, console: Console, tmp_path: Path
+) -> None:
+    run = RunLayout(tmp_path / "far")
+    job = {"submission_id": "far", "metadata": {"run_dir": str(run.root)}, "status": "FAILED"}
+    job["message"] = "no\x1b]0;head\x07\nmore"
+    address = serve(ray({"/api/jobs/": [job], "/api/jobs/far": job, "/api/jobs/far/logs": {"logs": ""}}))
+    Submission.of_now("ray", "far", {"address": address}).write(run)
+    assert "(FAILED: no?]0;head?)" in console("status", "far", "--runs-dir", tmp_path).output
+
+
+def test_ctrl_c_while_the_cluster_is_asked_for_its_nodes_sends_nothing(
+    serve: Serve, console: Console, tmp_path: Path
+) -> None:
+    asked: list[str] = []
+    answers = taking(cluster(2), asked)
+
+    def said(path: str) -> bytes:
+        if path == NODES:
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(0.5)
+        return answers(path)
+
+    runs = tmp_path / "runs"
+    submit = ("submit", write_job(tmp_path, VALID), "--launcher", "ray", "--address", serve(said))
+    ended = console(*submit, "--runs-dir", runs)
+    assert ended.code == 130, ended.errors
+    assert (list(runs.iterdir()), [path for path in asked if "POST" in path]) == ([], [])

@@ -63,10 +63,13 @@ def test_a_driver_with_cores_of_its_own_needs_room_beside_the_workers(
     assert str(refused.value).endswith(said)
 
 
-@pytest.mark.parametrize("driver_cpus", [0.0, 0.5, 1.0])
-def test_a_driver_stands_where_it_takes_the_least_room(driver_cpus: float) -> None:
+@pytest.mark.parametrize("nodes", [NODES, NODES[::-1], [{"CPU": 2.3}, {"CPU": 2.0}]])
+@pytest.mark.parametrize("driver_cpus", [0.0, 0.3])
+def test_a_driver_stands_where_it_takes_the_least_room(
+    driver_cpus: float, nodes: list[dict[str, float]]
+) -> None:
     resources = Resources.model_validate({"num_workers": 2, "cpus_per_worker": 2})
-    check_nodes(resources, NODES, "", driver_cpus=driver_cpus)
+    check_nodes(resources, nodes, "", driver_cpus=driver_cpus)
 
 
 def test_where_no_node_has_a_core_for_workers_nothing_smaller_would_fit() -> None:
