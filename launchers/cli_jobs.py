@@ -262,13 +262,13 @@ def submit(options: Namespace) -> int:
     else:
         runs = _load_runs(job, options)
         submitted = submit_sweep(job, runs, runs_dir=options.runs_dir, dry_run=options.dry_run)
-    if not options.dry_run:
-        # It may wait in a queue for long before its driver looks.
-        _warn_of_missing_files(job)
     if options.json:
         print_json(submitted)
     else:
         print_submitted(submitted, options)
+    if not options.dry_run:
+        # It may wait in a queue for long before its driver looks.
+        _warn_of_missing_files(job)
     return 0
 
 

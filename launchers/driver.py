@@ -93,7 +93,11 @@ def _walk(job: Job, layout: RunLayout, display: Display, run_id: str, stop: Stop
             return "finished"
         refuse_to_go_on(layout)
         tasks.connect()
-        check_room(fewest_workers(job), lambda message: _wait_for_nodes(waiting[0], layout, display, message))
+        check_room(
+            fewest_workers(job),
+            lambda message: _wait_for_nodes(waiting[0], layout, display, message),
+            lambda: refuse_to_go_on(layout),
+        )
         return _run_waiting(job, [stage.name for stage in waiting], layout, display, stop, controller)
 
 

@@ -21,7 +21,7 @@ from launchers.base import PlaceState, is_named
 from launchers.deferral import say
 from launchers.ray_http import JobsService, printable
 from launchers.ray_package import JOB_NAME, collect
-from launchers.room import SETTLED_SECONDS, check_driver, check_nodes
+from launchers.room import DRIVER_CPUS, SETTLED_SECONDS, check_driver, check_nodes
 from launchers.submission_record import JOB_ID_VARIABLE
 from orchestrator.errors import LaunchError, PlanError
 from orchestrator.spec.job import Job
@@ -88,8 +88,14 @@ class RayLauncher:
             # Its head takes jobs before it has joined as a node.
             return
         held, driver_cpus = [node.resources for node in nodes], self._options.entrypoint_cpus
-        check_driver(driver_cpus, held, ELSEWHERE)
-        if time.time() - max(node.started for node in nodes) < SETTLED_SECONDS:
+        is_settled = time.time() - max(node.started for node in nodes) >= SETTLED_SECONDS
+        try:
+            check_driver(driver_cpus, held, ELSEWHERE)
+        except PlanError as error:
+            if is_settled:
+                raise
+            say(f"orchestrator: warning: the job waits for a node that may still join: {error}")
+        if not is_settled:
             # The driver waits for more that join.
             return
         for job in jobs:
@@ -125,7 +131,11 @@ class RayLauncher:
                             metadata={RUN_DIR: str(run_dir)},
                             runtime_env={
                                 "working_dir": folder,
-                                "env_vars": {**ENVIRONMENT, JOB_ID_VARIABLE: job_id},
+                                "env_vars": {
+                                    **ENVIRONMENT,
+                                    JOB_ID_VARIABLE: job_id,
+                                    DRIVER_CPUS: f"{self._options.entrypoint_cpus:g}",
+                                },
                             },
                             entrypoint_num_cpus=self._options.entrypoint_cpus,
                         )

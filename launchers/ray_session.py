@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from launchers.ray_cluster import existing_cluster
-from launchers.room import SETTLED_SECONDS, check_nodes, workers_that_fit
+from launchers.room import SETTLED_SECONDS, check_nodes, driver_cpus_given, workers_that_fit
 from orchestrator.errors import LaunchError, PlanError
 from orchestrator.spec.job import Job, Resources
 from orchestrator.spec.plan import fewest_workers
@@ -151,11 +151,14 @@ def check_this_machine(resources: Resources) -> None:
         check_nodes(resources, [{"CPU": available_cpus(), "GPU": gpus}], ELSEWHERE)
 
 
-def check_room(resources: Resources, on_wait: Callable[[str], None]) -> None:
+def check_room(
+    resources: Resources, on_wait: Callable[[str], None], on_look: Callable[[], None] = lambda: None
+) -> None:
     """Refuse a job that the connected cluster can never place; Ray would wait for ever.
 
     Args:
         on_wait: Told once that a cluster is waited for that has just been started and is too small so far.
+        on_look: Called at every look at it; it may raise.
 
     Raises:
         PlanError: Too few CPUs or GPUs.
@@ -165,7 +168,8 @@ def check_room(resources: Resources, on_wait: Callable[[str], None]) -> None:
     deadline, is_told = time.monotonic() + SETTLED_SECONDS, False
     while True:
         try:
-            check_nodes(resources, [node["Resources"] for node in ray.nodes() if node["Alive"]], ELSEWHERE)
+            living = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+            check_nodes(resources, living, ELSEWHERE, driver_cpus=driver_cpus_given())
             return
         except PlanError as error:
             # A Ray of its own has one node, and for the nodes of a batch job was waited already.
@@ -175,6 +179,7 @@ def check_room(resources: Resources, on_wait: Callable[[str], None]) -> None:
             if not is_told:
                 on_wait(f"waits up to {SETTLED_SECONDS} s for more Ray nodes to join: {error}")
         is_told = True
+        on_look()
         time.sleep(0.5)
 
 
@@ -186,16 +191,17 @@ def _newest_node_age() -> float:
     return float(time.time() - max(node.start_time_ms for node in nodes) / 1000)
 
 
-def count_runs(job: Job, on_wait: Callable[[str], None]) -> int:
+def count_runs(job: Job, on_wait: Callable[[str], None], on_look: Callable[[], None]) -> int:
     """How many runs of such a job have room in the connected cluster at the same time.
 
     Args:
         on_wait: As for ``check_room``.
+        on_look: As for ``check_room``.
 
     Raises:
         PlanError: Not even one has.
     """
-    check_room(fewest_workers(job), on_wait)
+    check_room(fewest_workers(job), on_wait, on_look)
     resources = job.resources
     wanted = {"CPU": resources.cpus_per_worker, "GPU": resources.gpus_per_worker}
     return max(1, count_workers(wanted) // resources.num_workers)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 
 from orchestrator.counts import counted
@@ -10,6 +11,9 @@ from orchestrator.spec.job import Resources
 
 Node = Mapping[str, float]
 """What a Ray node holds: ``{"CPU": 8.0, "GPU": 2.0}``, without what it has none of."""
+
+# Names the cores that a submitted driver has for itself.
+DRIVER_CPUS = "ORCHESTRATOR_DRIVER_CPUS"
 
 # Of the job, by what a node has.
 KEYS = {"CPU": "cpus_per_worker", "GPU": "gpus_per_worker"}
@@ -52,6 +56,11 @@ def check_nodes(
         )
 
 
+def driver_cpus_given() -> float:
+    """CPU cores that this process, a driver, was given for itself by the place that it was submitted to."""
+    return float(os.environ.get(DRIVER_CPUS) or 0)
+
+
 def check_driver(driver_cpus: float, nodes: Sequence[Node], elsewhere: str) -> None:
     """Refuse a driver that no node holds.
 
@@ -74,12 +83,15 @@ def _beside_driver(driver_cpus: float, nodes: Sequence[Node], wanted: Mapping[st
     """What is left of nodes with a driver where it takes the least room."""
     if not driver_cpus:
         return nodes
-    left = [
-        [*nodes[:index], {**node, "CPU": round(node["CPU"] - driver_cpus, DIGITS)}, *nodes[index + 1 :]]
+    left = {
+        index: {**node, "CPU": round(node["CPU"] - driver_cpus, DIGITS)}
         for index, node in enumerate(nodes)
         if node.get("CPU", 0) >= driver_cpus
-    ]
-    return max(left, key=lambda rest: _room(rest, wanted), default=())
+    }
+    if not left:
+        return ()
+    best = max(left, key=lambda index: _room([left[index]], wanted) - _room([nodes[index]], wanted))
+    return [*nodes[:best], left[best], *nodes[best + 1 :]]
 
 
 def _room(nodes: Sequence[Node], wanted: Mapping[str, float]) -> int:
@@ -97,18 +109,14 @@ def _smaller_wishes(
     """What to set so that the job asks for less, where that can help."""
     if room:
         return [f"set resources.num_workers to {room} or less"]
-    most = {kind: int(max((node.get(kind, 0) for node in nodes), default=0)) for kind in wanted}
-    if not most["CPU"]:
+    # As much for each worker as one node can give, and of that as many CPUs as all of them can have.
+    able = [{kind: min(count, int(node.get(kind, 0))) for kind, count in wanted.items()} for node in nodes]
+    given = max(able, key=lambda less: (less["CPU"] > 0, less["GPU"], less["CPU"]), default={"CPU": 0})
+    if not given["CPU"]:
         return []
-    # As much for each worker as all of them can have, and where they cannot, as one of them can.
-    cpus = range(min(wanted["CPU"], most["CPU"]), 0, -1)
-    given = {"CPU": cpus[0], "GPU": min(wanted["GPU"], most["GPU"])}
-    fitting = ({**given, "CPU": count} for count in cpus)
+    fitting = ({**given, "CPU": count} for count in range(given["CPU"], 0, -1))
     given = next((less for less in fitting if _room(nodes, less) >= num_workers), given)
-    room = _room(nodes, given)
-    if not room:
-        return ["set fewer CPUs and GPUs for each worker"]
     lower = [f"resources.{KEYS[kind]} to {count}" for kind, count in given.items() if count < wanted[kind]]
-    if room < num_workers:
+    if (room := _room(nodes, given)) < num_workers:
         lower.append(f"resources.num_workers to {room} or less")
     return [f"set {' and '.join(lower)}"]

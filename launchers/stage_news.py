@@ -60,7 +60,7 @@ class StageNews:
             if event["event"] == "stage_finished":
                 self.is_finished = True
             if event["event"] == WAITING:
-                yield "waits until the cluster has room for its workers"
+                yield "waits for room for its workers"
             if event["event"] == "stage_preempted":
                 yield "nodes are taken away: saved, and goes on elsewhere"
             if event["event"] == "anomaly":

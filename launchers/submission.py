@@ -26,7 +26,7 @@ from launchers.runs import runs_dir_flag
 from launchers.submission_lock import only_submission
 from launchers.submission_record import Submission, read_submission
 from orchestrator.checkpoint.layout import RunLayout
-from orchestrator.errors import LaunchError
+from orchestrator.errors import LaunchError, PlanError
 from orchestrator.spec.job import Job
 from orchestrator.spec.load import dump_resolved
 from orchestrator.spec.section import Section
@@ -58,7 +58,7 @@ def submit_job(job: Job, *, runs_dir: Path, dry_run: bool, runs: Sequence[Job] =
     def check() -> None:
         _refuse_changed(jobs, runs_dir)
         if isinstance(launcher, MeasuringLauncher):
-            launcher.check_room(jobs)
+            launcher.check_room([run for run in jobs if not _has_finished(run, runs_dir)])
 
     def submit() -> list[str]:
         return [launcher.submit(layout.submitted_job, layout.root)]
@@ -118,6 +118,12 @@ def submit_sweep(job: Job, runs: Sequence[Job], *, runs_dir: Path, dry_run: bool
     return {"name": job.name, "launcher": name, "job_ids": job_ids}
 
 
+def _has_finished(job: Job, runs_dir: Path) -> bool:
+    """Whether no stage seems to need workers any more."""
+    layout = RunLayout(runs_dir.resolve() / job.name)
+    return all(layout.stage(stage.name).result.exists() for stage in job.stages)
+
+
 def _refuse_changed(jobs: Sequence[Job], runs_dir: Path) -> None:
     """Refuse what the driver would, of run directories that can be seen from here.
 
@@ -126,7 +132,12 @@ def _refuse_changed(jobs: Sequence[Job], runs_dir: Path) -> None:
     """
     for job in jobs:
         layout = RunLayout(runs_dir.resolve() / job.name)
-        refuse_changed(pinned(job, read_pins(layout.pins)), layout)
+        try:
+            refuse_changed(pinned(job, read_pins(layout.pins)), layout)
+        except PlanError as error:
+            raise PlanError(
+                f"{error}\nThese are flags of 'run'; to submit it from the start, rename {layout.root}"
+            ) from error
 
 
 def _submit(

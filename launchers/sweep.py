@@ -21,6 +21,7 @@ from typing import Any
 
 from launchers.asha import Asha
 from launchers.cli_print import apart_from_json, print_json
+from launchers.preparation import StoppedError
 from launchers.ray_notice import NODES_GONE, is_asked_to_make_room
 from launchers.ray_session import check_this_machine, connected_address, count_runs, ray_session
 from launchers.run import stoppable
@@ -77,9 +78,18 @@ def _run_all(job: Job, jobs: Sequence[Job], options: Namespace, record: SweepRec
             drivers.stop("cancel")
         return compare()
 
+    def refuse_to_go_on() -> None:
+        if record.wants_stop():
+            drivers.stop("cancel")
+        if drivers.is_stopped:
+            raise StoppedError("nothing of the sweep has started")
+
     def work() -> dict[str, Outcome]:
         with ray_session():
-            room = min(count_runs(run, _note) for run in jobs)
+            try:
+                room = min(count_runs(run, _note, refuse_to_go_on) for run in jobs)
+            except StoppedError:
+                return {run.name: Outcome("waiting") for run in jobs}
             return drivers.run(jobs, min(room, at_once or room), look, connected_address())
 
     if is_asked_to_make_room():
@@ -158,7 +168,7 @@ class Drivers:
         self._asked: set[str] = set()
         """Drivers that were asked to stop; asked twice they would end without saving."""
         self._asking = Lock()
-        self._is_stopped = False
+        self.is_stopped = False
         self._environment = dict(os.environ)
         self._lost: dict[str, str] = {}
         """Runs that are stopped early, and why."""
@@ -176,11 +186,11 @@ class Drivers:
         ends = dict.fromkeys((job.name for job in jobs), Outcome("waiting"))
         left = {job.name: job for job in jobs}
         try:
-            while self._alive or (left and not self._is_stopped):
+            while self._alive or (left and not self.is_stopped):
                 for name in self._stop_early(look()):
                     if left.pop(name, None) is not None:
                         ends[name] = Outcome(STOPPED_EARLY, self._lost[name])
-                while left and len(self._alive) < at_once and not self._is_stopped:
+                while left and len(self._alive) < at_once and not self.is_stopped:
                     self._start(left.pop(next(iter(left))))
                 time.sleep(POLL_SECONDS)
                 for name, driver in list(self._alive.items()):
@@ -195,7 +205,7 @@ class Drivers:
 
     def stop(self, signal_name: str) -> None:
         """Ask all drivers to save and stop."""
-        self._is_stopped = True
+        self.is_stopped = True
         for name in list(self._alive):
             self._ask(name)
 
@@ -235,7 +245,7 @@ class Drivers:
                 env=self._environment,
                 start_new_session=True,
             )
-        if self._is_stopped:
+        if self.is_stopped:
             # Asked to while this one was being started.
             self._ask(job.name)
         print(f"[{job.name}] started; its output is {self._output(job.name)}", file=sys.stderr)

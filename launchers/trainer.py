@@ -42,7 +42,7 @@ from orchestrator.tracking.events import append_event, read_events
 DEATHS = (RayActorError, OutOfMemoryError, NodeDiedError, WorkerCrashedError, WorkerHealthCheckTimeoutError)
 # Between two looks at whether there is room.
 LOOK_SECONDS = 0.5
-# Where there is room, it is had sooner.
+# Where there is room, it is mostly had sooner.
 TOLD_SECONDS = 5
 
 

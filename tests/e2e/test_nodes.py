@@ -61,6 +61,8 @@ def test_a_node_without_the_run_directory_or_with_other_versions_is_named(tmp_pa
 
 
 LOOK = """
+import os
+
 from launchers import ray_session
 from orchestrator.errors import PlanError
 from orchestrator.spec.job import Resources
@@ -70,10 +72,12 @@ with ray_session.ray_session():
     ray_session.check_room(wanted, lambda message: print(message, flush=True))
     print("there is room", flush=True)
     ray_session.SETTLED_SECONDS = 0
-    try:
-        ray_session.check_room(Resources.model_validate({"num_workers": 3}), print)
-    except PlanError as error:
-        print(error, flush=True)
+    for num_workers, driver_cpus in ((3, ""), (2, "1")):
+        os.environ["ORCHESTRATOR_DRIVER_CPUS"] = driver_cpus
+        try:
+            ray_session.check_room(Resources.model_validate({"num_workers": num_workers}), print)
+        except PlanError as error:
+            print(error, flush=True)
 """
 
 
@@ -95,4 +99,6 @@ def test_a_cluster_whose_nodes_are_still_joining_is_waited_for() -> None:
             assert look.stdout.readline() == "there is room\n"
             # One that has been up for long is as large as it will be.
             assert "found 2 nodes with 2 CPU and 0 GPU, room for 2." in look.stdout.readline()
+            # A driver that was given one core by its place would wait for itself.
+            assert "room for 1 beside the driver's 1 CPU." in look.stdout.readline()
         assert look.returncode == 0

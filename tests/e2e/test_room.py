@@ -82,7 +82,7 @@ def test_a_run_waits_for_room_until_it_is_asked_to_stop_or_has_it(tmp_path: Path
                 process.send_signal(signal.SIGINT)
                 output = process.communicate(timeout=120)
                 assert process.returncode == 75, output
-                assert "[ddp] waits until the cluster has room for its workers" in output[0]
+                assert "[ddp] waits for room for its workers" in output[0]
             assert "stage_started" not in events_of(run)
             assert events_of(run)[-1] == "run_stopped"
             with started(*command, home=tmp_path / "home", variables=looking) as process:
@@ -94,6 +94,34 @@ def test_a_run_waits_for_room_until_it_is_asked_to_stop_or_has_it(tmp_path: Path
                 output = process.communicate(timeout=240)
                 assert process.returncode == 0, output
     assert run.stage("ddp").result.exists()
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_a_run_and_a_sweep_that_wait_for_nodes_stop_when_they_are_asked_to(tmp_path: Path) -> None:
+    runs = tmp_path / "runs"
+    job = write_job(tmp_path, "early", ["ddp"])
+    swept = tmp_path / "swept.yaml"
+    swept.write_text(job.read_text() + "sweep: {grid: {seed: [1, 2]}}\n")
+    sets = ("--runs-dir", runs, "--set", "resources.num_workers=2")
+    with ray_cluster() as cluster:
+        cluster.start("head", num_cpus=1)
+        variables = {**cluster.environment, "RAY_ADDRESS": cluster.address}
+        for path in (job, swept):
+            command = ("run", path, *sets, "--set", f"name={path.stem}")
+            with started(*command, home=tmp_path / "home", variables=variables) as process:
+                assert process.stdout is not None and process.stderr is not None
+                said = process.stderr if path == swept else process.stdout
+                assert any("more Ray nodes to join" in line for line in said)
+                process.send_signal(signal.SIGINT)
+                began = time.monotonic()
+                output = process.communicate(timeout=120)
+                assert process.returncode == 75, output
+                # It had waited for the rest of a minute.
+                assert time.monotonic() - began < 30
+    assert run_status(runs / "early")["state"] == "stopped"
+    assert not (runs / "swept-0").exists()
 
 
 @pytest.mark.ray

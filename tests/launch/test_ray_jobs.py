@@ -244,6 +244,7 @@ def test_a_cancelled_job_that_waits_for_room_ends_once_it_has_it(
     assert (refused.returncode, "PENDING, cancelled:" in refused.stderr) == (1, True), refused.stderr
 
     service.stop(others)
+    deadline = time.monotonic() + 240
     for name in names:
         while (found := status(name))["state"] != "cancelled":
             assert found["state"] in ("queued", "starting"), found

@@ -12,8 +12,10 @@ from pathlib import Path
 import pytest
 
 from launchers.ray_http import NODES
+from launchers.room import SETTLED_SECONDS
 from launchers.submission_record import Submission, read_submission
 from orchestrator.checkpoint.layout import RunLayout
+from orchestrator.spec.load import dump_resolved, load_job
 from tests.unit.launchers.commands import Console
 from tests.unit.launchers.jobs_service import Serve, answer, ray
 from tests.unit.spec.jobs import VALID, write_data, write_job
@@ -208,16 +210,35 @@ def test_of_a_sweep_the_run_is_named_that_has_no_room(serve: Serve, console: Con
 
 
 @pytest.mark.parametrize("age", [5, 3600])
-def test_a_driver_that_no_node_holds_is_not_sent(
+def test_a_driver_that_no_node_holds_is_sent_only_where_nodes_may_still_join(
     age: float, serve: Serve, console: Console, tmp_path: Path
 ) -> None:
     asked: list[str] = []
     submit = ("submit", write_job(tmp_path, VALID), "--launcher", "ray", "--runs-dir", tmp_path / "runs")
     address = serve(taking(cluster(2, age=age), asked))
     ended = console(*submit, "--address", address, "--set", "launcher.options.entrypoint_cpus=3")
-    assert ended.code == 2
-    assert "entrypoint_cpus is 3, and no node has more than 2 CPU: the driver would not start" in ended.errors
-    assert not [path for path in asked if "POST" in path]
+    said = (
+        "launcher.options.entrypoint_cpus is 3, and no node has more than 2 CPU: the driver would not start"
+    )
+    if age > SETTLED_SECONDS:
+        assert (ended.code, ended.errors.partition(". ")[0]) == (2, said)
+        assert not [path for path in asked if "POST" in path]
+    else:
+        assert ended.code == 0, ended.errors
+        assert f"warning: the job waits for a node that may still join: {said}" in ended.errors
+
+
+def test_what_has_finished_needs_no_room(serve: Serve, console: Console, tmp_path: Path) -> None:
+    runs = tmp_path / "runs"
+    path = write_job(tmp_path, VALID)
+    submit = ("submit", path, "--launcher", "ray", "--runs-dir", runs, "--set", "resources.num_workers=2")
+    job = load_job(path, overrides=("resources.num_workers=2",))
+    for stage in (RunLayout(runs / "tiny").stage(stage.name) for stage in job.stages):
+        assert console(*submit, "--address", serve(taking(cluster(1), []))).code == 2
+        stage.root.mkdir(parents=True)
+        stage.job.write_text(dump_resolved(job))
+        stage.result.write_text("{}")
+    assert console(*submit, "--address", serve(taking(cluster(1), []))).code == 0
 
 
 def test_the_command_of_a_dry_run_names_no_folder_that_is_not_what_is_sent(

@@ -103,6 +103,14 @@ def test_what_is_advised_fits(asked: dict[str, int], advice: str) -> None:
     assert f" room for 0. {advice} go elsewhere." in str(refused.value)
 
 
+def test_the_one_node_with_a_gpu_is_what_a_worker_can_have() -> None:
+    nodes = [{"CPU": 4.0, "GPU": 1.0}, {"CPU": 4.0, "GPU": 1.0}, {"CPU": 8.0}]
+    resources = Resources.model_validate({"num_workers": 4, "cpus_per_worker": 8, "gpus_per_worker": 1})
+    advice = "Set resources.cpus_per_worker to 4 and resources.num_workers to 2 or less, or go elsewhere."
+    with pytest.raises(PlanError, match=advice):
+        check_nodes(resources, nodes, "go elsewhere")
+
+
 def test_a_driver_that_no_node_holds_is_refused() -> None:
     check_driver(4.0, NODES, "go elsewhere")
     with pytest.raises(PlanError) as refused:

@@ -84,7 +84,7 @@ def test_a_wait_for_room_is_told(tmp_path: Path) -> None:
     news = StageNews(STAGE, run)
     for stage in ("other", STAGE):
         append_event(run.events, WAITING, stage=stage)
-    assert list(news.messages()) == ["waits until the cluster has room for its workers"]
+    assert list(news.messages()) == ["waits for room for its workers"]
 
 
 def test_a_stage_whose_end_nobody_wrote_down_ends_with_the_next_ones_start(tmp_path: Path) -> None:

@@ -108,6 +108,7 @@ def test_another_job_than_the_run_has_begun_with_is_refused_and_changes_nothing(
     assert refused.code == 2
     assert f"{runs}/tiny{'-0' if more else ''}: the job file changed since this run began" in refused.errors
     assert "lr: 0.001 -> 0.002" in refused.errors
+    assert refused.errors.endswith(f"to submit it from the start, rename {runs}/tiny{'-0' if more else ''}\n")
     assert (files(runs), Place.jobs) == (before, {})
     # What training does not depend on may change.
     assert console(*submit, "stages.pretrain.checkpoint.every_steps=3").code == 0
