@@ -12,7 +12,7 @@ import pytest
 from launchers.slurm import SCRIPTS
 from tests.launch.slurm_cluster import Cluster, cluster_in_environment
 from tests.unit.launchers.commands import Console
-from tests.unit.spec.jobs import VALID, write_job
+from tests.unit.spec.jobs import VALID, write_data, write_job
 
 LATER = ("--", "--begin=now+1hour")
 
@@ -27,6 +27,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
 def command(cluster: Cluster, tmp_path: Path) -> tuple[str | Path, ...]:
     """``submit`` of a job on two nodes."""
     job = write_job(tmp_path, VALID + "resources: {num_workers: 2}\n")
+    write_data(tmp_path)
     return ("submit", job, "--launcher", "slurm", "--nodes", "2", "--runs-dir", tmp_path / "runs")
 
 
