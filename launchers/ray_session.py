@@ -151,9 +151,7 @@ def check_this_machine(resources: Resources) -> None:
         check_nodes(resources, [{"CPU": available_cpus(), "GPU": gpus}], ELSEWHERE)
 
 
-def check_room(
-    resources: Resources, on_wait: Callable[[str], None], on_look: Callable[[], None] = lambda: None
-) -> None:
+def check_room(resources: Resources, on_wait: Callable[[str], None], on_look: Callable[[], None]) -> None:
     """Refuse a job that the connected cluster can never place; Ray would wait for ever.
 
     Args:

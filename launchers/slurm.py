@@ -49,8 +49,9 @@ WAITING_FLAGS = {
 TASK = "@ARRAY_TASK_ID@"
 # Reasons of waiting that only another request, or the administrator, ends. Many sites let such jobs in.
 NEVER_STARTS = {
-    "PartitionConfig": "'sinfo -Nl' shows the nodes: ask for fewer of them, or for less of each",
-    "PartitionNodeLimit": "'sinfo -s' shows how many nodes a partition gives: lower --nodes",
+    # What cannot be had of the partition's nodes: in the words of the submission, then in the scheduler's.
+    "Partition(Config|NodeLimit)": "'sinfo -s' shows how many nodes a partition gives, and 'sinfo -Nl' what"
+    " is in each: ask for fewer of them, or for less of each",
     "PartitionTimeLimit": "'sinfo -s' shows each partition's limit: lower --time",
     "BadConstraints": "no node has these features: correct --constraint in launcher.options.flags",
     "InvalidAccount": "'sacctmgr show assoc user=$USER' lists your accounts: give one with --account",

@@ -69,13 +69,14 @@ from orchestrator.spec.job import Resources
 
 wanted = Resources.model_validate({"num_workers": 2})
 with ray_session.ray_session():
-    ray_session.check_room(wanted, lambda message: print(message, flush=True))
+    ray_session.check_room(wanted, lambda message: print(message, flush=True), lambda: None)
     print("there is room", flush=True)
     ray_session.SETTLED_SECONDS = 0
     for num_workers, driver_cpus in ((3, ""), (2, "1")):
         os.environ["ORCHESTRATOR_DRIVER_CPUS"] = driver_cpus
         try:
-            ray_session.check_room(Resources.model_validate({"num_workers": num_workers}), print)
+            wanted = Resources.model_validate({"num_workers": num_workers})
+            ray_session.check_room(wanted, print, lambda: None)
         except PlanError as error:
             print(error, flush=True)
 """

@@ -415,7 +415,7 @@ def test_a_job_that_sbatch_took_is_recorded_whatever_fails_after_it(
     assert ended.code == 0
     assert job_id in str(ended.json())
     assert f"tiny is submitted as slurm job {'17_0' if sweep else '17'}; whether it" in ended.errors
-    reason = "SLURM says PartitionConfig; 'sinfo -Nl' shows" if failing == "scancel" else "squeue failed"
+    reason = "SLURM says PartitionConfig; 'sinfo -s' shows" if failing == "scancel" else "squeue failed"
     assert reason in ended.errors
     assert "Socket timed out" in ended.errors
     submission = read_submission(RunLayout(runs / name))
@@ -476,12 +476,16 @@ def test_a_job_whose_id_sbatch_does_not_print_is_looked_up_in_the_queue(
 @pytest.mark.parametrize(
     ("reason", "advice"),
     [
+        ("PartitionConfig", "ask for fewer of them"),
+        ("PartitionNodeLimit", "ask for fewer of them"),
+        ("PartitionTimeLimit", "lower --time"),
         ("InvalidAccount", "give one with --account"),
         ("InvalidQOS", "correct --qos"),
         ("QOSMaxWallDurationPerJobLimit", "ask for less"),
         ("AssocMaxCpuPerJobLimit", "ask for less"),
         ("QOSMaxGRESPerNode", "ask for less"),
         ("QOSMinGRES", "ask for more"),
+        ("ReqNodeNotAvail, UnavailableNodes:n2", None),
         ("QOSMaxJobsPerUserLimit", None),
         ("AssocGrpCpuLimit", None),
         ("Resources", None),

@@ -236,8 +236,9 @@ def test_an_array_that_sbatch_refuses_leaves_nothing(
             "ask for fewer",
         ),
         (
+            # PartitionNodeLimit once SLURM's scheduler, which looks every two seconds, has looked at it.
             ("--nodes", "4", "--set", "resources.num_workers=4"),
-            "never start this job (PartitionConfig)",
+            "never start this job (Partition",
             "ask for fewer",
         ),
         (("--time", "soon"), "time: expected minutes", "found 'soon'"),
