@@ -58,7 +58,7 @@ class RayLauncher:
             "submit",
             f"--address={self._service.address}",
             f"--submission-id={run_dir.name}",
-            f"--runtime-env-json={json.dumps({'env_vars': ENVIRONMENT})}",
+            f"--runtime-env-json={json.dumps({'env_vars': self._environment()})}",
             f"--metadata-json={json.dumps({RUN_DIR: str(run_dir)})}",
             f"--entrypoint-num-cpus={self._options.entrypoint_cpus:g}",
             f"--working-dir=<a folder with {JOB_NAME} and your modules>",
@@ -66,6 +66,9 @@ class RayLauncher:
             "--",
             *self._entrypoint(run_dir),
         ]
+
+    def _environment(self) -> dict[str, str]:
+        return {**ENVIRONMENT, DRIVER_CPUS: f"{self._options.entrypoint_cpus:g}"}
 
     def _entrypoint(self, run_dir: Path) -> list[str]:
         return [self._options.python, "-m", "launchers.cli", "run", JOB_NAME, f"--runs-dir={run_dir.parent}"]
@@ -131,11 +134,7 @@ class RayLauncher:
                             metadata={RUN_DIR: str(run_dir)},
                             runtime_env={
                                 "working_dir": folder,
-                                "env_vars": {
-                                    **ENVIRONMENT,
-                                    JOB_ID_VARIABLE: job_id,
-                                    DRIVER_CPUS: f"{self._options.entrypoint_cpus:g}",
-                                },
+                                "env_vars": {**self._environment(), JOB_ID_VARIABLE: job_id},
                             },
                             entrypoint_num_cpus=self._options.entrypoint_cpus,
                         )

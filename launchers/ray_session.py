@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from launchers.ray_cluster import existing_cluster
-from launchers.room import SETTLED_SECONDS, check_nodes, driver_cpus_given, workers_that_fit
+from launchers.room import SETTLED_SECONDS, Node, beside, check_nodes, driver_cpus_given, workers_that_fit
 from orchestrator.errors import LaunchError, PlanError
 from orchestrator.spec.job import Job, Resources
 from orchestrator.spec.plan import fewest_workers
@@ -166,8 +166,15 @@ def check_room(resources: Resources, on_wait: Callable[[str], None], on_look: Ca
     deadline, is_told = time.monotonic() + SETTLED_SECONDS, False
     while True:
         try:
-            living = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-            check_nodes(resources, living, ELSEWHERE, driver_cpus=driver_cpus_given())
+            nodes = _living_nodes()
+            here = ray.get_runtime_context().get_node_id()
+            check_nodes(
+                resources,
+                list(nodes.values()),
+                ELSEWHERE,
+                driver_cpus=driver_cpus_given(),
+                driver_node=list(nodes).index(here) if here in nodes else None,
+            )
             return
         except PlanError as error:
             # A Ray of its own has one node, and for the nodes of a batch job was waited already.
@@ -209,26 +216,35 @@ def count_workers(wanted: Mapping[str, float], *, only_free: bool = False) -> in
     """How many workers of these resources have room on the nodes of the connected cluster that stay.
 
     Args:
-        only_free: Beside what others use now; else as if nobody else were there.
+        only_free: Beside what others use now; else as if nobody were there but the driver, on this node.
     """
     import ray
     from ray._private.state import available_resources_per_node, state
 
     leaving = state.get_draining_nodes()
-    nodes = {node["NodeID"]: node["Resources"] for node in ray.nodes() if node["Alive"]}
     if only_free:
         nodes = available_resources_per_node()
+    else:
+        nodes = _living_nodes()
+        if (here := ray.get_runtime_context().get_node_id()) in nodes:
+            nodes[here] = beside(nodes[here], driver_cpus_given())
     return sum(workers_that_fit(found, wanted) for node, found in nodes.items() if node not in leaving)
+
+
+def _living_nodes() -> dict[str, Node]:
+    """Those of the connected cluster, by their ids."""
+    import ray
+
+    return {node["NodeID"]: node["Resources"] for node in ray.nodes() if node["Alive"]}
 
 
 def is_taken_away(resources: Resources) -> bool:
     """Whether the connected cluster has no room for a worker but on nodes that it has given notice to."""
-    import ray
     from ray._private.state import state
 
     leaving = state.get_draining_nodes()
     wanted = {"CPU": resources.cpus_per_worker, "GPU": resources.gpus_per_worker}
-    living = [node for node in ray.nodes() if node["Alive"]]
-    staying = [node["Resources"] for node in living if node["NodeID"] not in leaving]
+    living = _living_nodes()
+    staying = [held for node, held in living.items() if node not in leaving]
     # A node that has been given notice ends as soon as nothing runs on it.
-    return (bool(leaving) or not living) and not any(workers_that_fit(node, wanted) for node in staying)
+    return (bool(leaving) or not living) and not any(workers_that_fit(held, wanted) for held in staying)

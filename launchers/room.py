@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from orchestrator.counts import counted
 from orchestrator.errors import PlanError
@@ -26,19 +26,26 @@ SETTLED_SECONDS = 60
 
 
 def check_nodes(
-    resources: Resources, nodes: Sequence[Node], elsewhere: str, *, driver_cpus: float = 0.0
+    resources: Resources,
+    nodes: Sequence[Node],
+    elsewhere: str,
+    *,
+    driver_cpus: float = 0.0,
+    driver_node: int | None = None,
 ) -> None:
     """Refuse more workers than ``nodes`` hold.
 
     Args:
         elsewhere: What to do instead of asking for less, as in ``join a larger cluster``.
         driver_cpus: CPU cores of one node that the job's driver has for itself.
+        driver_node: Which one of ``nodes`` that is; None where the driver may still come to any of them.
 
     Raises:
         PlanError: They do not fit; of a range, not even the fewest.
     """
     wanted = {"CPU": resources.cpus_per_worker, "GPU": resources.gpus_per_worker}
-    left = _beside_driver(driver_cpus, nodes, wanted)
+    possible = range(len(nodes)) if driver_node is None else [driver_node]
+    left = _beside_driver(driver_cpus, nodes, wanted, possible)
     room = _room(left, wanted)
     if room < resources.min_workers:
         found = {kind: sum(node.get(kind, 0) for node in nodes) for kind in wanted}
@@ -79,19 +86,26 @@ def check_driver(driver_cpus: float, nodes: Sequence[Node], elsewhere: str) -> N
         )
 
 
-def _beside_driver(driver_cpus: float, nodes: Sequence[Node], wanted: Mapping[str, float]) -> Sequence[Node]:
-    """What is left of nodes with a driver where it takes the least room."""
+def _beside_driver(
+    driver_cpus: float, nodes: Sequence[Node], wanted: Mapping[str, float], possible: Iterable[int]
+) -> Sequence[Node]:
+    """What is left of nodes with a driver on that of the possible ones where it takes the least room."""
     if not driver_cpus:
         return nodes
     left = {
-        index: {**node, "CPU": round(node["CPU"] - driver_cpus, DIGITS)}
-        for index, node in enumerate(nodes)
-        if node.get("CPU", 0) >= driver_cpus
+        index: beside(nodes[index], driver_cpus)
+        for index in possible
+        if nodes[index].get("CPU", 0) >= driver_cpus
     }
     if not left:
         return ()
     best = max(left, key=lambda index: _room([left[index]], wanted) - _room([nodes[index]], wanted))
     return [*nodes[:best], left[best], *nodes[best + 1 :]]
+
+
+def beside(node: Node, driver_cpus: float) -> Node:
+    """What is left of a node with a driver on it."""
+    return {**node, "CPU": round(node.get("CPU", 0) - driver_cpus, DIGITS)}
 
 
 def _room(nodes: Sequence[Node], wanted: Mapping[str, float]) -> int:

@@ -148,8 +148,9 @@ def run_status(run_dir: Path) -> dict[str, Any]:
         "state": state,
         "problem": problem,
         "reason": verdict_text(lost) if lost is not None and state == STOPPED_EARLY else None,
+        # While one is at work, what was lost before it is known once its workers say when that ended.
         "seconds": account(
-            events, last_written=_last_sign(layout, events) if state == "interrupted" else None
+            events, last_written=None if state in ("running", "waiting") else _last_sign(layout, events)
         ),
         "stages": stages,
     }

@@ -111,13 +111,11 @@ class FittingScalingPolicy(ElasticScalingPolicy):  # type: ignore[misc]  # Ray h
     def _count_possible_workers(self, reserved_resources: Mapping[str, Any]) -> int:
         """0 where not even the lowest number has room: Ray waits then.
 
-        Ray counts what nodes have, and not what others use of it.
+        Ray counts what nodes have, and not what the driver and others use of it.
         """
-        room = super()._count_possible_workers(reserved_resources)
-        if self._held is not None:
-            room = min(
-                room, self._held + count_workers(self.scaling_config.resources_per_worker, only_free=True)
-            )
+        wanted, held = self.scaling_config.resources_per_worker, self._held
+        free = count_workers(wanted) if held is None else held + count_workers(wanted, only_free=True)
+        room = min(super()._count_possible_workers(reserved_resources), free)
         return max((workers for workers in self._fitting if workers <= room), default=0)
 
     def make_decision_for_non_running_worker_group(self) -> ScalingDecision:

@@ -67,18 +67,24 @@ from launchers import ray_session
 from orchestrator.errors import PlanError
 from orchestrator.spec.job import Resources
 
-wanted = Resources.model_validate({"num_workers": 2})
+
+def look(driver_cpus="", **asked):
+    os.environ["ORCHESTRATOR_DRIVER_CPUS"] = driver_cpus
+    wanted = Resources.model_validate(asked)
+    try:
+        ray_session.check_room(wanted, lambda message: print(message, flush=True), lambda: None)
+        print("there is room", flush=True)
+    except PlanError as error:
+        print(error, flush=True)
+
+
 with ray_session.ray_session():
-    ray_session.check_room(wanted, lambda message: print(message, flush=True), lambda: None)
-    print("there is room", flush=True)
+    look(num_workers=3)
     ray_session.SETTLED_SECONDS = 0
-    for num_workers, driver_cpus in ((3, ""), (2, "1")):
-        os.environ["ORCHESTRATOR_DRIVER_CPUS"] = driver_cpus
-        try:
-            wanted = Resources.model_validate({"num_workers": num_workers})
-            ray_session.check_room(wanted, print, lambda: None)
-        except PlanError as error:
-            print(error, flush=True)
+    look(num_workers=4)
+    look("1", num_workers=3)
+    look("1", cpus_per_worker=2)
+    print(ray_session.count_workers({"CPU": 1}), flush=True)
 """
 
 
@@ -87,7 +93,7 @@ with ray_session.ray_session():
 @pytest.mark.timeout(300)
 def test_a_cluster_whose_nodes_are_still_joining_is_waited_for() -> None:
     with ray_cluster() as cluster:
-        cluster.start("head")
+        cluster.start("head", num_cpus=2)
         variables = {**os.environ, **cluster.environment, "RAY_ADDRESS": cluster.address}
         look = subprocess.Popen(
             [sys.executable, "-c", LOOK], env=variables, stdout=subprocess.PIPE, text=True
@@ -95,11 +101,14 @@ def test_a_cluster_whose_nodes_are_still_joining_is_waited_for() -> None:
         with look:
             assert look.stdout is not None
             waits = look.stdout.readline()
-            assert "waits up to 60 s for more Ray nodes to join: resources: 2 workers x 1 CPU" in waits
-            cluster.start("second")
+            assert "waits up to 60 s for more Ray nodes to join: resources: 3 workers x 1 CPU" in waits
+            cluster.start("second", num_cpus=1)
             assert look.stdout.readline() == "there is room\n"
             # One that has been up for long is as large as it will be.
-            assert "found 2 nodes with 2 CPU and 0 GPU, room for 2." in look.stdout.readline()
+            assert "found 2 nodes with 3 CPU and 0 GPU, room for 3." in look.stdout.readline()
             # A driver that was given one core by its place would wait for itself.
-            assert "room for 1 beside the driver's 1 CPU." in look.stdout.readline()
+            assert "room for 2 beside the driver's 1 CPU." in look.stdout.readline()
+            # Elsewhere it would leave the head to the worker, and it is there.
+            assert "room for 0 beside the driver's 1 CPU." in look.stdout.readline()
+            assert look.stdout.readline() == "2\n"
         assert look.returncode == 0

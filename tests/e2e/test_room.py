@@ -104,12 +104,14 @@ def test_a_run_and_a_sweep_that_wait_for_nodes_stop_when_they_are_asked_to(tmp_p
     job = write_job(tmp_path, "early", ["ddp"])
     swept = tmp_path / "swept.yaml"
     swept.write_text(job.read_text() + "sweep: {grid: {seed: [1, 2]}}\n")
-    sets = ("--runs-dir", runs, "--set", "resources.num_workers=2")
+    wide = ("--set", "resources.num_workers=4", "--set", "defaults.micro_batch_size=2")
     with ray_cluster() as cluster:
-        cluster.start("head", num_cpus=1)
-        variables = {**cluster.environment, "RAY_ADDRESS": cluster.address}
+        variables = dict(cluster.environment)
         for path in (job, swept):
-            command = ("run", path, *sets, "--set", f"name={path.stem}")
+            # A cluster is waited for in the first minute of its newest node.
+            cluster.start(path.stem, num_cpus=1)
+            variables["RAY_ADDRESS"] = cluster.address
+            command = ("run", path, "--runs-dir", runs, *wide, "--set", f"name={path.stem}")
             with started(*command, home=tmp_path / "home", variables=variables) as process:
                 assert process.stdout is not None and process.stderr is not None
                 said = process.stderr if path == swept else process.stdout

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import json
+import os
+from datetime import datetime
 from pathlib import Path
+
+import pytest
 
 from launchers.runs import run_status
 from launchers.submission import write_submitted
@@ -78,3 +83,25 @@ def test_whichever_bit_of_its_events_flips_a_run_has_a_status(console: Console, 
         run.layout.events.write_bytes(flipped)
         run_status(run.layout.root)
     assert console("status", "tiny", "--runs-dir", tmp_path).code == 0
+
+
+@pytest.mark.parametrize("end", [None, "run_failed", "run_stopped"])
+def test_what_a_killed_start_lost_is_told_however_the_next_one_ended(
+    end: str | None, console: Console, tmp_path: Path
+) -> None:
+    run = FakeRun(tmp_path, "tiny")
+    trains = {"stage": "pretrain", "step": 0, "max_steps": 20}
+    saved = {"stage": "pretrain", "step": 4, "seconds": {"compute": 20}}
+    events = [
+        {"time": "2026-01-01T00:00:00+00:00", "event": "run_started"},
+        {"time": "2026-01-01T00:00:05+00:00", "event": "stage_started", "stage": "pretrain"},
+        {"time": "2026-01-01T00:00:10+00:00", "event": "training_started", **trains},
+        {"time": "2026-01-01T00:00:30+00:00", "event": "checkpoint", **saved},
+        {"time": "2026-01-01T01:00:00+00:00", "event": "run_started"},
+        *([{"time": "2026-01-01T01:00:07+00:00", "event": end, "message": "no room"}] if end else []),
+    ]
+    run.layout.events.write_text("".join(json.dumps(event) + "\n" for event in events))
+    written = datetime.fromisoformat("2026-01-01T00:01:03+00:00").timestamp()
+    os.utime(run.log("pretrain", "step 7\n"), (written, written))
+    spent = console("status", "tiny", "--runs-dir", tmp_path, "--json").json()["seconds"]
+    assert (spent["lost"], spent["total"]) == (33, 63 + (7 if end else 0))

@@ -241,11 +241,13 @@ def test_what_has_finished_needs_no_room(serve: Serve, console: Console, tmp_pat
     assert console(*submit, "--address", serve(taking(cluster(1), []))).code == 0
 
 
-def test_the_command_of_a_dry_run_names_no_folder_that_is_not_what_is_sent(
-    console: Console, tmp_path: Path
-) -> None:
-    ended = console("submit", write_job(tmp_path, VALID), "--launcher", "ray", "--dry-run")
+def test_the_command_of_a_dry_run_asks_for_what_is_sent(console: Console, tmp_path: Path) -> None:
+    cores = ("--set", "launcher.options.entrypoint_cpus=0.5")
+    ended = console("submit", write_job(tmp_path, VALID), "--launcher", "ray", "--dry-run", *cores)
     assert "'--working-dir=<a folder with job.yaml and your modules>'" in ended.output
+    # Its driver counts them itself, and Ray does not tell it.
+    assert "--entrypoint-num-cpus=0.5" in ended.output
+    assert '"ORCHESTRATOR_DRIVER_CPUS": "0.5"' in ended.output
 
 
 @pytest.mark.parametrize(

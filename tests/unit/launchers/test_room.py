@@ -72,6 +72,13 @@ def test_a_driver_stands_where_it_takes_the_least_room(
     check_nodes(resources, nodes, "", driver_cpus=driver_cpus)
 
 
+@pytest.mark.parametrize(("driver_node", "room"), [(None, 2), (0, 2), (1, 1)])
+def test_a_driver_that_is_there_takes_room_on_its_own_node(driver_node: int | None, room: int) -> None:
+    resources = Resources.model_validate({"num_workers": 3, "cpus_per_worker": 2})
+    with pytest.raises(PlanError, match=f"room for {room} beside the driver's 1 CPU"):
+        check_nodes(resources, NODES, "go elsewhere", driver_cpus=1.0, driver_node=driver_node)
+
+
 def test_where_no_node_has_a_core_for_workers_nothing_smaller_would_fit() -> None:
     with pytest.raises(PlanError, match=r"found 1 node with 0 CPU and 0 GPU, room for 0\. Go elsewhere\.$"):
         check_nodes(Resources(), [{"CPU": 0.0, "GPU": 0.0}], "go elsewhere")

@@ -140,6 +140,9 @@ def test_starts_that_were_killed_before_their_workers_lose_nothing_from_the_acco
             "lost": 33,
             "total": 63,
         }
+    for end in ("run_failed", "run_stopped"):
+        found = account([*events, event(1830, end)], last_written=at(63))
+        assert (found["lost"], found["other"], found["total"]) == (33, 30, 93)
     events += [
         event(1815, "stage_started", stage="pretrain", last_written=at(63)),
         begun(1820, step=4),
