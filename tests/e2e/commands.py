@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import socket
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -106,8 +107,13 @@ def events(run: Path) -> list[dict[str, Any]]:
 
 
 def free_port() -> int:
-    """A port on loopback that nobody listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-    return port
+    """A port on loopback that nobody listens on, and that no server is given which asks for any.
+
+    It is bound seconds later, when many of those have been started. Ray's own are below 20000, those of
+    jobs under SLURM below 30000, and Linux gives out those from 32768 on.
+    """
+    while True:
+        port = random.SystemRandom().randrange(30000, 32768)
+        with socket.socket() as probe, suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port

@@ -257,7 +257,7 @@ def test_cancel_saves_and_stops_with_exit_75_and_the_next_start_goes_on(tmp_path
         assert second.returncode == 1
         assert f"process {submitted['job_id']}" in second.stderr
         succeed("cancel", "bad-day", "--runs-dir", runs, home=home)
-        _wait_for(lambda: not psutil.pid_exists(int(submitted["job_id"])) or _is_zombie(submitted["job_id"]))
+        _wait_for(lambda: _has_ended(submitted["job_id"]))
     finally:
         kill_tree(int(submitted["job_id"]))
     status = json.loads(succeed("status", "bad-day", "--runs-dir", runs, "--json", home=home))
@@ -304,12 +304,15 @@ def _check_that_a_finished_run_does_without_its_sources(path: Path, runs: Path, 
     assert "there is no file 'rows.csv'" in refusal(path)
 
 
-def _wait_for(condition: Callable[[], bool], seconds: float = 120) -> None:
-    deadline = time.monotonic() + seconds
+def _wait_for(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + RUN_SECONDS
     while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.1)
 
 
-def _is_zombie(pid: str) -> bool:
-    return psutil.Process(int(pid)).status() == psutil.STATUS_ZOMBIE
+def _has_ended(pid: str) -> bool:
+    try:
+        return psutil.Process(int(pid)).status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return True

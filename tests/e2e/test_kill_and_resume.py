@@ -95,7 +95,7 @@ def test_killed_runs_end_with_the_weights_of_the_uninterrupted_run(tmp_path: Pat
     command = ("run", write_job(tmp_path, "killed", list(STRATEGIES)), "--runs-dir", runs)
     rng = random.Random(2)
     for stage in STRATEGIES:
-        step = rng.randint(SAVE_EVERY + 1, MAX_STEPS - 4)
+        step = rng.randint(SAVE_EVERY + 1, MAX_STEPS - 10)
         kill_when(partial(reached, killed.stage(stage), step), *command, home=home)
         assert not killed.stage(stage).result.exists(), "the kill came after the stage had ended"
         spoil_rays_own_record(killed, rng.choice(["truncate", "remove"]))

@@ -23,7 +23,7 @@ from tests.e2e.commands import ROOT, environment, events, last_step, succeed
 from tests.e2e.test_kill_and_resume import write_job
 from tests.launch.slurm_cluster import KILL_WAIT_SECONDS, OVER, Cluster, cluster_in_environment
 
-pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(1200)]
+pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(1800)]
 
 # Some 35 steps a second on two idle cores; Ray's notice is answered within 4 s.
 MAX_STEPS = 300
@@ -147,16 +147,20 @@ def test_a_job_that_is_requeued_loses_a_node_and_reaches_its_limit_ends_with_the
     minutes = -(-runs.cluster.run_seconds(job_id) // 60) + 2
     runs.cluster.command("scontrol", "update", f"JobId={job_id}", f"TimeLimit={minutes}")
     runs.cluster.wait(job_id, lambda job: job["JobState"] == "PENDING")
-    named = {event["event"]: event for event in events(layout.root)}
-    assert list(named)[-1] == "run_stopped"
-    assert (named["notice_given"]["nodes"], named["notice_seen"]["leaving"]) == (2, "all")
+    recorded = events(layout.root)
+    named = {event["event"]: event for event in recorded}
+    assert recorded[-1]["event"] == "run_stopped"
+    assert named["notice_given"]["nodes"] == 2
+    # Ray is told of one node after the other, and its workers may ask in between.
+    assert named["notice_seen"]["leaving"] in ("some", "all")
     assert 0 < named["notice_given"]["seconds_left"] <= 180, "SLURM's own end of the job"
     saved = named["checkpoint"]["step"]
     assert saved == last_step(layout.stage("ddp").metrics), "every step that was done is in the checkpoint"
 
     runs.cluster.command("scontrol", "update", f"JobId={job_id}", "TimeLimit=15")
     runs.cluster.start_again(job_id)
-    ended = runs.cluster.ended(job_id)
+    # Most of its steps, with an evaluation after each: minutes.
+    ended = runs.cluster.ended(job_id, seconds=900)
     output = runs.output("moved", job_id)
     assert (ended["JobState"], ended["Restarts"]) == ("COMPLETED", "3"), output
     begun = starts(layout)

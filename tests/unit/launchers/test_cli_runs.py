@@ -317,7 +317,8 @@ def test_following_goes_on_through_stages_until_the_run_ends(console: Console, t
     def drive() -> None:
         with driving(run):
             started.set()
-            time.sleep(0.3)
+            # By then the command has found the first stage's log.
+            time.sleep(2)
             run.log("pretrain", "two\n")
             run.event("stage_started", stage="test")
             time.sleep(0.3)

@@ -17,6 +17,7 @@ from tests.e2e.test_kill_and_resume import write_job
 # started whether data was prepared before.
 STARTED = """
 import os, signal, sys, time
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -29,9 +30,10 @@ def start_controller(start=launchers.controller.start_controller):
     controller = start()
     while sys.argv[1] == "dies" and len(started) == 1:
         for process in psutil.Process().children(recursive=True):
-            if process.cmdline()[:1] and process.cmdline()[0].startswith("ray::StageController"):
-                os.kill(process.pid, signal.SIGKILL)
-                return controller
+            with suppress(psutil.NoSuchProcess):
+                if "".join(process.cmdline()).startswith("ray::StageController"):
+                    os.kill(process.pid, signal.SIGKILL)
+                    return controller
         time.sleep(0.05)
     return controller
 

@@ -79,7 +79,7 @@ def test_a_second_submission_and_a_request_to_stop_find_the_driver_of_the_first(
 
 
 def test_a_driver_that_takes_the_run_and_ends_at_once_was_submitted(drive: Drive, tmp_path: Path) -> None:
-    drive(DRIVER.replace("while not", "while False and not"))
+    drive(DRIVER.replace("range(1200)", "range(0)"))
     assert LocalLauncher({}).submit(tmp_path / "submitted.yaml", tmp_path / "tiny").isdecimal()
 
 
