@@ -17,7 +17,14 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from launchers.ray_cluster import existing_cluster
-from launchers.room import SETTLED_SECONDS, Node, beside, check_nodes, driver_cpus_given, workers_that_fit
+from launchers.room import (
+    SETTLED_SECONDS,
+    Node,
+    beside_driver,
+    check_nodes,
+    driver_cpus_given,
+    workers_that_fit,
+)
 from orchestrator.errors import LaunchError, PlanError
 from orchestrator.spec.job import Job, Resources
 from orchestrator.spec.plan import fewest_workers
@@ -161,20 +168,12 @@ def check_room(resources: Resources, on_wait: Callable[[str], None], on_look: Ca
     Raises:
         PlanError: Too few CPUs or GPUs.
     """
-    import ray
-
     deadline, is_told = time.monotonic() + SETTLED_SECONDS, False
     while True:
         try:
             nodes = _living_nodes()
-            here = ray.get_runtime_context().get_node_id()
-            check_nodes(
-                resources,
-                list(nodes.values()),
-                ELSEWHERE,
-                driver_cpus=driver_cpus_given(),
-                driver_node=list(nodes).index(here) if here in nodes else None,
-            )
+            held, here = list(nodes.values()), _driver_node(nodes)
+            check_nodes(resources, held, ELSEWHERE, driver_cpus=driver_cpus_given(), driver_node=here)
             return
         except PlanError as error:
             # A Ray of its own has one node, and for the nodes of a batch job was waited already.
@@ -218,7 +217,6 @@ def count_workers(wanted: Mapping[str, float], *, only_free: bool = False) -> in
     Args:
         only_free: Beside what others use now; else as if nobody were there but the driver, on this node.
     """
-    import ray
     from ray._private.state import available_resources_per_node, state
 
     leaving = state.get_draining_nodes()
@@ -226,8 +224,8 @@ def count_workers(wanted: Mapping[str, float], *, only_free: bool = False) -> in
         nodes = available_resources_per_node()
     else:
         nodes = _living_nodes()
-        if (here := ray.get_runtime_context().get_node_id()) in nodes:
-            nodes[here] = beside(nodes[here], driver_cpus_given())
+        left = beside_driver(driver_cpus_given(), list(nodes.values()), wanted, _driver_node(nodes))
+        nodes = dict(zip(nodes, left, strict=False))
     return sum(workers_that_fit(found, wanted) for node, found in nodes.items() if node not in leaving)
 
 
@@ -236,6 +234,14 @@ def _living_nodes() -> dict[str, Node]:
     import ray
 
     return {node["NodeID"]: node["Resources"] for node in ray.nodes() if node["Alive"]}
+
+
+def _driver_node(nodes: Mapping[str, Node]) -> int | None:
+    """Which one of these this run's driver is on, and with it whoever asks for it."""
+    import ray
+
+    here = ray.get_runtime_context().get_node_id()
+    return list(nodes).index(here) if here in nodes else None
 
 
 def is_taken_away(resources: Resources) -> bool:

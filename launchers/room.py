@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 from orchestrator.counts import counted
 from orchestrator.errors import PlanError
@@ -38,14 +38,13 @@ def check_nodes(
     Args:
         elsewhere: What to do instead of asking for less, as in ``join a larger cluster``.
         driver_cpus: CPU cores of one node that the job's driver has for itself.
-        driver_node: Which one of ``nodes`` that is; None where the driver may still come to any of them.
+        driver_node: As for ``beside_driver``.
 
     Raises:
         PlanError: They do not fit; of a range, not even the fewest.
     """
     wanted = {"CPU": resources.cpus_per_worker, "GPU": resources.gpus_per_worker}
-    possible = range(len(nodes)) if driver_node is None else [driver_node]
-    left = _beside_driver(driver_cpus, nodes, wanted, possible)
+    left = beside_driver(driver_cpus, nodes, wanted, driver_node)
     room = _room(left, wanted)
     if room < resources.min_workers:
         found = {kind: sum(node.get(kind, 0) for node in nodes) for kind in wanted}
@@ -86,26 +85,30 @@ def check_driver(driver_cpus: float, nodes: Sequence[Node], elsewhere: str) -> N
         )
 
 
-def _beside_driver(
-    driver_cpus: float, nodes: Sequence[Node], wanted: Mapping[str, float], possible: Iterable[int]
+def beside_driver(
+    driver_cpus: float, nodes: Sequence[Node], wanted: Mapping[str, float], driver_node: int | None
 ) -> Sequence[Node]:
-    """What is left of nodes with a driver on that of the possible ones where it takes the least room."""
+    """What is left of nodes with a driver on one of them, in their order; nothing where none holds it.
+
+    Args:
+        driver_cpus: CPU cores that it has for itself.
+        wanted: Of each worker.
+        driver_node: Which one of ``nodes`` it is on; None where it may still come to any. It is taken to
+            leave as many workers room as it can then, and where that one cannot hold it: of several nodes
+            on one machine, Ray tells a driver the first.
+    """
     if not driver_cpus:
         return nodes
     left = {
-        index: beside(nodes[index], driver_cpus)
-        for index in possible
-        if nodes[index].get("CPU", 0) >= driver_cpus
+        index: {**node, "CPU": round(node["CPU"] - driver_cpus, DIGITS)}
+        for index, node in enumerate(nodes)
+        if node.get("CPU", 0) >= driver_cpus
     }
     if not left:
         return ()
     best = max(left, key=lambda index: _room([left[index]], wanted) - _room([nodes[index]], wanted))
-    return [*nodes[:best], left[best], *nodes[best + 1 :]]
-
-
-def beside(node: Node, driver_cpus: float) -> Node:
-    """What is left of a node with a driver on it."""
-    return {**node, "CPU": round(node.get("CPU", 0) - driver_cpus, DIGITS)}
+    chosen = driver_node if driver_node in left else best
+    return [*nodes[:chosen], left[chosen], *nodes[chosen + 1 :]]
 
 
 def _room(nodes: Sequence[Node], wanted: Mapping[str, float]) -> int:

@@ -148,18 +148,17 @@ def run_status(run_dir: Path) -> dict[str, Any]:
         "state": state,
         "problem": problem,
         "reason": verdict_text(lost) if lost is not None and state == STOPPED_EARLY else None,
-        # While one is at work, what was lost before it is known once its workers say when that ended.
-        "seconds": account(
-            events, last_written=None if state in ("running", "waiting") else _last_sign(layout, events)
-        ),
+        "seconds": account(events, last_written=None if state == "running" else _last_sign(layout, events)),
         "stages": stages,
     }
 
 
 def _last_sign(layout: RunLayout, events: list[dict[str, Any]]) -> str | None:
-    """When the workers of a run that was killed last wrote something."""
+    """When the workers of a run that was killed last wrote something; None of workers that are at work."""
     started = [str(event["stage"]) for event in events if event["event"] == "stage_started"]
-    return layout.stage(started[-1]).last_written() if started else None
+    if not started or is_locked(layout.stage(started[-1]).worker_lock):
+        return None
+    return layout.stage(started[-1]).last_written()
 
 
 def run_state(layout: RunLayout, events: list[dict[str, Any]]) -> str:

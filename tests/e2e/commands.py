@@ -20,6 +20,7 @@ ROOT = Path(__file__).parents[2]
 ORCHESTRATOR = Path(sys.executable).with_name("orchestrator")
 # One start of a run on a loaded 2-core machine, Ray included.
 RUN_SECONDS = 240
+_ports_given: set[int] = set()
 
 
 def environment(home: Path) -> dict[str, str]:
@@ -114,6 +115,9 @@ def free_port() -> int:
     """
     while True:
         port = random.SystemRandom().randrange(30000, 32768)
+        if port in _ports_given:
+            continue
+        _ports_given.add(port)
         with socket.socket() as probe, suppress(OSError):
             probe.bind(("127.0.0.1", port))
             return port

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 from datetime import datetime
@@ -103,5 +104,10 @@ def test_what_a_killed_start_lost_is_told_however_the_next_one_ended(
     run.layout.events.write_text("".join(json.dumps(event) + "\n" for event in events))
     written = datetime.fromisoformat("2026-01-01T00:01:03+00:00").timestamp()
     os.utime(run.log("pretrain", "step 7\n"), (written, written))
-    spent = console("status", "tiny", "--runs-dir", tmp_path, "--json").json()["seconds"]
+    status = ("status", "tiny", "--runs-dir", tmp_path, "--json")
+    spent = console(*status).json()["seconds"]
     assert (spent["lost"], spent["total"]) == (33, 63 + (7 if end else 0))
+    with run.layout.stage("pretrain").worker_lock.open("w") as lock:
+        # Workers that are at work, as without Ray, have lost nothing yet.
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        assert console(*status).json()["seconds"]["lost"] == 0

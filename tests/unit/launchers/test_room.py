@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from launchers.room import check_driver, check_nodes
+from launchers.room import beside_driver, check_driver, check_nodes
 from orchestrator.errors import PlanError
 from orchestrator.spec.job import Resources
 
@@ -77,6 +77,12 @@ def test_a_driver_that_is_there_takes_room_on_its_own_node(driver_node: int | No
     resources = Resources.model_validate({"num_workers": 3, "cpus_per_worker": 2})
     with pytest.raises(PlanError, match=f"room for {room} beside the driver's 1 CPU"):
         check_nodes(resources, NODES, "go elsewhere", driver_cpus=1.0, driver_node=driver_node)
+
+
+def test_a_driver_is_not_on_a_node_that_cannot_hold_it() -> None:
+    wanted = {"CPU": 1, "GPU": 0}
+    assert beside_driver(2.0, NODES, wanted, 0) == [{"CPU": 1.0}, {"CPU": 2.0, "GPU": 1.0}]
+    assert beside_driver(5.0, NODES, wanted, 0) == ()
 
 
 def test_where_no_node_has_a_core_for_workers_nothing_smaller_would_fit() -> None:

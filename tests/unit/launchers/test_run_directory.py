@@ -191,7 +191,7 @@ def test_setting_aside_keeps_every_earlier_folder(tmp_path: Path) -> None:
 
 def test_a_look_at_the_lock_keeps_no_driver_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # The thread that lets go of it may be late on a busy machine.
-    monkeypatch.setattr("launchers.run_directory.NUM_TRIES", 400)
+    monkeypatch.setattr("launchers.run_directory.TRY_SECONDS", 5)
     layout = RunLayout(tmp_path)
     layout.driver_lock.touch()
     with layout.driver_lock.open("rb") as looking:
