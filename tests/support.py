@@ -6,6 +6,7 @@ process longer than most tests run.
 
 from __future__ import annotations
 
+import faulthandler
 import multiprocessing
 import os
 import pickle
@@ -87,11 +88,14 @@ def _collect(processes: list[BaseProcess], folder: Path, timeout_seconds: float)
     for rank in range(len(processes)):
         path = folder / f"result-{rank}"
         outcomes.append(pickle.loads(path.read_bytes()) if path.exists() else None)
-    problems = [
-        f"rank {rank}: {outcome[1] if outcome else f'no result, exit code {process.exitcode}'}"
-        for rank, (process, outcome) in enumerate(zip(processes, outcomes, strict=True))
-        if not outcome or not outcome[0]
-    ]
+    problems = []
+    for rank, (process, outcome) in enumerate(zip(processes, outcomes, strict=True)):
+        if outcome is None:
+            crash = folder / f"crash-{rank}"
+            stacks = crash.read_text() if crash.exists() else ""
+            problems.append(f"rank {rank}: no result, exit code {process.exitcode}\n{stacks}")
+        elif not outcome[0]:
+            problems.append(f"rank {rank}: {outcome[1]}")
     if problems:
         raise AssertionError(f"ranks failed (limit {timeout_seconds:.0f} s):\n" + "\n".join(problems))
     return [outcome[1] for outcome in outcomes]
@@ -111,6 +115,17 @@ def _run_rank(
     variables = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world_size}
     os.environ.update({name: str(value) for name, value in variables.items()})
     os.environ.update(OMP_NUM_THREADS="1", MASTER_ADDR="127.0.0.1", TOKENIZERS_PARALLELISM="false")
+    with Path(folder, f"crash-{rank}").open("w") as crash:
+        # Python's stacks, where a signal ends it, as one does whose heap is damaged.
+        faulthandler.enable(crash)
+        _work(function, arguments, rank, world_size, folder)
+        faulthandler.disable()
+
+
+def _work(
+    function: Callable[..., Any], arguments: tuple[Any, ...], rank: int, world_size: int, folder: str
+) -> None:
+    """The function in its process group."""
     import torch
     import torch.distributed as dist
 

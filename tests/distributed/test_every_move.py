@@ -81,10 +81,11 @@ def run_family(root: Path, family: str) -> Iterator[tuple[Move, Any]]:
         engine = build_engine(build_model(kind), strategy)
         yield ("uninterrupted", ""), train(engine, kind, range(LAST_STEP)).losses
         save(engine, root / "uninterrupted", LAST_STEP)
-    wait_for(root / "uninterrupted", LAST_STEP)
+    failed = root.parent / "failed"
+    wait_for(root / "uninterrupted", LAST_STEP, failed)
     expected = read_tensors(root / "uninterrupted" / step_name(LAST_STEP))
     for source in [name for size in GROUPS for name in strategies(family, size)]:
-        wait_for(root / source, SAVED_STEP)
+        wait_for(root / source, SAVED_STEP, failed)
         for name, strategy in mine.items():
             engine = build_engine(spoil(build_model(kind)), strategy)
             load(engine, root / source, SAVED_STEP)
