@@ -52,9 +52,10 @@ def succeed(
     home: Path,
     cwd: Path = ROOT,
     variables: Mapping[str, str] | None = None,
+    seconds: float = RUN_SECONDS,
 ) -> str:
     """Standard output of a command that must end with 0."""
-    done = orchestrator(*arguments, home=home, cwd=cwd, variables=variables)
+    done = orchestrator(*arguments, home=home, cwd=cwd, seconds=seconds, variables=variables)
     assert done.returncode == 0, f"{arguments}: exit {done.returncode}\n{done.stdout}\n{done.stderr}"
     return done.stdout
 

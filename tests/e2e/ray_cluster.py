@@ -20,20 +20,20 @@ from tests.e2e.commands import free_port
 
 RAY = Path(sys.executable).with_name("ray")
 START_SECONDS = 90
-# Arguments: address of the cluster, of the node, and milliseconds since 1970 at which it is gone.
+# Arguments: address of the cluster, milliseconds since 1970 at which the nodes are gone, and their addresses.
 DRAIN = """
 import sys
 
 from ray._raylet import GcsClient
 
-cluster, address, deadline = sys.argv[1:]
+cluster, deadline, *addresses = sys.argv[1:]
 gcs = GcsClient(address=cluster)
-ALIVE = 0
+ALIVE, PREEMPTION = 0, 2
 nodes = gcs.get_all_node_info().items()
-(node,) = (node for node, info in nodes if info.node_manager_address == address and info.state == ALIVE)
-PREEMPTION = 2
-accepted, why_not = gcs.drain_node(node.hex(), PREEMPTION, "taken away", int(deadline))
-assert accepted, why_not
+alive = {info.node_manager_address: node.hex() for node, info in nodes if info.state == ALIVE}
+for address in addresses:
+    accepted, why_not = gcs.drain_node(alive[address], PREEMPTION, "taken away", int(deadline))
+    assert accepted, why_not
 """
 OBJECT_STORE_BYTES = 100_000_000
 
@@ -113,12 +113,12 @@ class RayCluster:
         processes = psutil.Process(self._nodes[name].pid).children(recursive=True)
         return next(process for process in processes if "ray::RayTrainWorker" in " ".join(process.cmdline()))
 
-    def drain(self, name: str, *, seconds: float) -> None:
-        """Give notice that a node is taken away after some seconds."""
-        address = f"127.0.0.{11 + list(self._nodes).index(name)}"
+    def drain(self, *names: str, seconds: float) -> None:
+        """Give notice that nodes are taken away after some seconds: of all before a worker asks again."""
+        addresses = [f"127.0.0.{11 + list(self._nodes).index(name)}" for name in names]
         deadline = str(int((time.time() + seconds) * 1000))
         subprocess.run(
-            [sys.executable, "-c", DRAIN, self.address, address, deadline],
+            [sys.executable, "-c", DRAIN, self.address, deadline, *addresses],
             env={**os.environ, **self.environment},
             check=True,
         )

@@ -12,7 +12,7 @@ from launchers.verification import verify_run
 from orchestrator.checkpoint.layout import RunLayout
 from orchestrator.tracking.events import read_json_lines
 from tests.distributed.training import different, end_of
-from tests.e2e.commands import succeed
+from tests.e2e.commands import RUN_SECONDS, succeed
 from tests.e2e.test_head_loss import workers_of
 from tests.e2e.test_kill_and_resume import MAX_STEPS, SAVE_EVERY, write_job
 
@@ -76,7 +76,7 @@ class Deadly(CausalLM):
 
 @pytest.mark.ray
 @pytest.mark.exhaustive
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(1800)
 @pytest.mark.parametrize("stage", ["fsdp2", "zero3"])
 def test_a_rank_that_is_killed_anywhere_in_a_step_costs_an_interval_at_most(
     stage: str, tmp_path: Path
@@ -92,7 +92,9 @@ def test_a_rank_that_is_killed_anywhere_in_a_step_costs_an_interval_at_most(
         job["defaults"]["objective"] = {"name": "deadly:Deadly", "options": {"places": places}}
         path.write_text(yaml.safe_dump(job, sort_keys=False))
         (tmp_path / "starts").unlink(missing_ok=True)
-        succeed("run", path, "--runs-dir", runs, home=home, cwd=tmp_path)
+        # A start for each place, and the last.
+        seconds = RUN_SECONDS * (len(places) + 1)
+        succeed("run", path, "--runs-dir", runs, home=home, cwd=tmp_path, seconds=seconds)
     assert {path.suffix[1:] for path in tmp_path.glob("died.*")} == set(PLACES)
 
     killed, whole = RunLayout(runs / "killed"), RunLayout(runs / "whole")

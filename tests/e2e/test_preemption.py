@@ -37,8 +37,7 @@ def test_a_notice_loses_no_step(everywhere: bool, tmp_path: Path) -> None:
             wait_until(lambda: last_step(run.stage(STAGE).metrics) >= 5)
             if not everywhere:
                 cluster.start("third")
-            for name in ("second", "head") if everywhere else ("second",):
-                cluster.drain(name, seconds=60)
+            cluster.drain(*(("second", "head") if everywhere else ("second",)), seconds=60)
             output, errors = driver.communicate(timeout=300)
         assert driver.returncode == (75 if everywhere else 0), errors + output
     if everywhere:
@@ -78,8 +77,7 @@ def test_a_worker_that_dies_where_all_nodes_go_is_not_started_anew(tmp_path: Pat
         variables["RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S"] = "60"
         with started("run", path, *options, home=home, cwd=tmp_path, variables=variables) as driver:
             wait_until(lambda: last_step(run.stage(STAGE).metrics) >= 5)
-            for name in ("second", "head"):
-                cluster.drain(name, seconds=300)
+            cluster.drain("second", "head", seconds=300)
             cluster.worker("second").kill()
             began = time.monotonic()
             output, errors = driver.communicate(timeout=300)
